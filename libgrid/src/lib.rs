@@ -1,0 +1,4 @@
+//! libgrid
+pub mod ids;
+pub mod node;
+pub mod wire;
