@@ -264,7 +264,9 @@ mod tests {
 
     #[test]
     fn an_id_has_one_spelling() {
-        for text in ["", "j", "j1", "j1.", "j.1", "j01.1", "j1.01", "j1.1/", "j+1.1", "j1.4294967296", "1.1", "J1.1"] {
+        for text in
+            ["", "j", "j1", "j1.", "j.1", "j01.1", "j1.01", "j1.1/", "j+1.1", "j1.4294967296", "1.1", "J1.1"]
+        {
             assert!(text.parse::<Selector>().is_err(), "{text:?} must not be a job");
         }
         for text in ["j1.1", "j4294967295.4294967295", "j1.1/0"] {

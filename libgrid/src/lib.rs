@@ -1,4 +1,42 @@
-//! libgrid
+//! The public Rust API of GridOS, and all that crosses a process boundary.
+//!
+//! GridOS makes many Linux machines behave like one computer: a program is submitted anywhere, and the grid
+//! finds it a machine. A program of yours talks to the agent of its own machine, `gridosd`, over a socket:
+//!
+//! ```no_run
+//! use libgrid::blocking::Grid;
+//! use libgrid::spec::JobSpec;
+//!
+//! let mut grid = Grid::connect()?;
+//! let job = grid.submit(JobSpec::command(["/bin/echo", "hello"]))?;
+//! let status = grid.wait(job)?;
+//! assert!(status.succeeded());
+//! # Ok::<(), libgrid::GridError>(())
+//! ```
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`ids`] | the names of nodes, jobs and tasks |
+//! | [`units`] | cores, bytes and time as people write them |
+//! | [`spec`] | what a user submits: [`spec::JobSpec`] |
+//! | [`status`] | what became of it |
+//! | [`node`] | what a node has |
+//! | [`control`] | requests to the agent and its replies |
+//! | [`client`] | the connection to the agent, async |
+//! | [`blocking`] | the same without a runtime |
+//! | [`wire`] | framing, codec, version |
+#![forbid(unsafe_code)]
+
+pub mod blocking;
+#[cfg(feature = "async")]
+pub mod client;
+pub mod control;
+mod error;
 pub mod ids;
 pub mod node;
+pub mod spec;
+pub mod status;
+pub mod units;
 pub mod wire;
+
+pub use error::GridError;

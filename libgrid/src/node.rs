@@ -103,10 +103,7 @@ impl Resources {
     /// ```
     #[must_use]
     pub fn minus(self, part: Resources) -> Resources {
-        Resources {
-            cpu: self.cpu.saturating_sub(part.cpu),
-            memory: self.memory.saturating_sub(part.memory),
-        }
+        Resources { cpu: self.cpu.saturating_sub(part.cpu), memory: self.memory.saturating_sub(part.memory) }
     }
 
     /// Both together.
@@ -117,10 +114,7 @@ impl Resources {
     /// ```
     #[must_use]
     pub fn plus(self, part: Resources) -> Resources {
-        Resources {
-            cpu: self.cpu.saturating_add(part.cpu),
-            memory: self.memory.saturating_add(part.memory),
-        }
+        Resources { cpu: self.cpu.saturating_add(part.cpu), memory: self.memory.saturating_add(part.memory) }
     }
 
     /// `count` times this.

@@ -1,0 +1,42 @@
+//! `gridos-shim`: keeps the tasks of one job (`serve`), or handles a task's files as the user whose they are
+//! (`pack`, `unpack`). The agent starts it; it is not meant to be started by hand.
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use grid_run::archive;
+use grid_run::shim::{self, Config};
+
+fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1);
+    let mode = args.next().unwrap_or_default();
+    let first = args.next().map(PathBuf::from).unwrap_or_default();
+    let done = match mode.to_str() {
+        Some("serve") => {
+            let cgroup_root = args.next().map(PathBuf::from).unwrap_or_default();
+            let cgroup_parent = archive::words(args).concat();
+            serve(Config { socket: first, cgroup_root, cgroup_parent })
+        }
+        Some("pack") => pack(&first, &archive::words(args)),
+        Some("unpack") => archive::unpack(&first, io::stdin().lock()).map_err(|error| error.to_string()),
+        _ => Err("gridos-shim is started by gridosd, not by hand: see gridctl --help".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: Config) -> Result<(), String> {
+    let agent = shim::agent_on_stdin().map_err(|error| format!("no connection to the agent: {error}"))?;
+    shim::serve(config, agent).map_err(|error| error.to_string())
+}
+
+fn pack(base: &Path, patterns: &[String]) -> Result<(), String> {
+    archive::pack_matching(base, patterns, io::stdout().lock()).map(drop).map_err(|error| error.to_string())
+}

@@ -1,0 +1,183 @@
+//! What agent and shim say to each other, as frames of [`libgrid::wire`] over a Unix stream socket.
+//!
+//! Both send a [`Hello`](libgrid::wire::Hello) first. The shim then sends [`FromShim::Tasks`], so that an
+//! agent that was restarted learns what runs. Only one agent is connected at a time; a newer connection
+//! replaces the older one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use libgrid::control::Stdin;
+use libgrid::ids::TaskId;
+use libgrid::node::Resources;
+use libgrid::status::Usage;
+use serde::{Deserialize, Serialize};
+
+/// One run of a task: the task and its fencing epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Run {
+    /// The task.
+    pub task: TaskId,
+    /// Counts how often it was placed.
+    pub epoch: u32,
+}
+
+/// Everything that a shim needs to start a task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Which.
+    pub run: Run,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// The folder of the task; made if absent, with `work` and `tmp` in it.
+    pub folder: PathBuf,
+    /// Where `work` appears to the task.
+    pub workdir: PathBuf,
+    /// The local user and group that the task runs as; never 0.
+    pub uid: u32,
+    /// Processor and memory.
+    pub limits: Resources,
+    /// Processes and threads.
+    pub pids: u32,
+    /// How long it may run.
+    pub time: Option<Duration>,
+    /// How much of each output stream is kept, in bytes.
+    pub log_limit: u64,
+    /// What its standard input is; nothing if absent.
+    pub stdin: Option<Stdin>,
+}
+
+/// From the agent to the shim.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToShim {
+    /// Start a task. A run that the shim has already is left alone.
+    Launch(Box<Launch>),
+    /// Send a signal to every process of the task; with `grace`, SIGKILL when it has not ended by then.
+    Signal {
+        /// To which.
+        run: Run,
+        /// From 1 to 64.
+        signal: i32,
+        /// How long it has.
+        grace: Option<Duration>,
+    },
+    /// End it, because a newer epoch runs elsewhere.
+    Fence(Run),
+    /// Until when the tasks may run without news from their home node: nanoseconds of `CLOCK_BOOTTIME`.
+    Lease {
+        /// Forever if absent.
+        until: Option<u64>,
+    },
+    /// Bytes for the task's standard input, at most [`libgrid::control::MAX_CHUNK`].
+    Input {
+        /// To which.
+        run: Run,
+        /// Empty: the end of the input.
+        bytes: Vec<u8>,
+    },
+    /// The terminal has a new size.
+    Resize {
+        /// Whose.
+        run: Run,
+        /// Lines.
+        rows: u16,
+        /// Columns.
+        cols: u16,
+    },
+    /// Send [`FromShim::Output`] for this task from now on.
+    Watch(Run),
+    /// The home node has its exit status: forget it.
+    Forget(Run),
+    /// End when no task is left.
+    Retire,
+}
+
+/// From the shim to the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromShim {
+    /// All that it keeps; the first message of a connection.
+    Tasks(Vec<Kept>),
+    /// A task's processes have been started.
+    Started {
+        /// Which.
+        run: Run,
+        /// When.
+        at: SystemTime,
+    },
+    /// A task ended; repeated in [`FromShim::Tasks`] until [`ToShim::Forget`].
+    Ended {
+        /// Which.
+        run: Run,
+        /// How.
+        end: Ending,
+    },
+    /// So much was written so far.
+    Output {
+        /// By which.
+        run: Run,
+        /// To standard output, in bytes.
+        stdout: u64,
+        /// To standard error, in bytes.
+        stderr: u64,
+    },
+    /// The task's standard input took so many more bytes.
+    Taken {
+        /// Which.
+        run: Run,
+        /// How many; `None` when it takes no more ever.
+        bytes: Option<u32>,
+    },
+}
+
+/// A task that a shim keeps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Which.
+    pub run: Run,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its uid.
+    pub uid: u32,
+    /// What it takes from the node.
+    pub limits: Resources,
+    /// When it started.
+    pub started: SystemTime,
+    /// How it ended, if it did.
+    pub end: Option<Ending>,
+}
+
+/// How a task ended, as the shim saw it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ending {
+    /// How.
+    pub how: How,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// The ways to end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum How {
+    /// By itself.
+    Exited(i32),
+    /// By a signal that did not come from us.
+    Signaled(i32),
+    /// By a signal that the agent asked for.
+    Killed(i32),
+    /// Over its memory limit.
+    OutOfMemory,
+    /// Over its time limit.
+    TimeLimit,
+    /// Its epoch was over.
+    Fenced,
+    /// It could not be started.
+    NotStarted {
+        /// What failed and why.
+        why: String,
+        /// 126 or 127, as a shell would say.
+        status: u8,
+    },
+}

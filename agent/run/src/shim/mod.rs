@@ -1,0 +1,502 @@
+//! The shim: one thread, one epoll, the tasks of one job.
+
+mod inside;
+mod launch;
+mod link;
+mod task;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use grid_qos::{CgroupError, Cgroups};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::time::clock_gettime;
+
+use self::link::Link;
+use self::task::{Task, Typed};
+use crate::protocol::{FromShim, How, Launch, Run, ToShim};
+
+/// How long a task has between SIGTERM and SIGKILL when its time is over.
+const TIME_LIMIT_GRACE: Duration = Duration::from_secs(5);
+
+/// What the agent tells its shims when it starts them.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen for an agent that was restarted.
+    pub socket: PathBuf,
+    /// Where control groups are mounted.
+    pub cgroup_root: PathBuf,
+    /// The agent's parent group.
+    pub cgroup_parent: String,
+}
+
+/// A shim cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    /// The socket for later agents cannot be made.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Tasks cannot be limited.
+    #[error(transparent)]
+    Cgroups(#[from] CgroupError),
+    /// A system call of the loop failed.
+    #[error("waiting for events failed: {0}")]
+    Loop(#[from] io::Error),
+}
+
+/// What an epoll event is about: a kind in the upper half, a task's slot in the lower.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Listener,
+    Agent,
+    Timer,
+    End(u32),
+    Stdout(u32),
+    Stderr(u32),
+    Input(u32),
+}
+
+/// What happens to a task at a certain time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    TimeLimit(u32),
+    Kill(u32),
+    LeaseEnds,
+}
+
+struct Shim {
+    cgroups: Cgroups,
+    epoll: Epoll,
+    timer: TimerFd,
+    agent: Option<Link>,
+    tasks: HashMap<u32, Task>,
+    slots: HashMap<Run, u32>,
+    next_slot: u32,
+    queue: VecDeque<Box<Launch>>,
+    /// In nanoseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps, as other nodes' clocks do.
+    due: BTreeSet<(u64, Due)>,
+    lease: Option<u64>,
+    frozen: bool,
+    retire: bool,
+}
+
+/// Keeps tasks until the agent retires it, or leaves it without any. `agent` is the connection to the agent
+/// that started it.
+///
+/// # Errors
+/// [`ShimError`]; tasks that run then end with the shim.
+pub fn serve(config: Config, agent: UnixStream) -> Result<(), ShimError> {
+    let _ = std::fs::remove_file(&config.socket);
+    let listener = UnixListener::bind(&config.socket)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|source| ShimError::Listen { path: config.socket.clone(), source })?;
+    let cgroups = Cgroups::open(&config.cgroup_root, &config.cgroup_parent)?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
+    let timer_flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, timer_flags).map_err(io::Error::from)?;
+    let mut shim = Shim {
+        cgroups,
+        epoll,
+        timer,
+        agent: None,
+        tasks: HashMap::new(),
+        slots: HashMap::new(),
+        next_slot: 0,
+        queue: VecDeque::new(),
+        due: BTreeSet::new(),
+        lease: None,
+        frozen: false,
+        retire: false,
+    };
+    shim.listen(&listener, Source::Listener, EpollFlags::EPOLLIN)?;
+    shim.listen(&shim.timer, Source::Timer, EpollFlags::EPOLLIN)?;
+    shim.accept(agent);
+    let result = shim.run(&listener);
+    let _ = std::fs::remove_file(&config.socket);
+    result
+}
+
+impl Shim {
+    fn run(&mut self, listener: &UnixListener) -> Result<(), ShimError> {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let idle = self.tasks.is_empty() && self.queue.is_empty();
+            if idle && (self.retire || self.agent.is_none()) {
+                return Ok(());
+            }
+            let timeout = if self.queue.is_empty() { EpollTimeout::NONE } else { EpollTimeout::ZERO };
+            let ready = match self.epoll.wait(&mut events, timeout) {
+                Err(nix::errno::Errno::EINTR) => 0,
+                other => other.map_err(io::Error::from)?,
+            };
+            for event in &events[..ready] {
+                if let Some(source) = Source::from_u64(event.data()) {
+                    self.handle(source, event.events(), listener);
+                }
+            }
+            if let Some(launch) = self.queue.pop_front() {
+                self.launch(launch);
+            }
+            self.flush();
+        }
+    }
+
+    fn handle(&mut self, source: Source, events: EpollFlags, listener: &UnixListener) {
+        match source {
+            Source::Listener => {
+                while let Ok((stream, _)) = listener.accept() {
+                    self.accept(stream);
+                }
+            }
+            Source::Agent => self.hear(),
+            Source::Timer => self.on_time(),
+            Source::End(slot) => self.end(slot),
+            Source::Stdout(slot) => self.output(slot, 0),
+            Source::Stderr(slot) => self.output(slot, 1),
+            Source::Input(slot) => {
+                let closed = events.intersects(EpollFlags::EPOLLERR);
+                self.input(slot, |task| if closed { Typed::Closed } else { task.pump_input() });
+            }
+        }
+    }
+
+    // === the agent ===
+
+    fn accept(&mut self, stream: UnixStream) {
+        // Only the agent, which is as privileged as this process, may speak to it.
+        let same_user = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)
+            .is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw());
+        if !same_user {
+            return;
+        }
+        if let Some(old) = self.agent.take() {
+            self.unlisten(old.stream());
+        }
+        let kept = self.tasks.values().map(Task::kept).collect();
+        let Ok(mut link) = Link::new(stream) else { return };
+        link.send(&FromShim::Tasks(kept));
+        if self.listen(link.stream(), Source::Agent, EpollFlags::EPOLLIN).is_ok() {
+            self.agent = Some(link);
+        }
+        for task in self.tasks.values_mut() {
+            task.watched = false;
+        }
+    }
+
+    fn hear(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        let (messages, alive) = agent.receive();
+        for message in messages {
+            self.obey(message);
+        }
+        if !alive {
+            self.drop_agent();
+        }
+    }
+
+    fn drop_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            self.unlisten(agent.stream());
+        }
+    }
+
+    fn tell(&mut self, message: &FromShim) {
+        if let Some(agent) = &mut self.agent {
+            agent.send(message);
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        let waiting = agent.waits();
+        let alive = agent.flush();
+        if alive && waiting != agent.waits() {
+            let mut flags = EpollFlags::EPOLLIN;
+            flags.set(EpollFlags::EPOLLOUT, agent.waits());
+            let mut event = EpollEvent::new(flags, Source::Agent.to_u64());
+            let _ = self.epoll.modify(agent.stream(), &mut event);
+        }
+        if !alive {
+            self.drop_agent();
+        }
+    }
+
+    fn obey(&mut self, message: ToShim) {
+        match message {
+            ToShim::Launch(launch) => {
+                let known =
+                    self.slots.contains_key(&launch.run) || self.queue.iter().any(|l| l.run == launch.run);
+                if !known {
+                    self.retire = false;
+                    self.queue.push_back(launch);
+                }
+            }
+            ToShim::Signal { run, signal, grace } => self.signal(run, signal, grace),
+            ToShim::Fence(run) => self.with(run, |task| task.signal(libc::SIGKILL, Some(How::Fenced))),
+            ToShim::Lease { until } => self.renew(until),
+            ToShim::Input { run, bytes } => {
+                if let Some(slot) = self.slots.get(&run).copied() {
+                    self.input(slot, |task| task.type_in(bytes));
+                }
+            }
+            ToShim::Resize { run, rows, cols } => self.with(run, |task| task.resize(rows, cols)),
+            ToShim::Watch(run) => {
+                self.with(run, |task| task.watched = true);
+                self.report_output(run);
+            }
+            ToShim::Forget(run) => self.forget(run),
+            ToShim::Retire => self.retire = true,
+        }
+    }
+
+    fn with(&mut self, run: Run, act: impl FnOnce(&mut Task)) {
+        if let Some(task) = self.slots.get(&run).and_then(|slot| self.tasks.get_mut(slot)) {
+            act(task);
+        }
+    }
+
+    fn signal(&mut self, run: Run, signal: i32, grace: Option<Duration>) {
+        self.with(run, |task| task.signal(signal, Some(How::Killed(signal))));
+        if let (Some(grace), Some(slot)) = (grace, self.slots.get(&run).copied()) {
+            self.schedule(now() + nanos(grace), Due::Kill(slot));
+        }
+    }
+
+    fn forget(&mut self, run: Run) {
+        let Some(slot) = self.slots.get(&run).copied() else { return };
+        if self.tasks.get(&slot).is_some_and(|task| task.end.is_some()) {
+            self.slots.remove(&run);
+            self.tasks.remove(&slot);
+        }
+    }
+
+    // === time ===
+
+    fn renew(&mut self, until: Option<u64>) {
+        if let Some(old) = self.lease.take() {
+            self.due.remove(&(old, Due::LeaseEnds));
+        }
+        self.lease = until;
+        match until {
+            Some(until) if until <= now() => self.freeze(true),
+            Some(until) => {
+                self.freeze(false);
+                self.schedule(until, Due::LeaseEnds);
+            }
+            None => self.freeze(false),
+        }
+    }
+
+    fn freeze(&mut self, frozen: bool) {
+        if self.frozen != frozen {
+            self.frozen = frozen;
+            self.tasks.values().for_each(|task| task.freeze(frozen));
+        }
+    }
+
+    fn schedule(&mut self, at: u64, due: Due) {
+        self.due.insert((at, due));
+        self.set_timer();
+    }
+
+    fn set_timer(&self) {
+        let Some((at, _)) = self.due.first() else { return };
+        // Zero would switch the timer off.
+        let expiration = Expiration::OneShot(TimeSpec::from_duration(Duration::from_nanos((*at).max(1))));
+        let _ = self.timer.set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME);
+    }
+
+    fn on_time(&mut self) {
+        // Non-blocking: a timer that was set anew meanwhile has nothing to read.
+        let mut count = [0; 8];
+        let _ = nix::unistd::read(&self.timer, &mut count);
+        let now = now();
+        while let Some((at, due)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.due.remove(&(at, due));
+            match due {
+                Due::TimeLimit(slot) => {
+                    if let Some(task) = self.tasks.get_mut(&slot) {
+                        task.signal(libc::SIGTERM, Some(How::TimeLimit));
+                        self.due.insert((now + nanos(TIME_LIMIT_GRACE), Due::Kill(slot)));
+                    }
+                }
+                Due::Kill(slot) => {
+                    if let Some(task) = self.tasks.get_mut(&slot) {
+                        task.signal(libc::SIGKILL, None);
+                    }
+                }
+                Due::LeaseEnds => self.freeze(true),
+            }
+        }
+        self.set_timer();
+    }
+
+    // === tasks ===
+
+    fn launch(&mut self, launch: Box<Launch>) {
+        let launched = launch::launch(&launch, &self.cgroups);
+        let slot = self.next_slot;
+        self.next_slot = self.next_slot.wrapping_add(1);
+        let mut task = Task::new(launch, launched);
+        let (run, at) = (task.run(), task.started);
+        if let Err(error) = self.listen_to(&task, slot) {
+            // Unheard, it would never be seen to end: it must not go on.
+            let why = format!("cannot watch the task: {error}");
+            task.signal(libc::SIGKILL, Some(How::NotStarted { why, status: 126 }));
+            task.finish();
+        }
+        if self.frozen {
+            task.freeze(true);
+        }
+        let limit = task.time_limit();
+        self.slots.insert(run, slot);
+        let ended = task.end.clone();
+        self.tasks.insert(slot, task);
+        match ended {
+            Some(end) => self.tell(&FromShim::Ended { run, end }),
+            None => {
+                if let Some(limit) = limit {
+                    self.schedule(now() + nanos(limit), Due::TimeLimit(slot));
+                }
+                self.tell(&FromShim::Started { run, at });
+            }
+        }
+    }
+
+    fn listen_to(&self, task: &Task, slot: u32) -> io::Result<()> {
+        let Some(live) = &task.live else { return Ok(()) };
+        let sources = [Source::Stdout(slot), Source::Stderr(slot)];
+        let mut outputs = live.outputs.iter().zip(sources);
+        outputs.try_for_each(|((fd, _), source)| self.listen(fd, source, EpollFlags::EPOLLIN))?;
+        self.listen(&live.init, Source::End(slot), EpollFlags::EPOLLIN)
+    }
+
+    fn output(&mut self, slot: u32, at: usize) {
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        let more = task.pump(at);
+        if !more && let Some((fd, _)) = task.live.as_ref().and_then(|live| live.outputs.get(at)) {
+            let _ = self.epoll.delete(fd);
+        }
+        let run = task.run();
+        if task.watched {
+            self.report_output(run);
+        }
+    }
+
+    fn report_output(&mut self, run: Run) {
+        let task = self.slots.get(&run).and_then(|slot| self.tasks.get(slot));
+        if let Some((stdout, stderr)) = task.map(Task::written) {
+            self.tell(&FromShim::Output { run, stdout, stderr });
+        }
+    }
+
+    fn input(&mut self, slot: u32, act: impl FnOnce(&mut Task) -> Typed) {
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        let run = task.run();
+        let typed = act(task);
+        let waits = task.input_waits();
+        if let Some(input) = task.live.as_ref().and_then(|live| live.input.as_ref()) {
+            // Level-triggered: listen for room only while bytes wait for it.
+            let _ = self.epoll.delete(input);
+            if waits {
+                let event = EpollEvent::new(EpollFlags::EPOLLOUT, Source::Input(slot).to_u64());
+                let _ = self.epoll.add(input, event);
+            }
+        }
+        let bytes = match typed {
+            Typed::Taken(0) => return,
+            Typed::Taken(bytes) => Some(bytes),
+            Typed::Closed => None,
+        };
+        self.tell(&FromShim::Taken { run, bytes });
+    }
+
+    fn end(&mut self, slot: u32) {
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        if let Some(live) = &task.live {
+            // Copies of these descriptors in a child that is just starting would keep them in the epoll.
+            let outputs = live.outputs.iter().map(|(fd, _)| fd);
+            for fd in outputs.chain([&live.init]).chain(&live.input) {
+                let _ = self.epoll.delete(fd);
+            }
+        }
+        task.finish();
+        let (run, watched, end) = (task.run(), task.watched, task.end.clone());
+        if watched {
+            self.report_output(run);
+        }
+        if let Some(end) = end {
+            self.tell(&FromShim::Ended { run, end });
+        }
+        self.due.retain(|(_, due)| !matches!(due, Due::TimeLimit(s) | Due::Kill(s) if *s == slot));
+    }
+
+    fn listen(&self, fd: impl AsFd, source: Source, flags: EpollFlags) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, source.to_u64()))?)
+    }
+
+    fn unlisten(&self, fd: impl AsFd) {
+        let _ = self.epoll.delete(fd);
+    }
+}
+
+impl Source {
+    fn to_u64(self) -> u64 {
+        let (kind, slot) = match self {
+            Source::Listener => (0, 0),
+            Source::Agent => (1, 0),
+            Source::Timer => (2, 0),
+            Source::End(slot) => (3, slot),
+            Source::Stdout(slot) => (4, slot),
+            Source::Stderr(slot) => (5, slot),
+            Source::Input(slot) => (6, slot),
+        };
+        kind << 32 | u64::from(slot)
+    }
+
+    fn from_u64(number: u64) -> Option<Self> {
+        let slot = number as u32;
+        Some(match number >> 32 {
+            0 => Source::Listener,
+            1 => Source::Agent,
+            2 => Source::Timer,
+            3 => Source::End(slot),
+            4 => Source::Stdout(slot),
+            5 => Source::Stderr(slot),
+            6 => Source::Input(slot),
+            _ => return None,
+        })
+    }
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`: the clock of leases, the same in the agent and in its shims.
+pub fn now() -> u64 {
+    clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(0, |time| nanos(Duration::from(time)))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream().as_fd()
+    }
+}
+
+/// The connection that the agent left as this process's standard input.
+pub fn agent_on_stdin() -> io::Result<UnixStream> {
+    let stdin: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(UnixStream::from(stdin))
+}

@@ -1,0 +1,374 @@
+//! A task that runs: its output, its input, its end.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant, SystemTime};
+
+use libgrid::status::Usage;
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::inside::{RECORD, Record, Step};
+use super::launch::Launched;
+use crate::logs;
+use crate::protocol::{Ending, How, Kept, Launch, Run};
+
+/// How much output is moved before others get their turn.
+const TURN: u64 = 1 << 20;
+
+pub(super) struct Task {
+    pub(super) launch: Box<Launch>,
+    pub(super) started: SystemTime,
+    since: Instant,
+    /// Gone once the task has ended.
+    pub(super) live: Option<Launched>,
+    pub(super) end: Option<Ending>,
+    /// Whether the agent wants to hear of output.
+    pub(super) watched: bool,
+    /// Typed bytes that the task has not taken.
+    typed: VecDeque<u8>,
+    typed_end: bool,
+    /// Why we ended it, if we did.
+    reason: Option<How>,
+}
+
+/// What became of typed bytes.
+pub(super) enum Typed {
+    /// So many were taken; the rest waits for room.
+    Taken(u32),
+    /// The task takes no more.
+    Closed,
+}
+
+impl Task {
+    pub(super) fn new(launch: Box<Launch>, live: Result<Launched, String>) -> Self {
+        let (live, end) = match live {
+            Ok(live) => (Some(live), None),
+            Err(why) => {
+                (None, Some(Ending { how: How::NotStarted { why, status: 126 }, usage: Usage::default() }))
+            }
+        };
+        Self {
+            launch,
+            started: SystemTime::now(),
+            since: Instant::now(),
+            live,
+            end,
+            watched: false,
+            typed: VecDeque::new(),
+            typed_end: false,
+            reason: None,
+        }
+    }
+
+    pub(super) fn run(&self) -> Run {
+        self.launch.run
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        Kept {
+            run: self.run(),
+            folder: self.launch.folder.clone(),
+            uid: self.launch.uid,
+            limits: self.launch.limits,
+            started: self.started,
+            end: self.end.clone(),
+        }
+    }
+
+    /// Bytes of standard output and standard error so far.
+    pub(super) fn written(&self) -> (u64, u64) {
+        let outputs = self.live.as_ref().map_or(&[][..], |live| &live.outputs);
+        let len = |at: usize| outputs.get(at).map_or(0, |(_, writer)| writer.len());
+        (len(0), len(1))
+    }
+
+    /// Moves output number `at` to its file. `Ok(false)` when the stream has ended.
+    pub(super) fn pump(&mut self, at: usize) -> bool {
+        let Some((from, writer)) = self.live.as_mut().and_then(|live| live.outputs.get_mut(at)) else {
+            return false;
+        };
+        let terminal = matches!(self.launch.stdin, Some(libgrid::control::Stdin::Terminal { .. }));
+        let mut moved = 0;
+        while moved < TURN {
+            match move_some(from, writer, terminal) {
+                Ok(0) => return false,
+                Ok(bytes) => moved += bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                // A terminal that its last user closed.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) && terminal => return false,
+                // No room on the disk: the task must not stop for that; its output is lost.
+                Err(_) => match discard(from) {
+                    Ok(0) => return false,
+                    Ok(bytes) => moved += bytes,
+                    Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+                },
+            }
+        }
+        true
+    }
+
+    pub(super) fn type_in(&mut self, bytes: Vec<u8>) -> Typed {
+        if bytes.is_empty() {
+            self.typed_end = true;
+        }
+        self.typed.extend(bytes);
+        self.pump_input()
+    }
+
+    /// Hands typed bytes on as far as the task takes them.
+    pub(super) fn pump_input(&mut self) -> Typed {
+        let Some(live) = self.live.as_mut() else { return Typed::Closed };
+        let Some(input) = &live.input else { return Typed::Closed };
+        let mut taken = 0;
+        while !self.typed.is_empty() {
+            let (front, _) = self.typed.as_slices();
+            match nix::unistd::write(input, front) {
+                Ok(bytes) => {
+                    self.typed.drain(..bytes);
+                    taken += bytes as u32;
+                }
+                Err(Errno::EAGAIN | Errno::EINTR) => return Typed::Taken(taken),
+                Err(_) => {
+                    live.input = None;
+                    return Typed::Closed;
+                }
+            }
+        }
+        if self.typed_end {
+            if live.terminal.is_some() {
+                // What Ctrl-D types: the end of file, for a program in line mode.
+                let _ = nix::unistd::write(input, &[4]);
+                self.typed_end = false;
+            } else {
+                live.input = None;
+            }
+        }
+        Typed::Taken(taken)
+    }
+
+    /// Whether typed bytes wait for room.
+    pub(super) fn input_waits(&self) -> bool {
+        !self.typed.is_empty() && self.live.as_ref().is_some_and(|live| live.input.is_some())
+    }
+
+    pub(super) fn resize(&self, rows: u16, cols: u16) {
+        if let Some(terminal) = self.live.as_ref().and_then(|live| live.terminal.as_ref()) {
+            let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+            // SAFETY: the ioctl reads one winsize.
+            unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+        }
+    }
+
+    /// Sends a signal to every process of the task, and notes why; SIGKILL ends the task for certain.
+    pub(super) fn signal(&mut self, signal: i32, reason: Option<How>) {
+        let Some(live) = &self.live else { return };
+        if let Some(reason) = reason {
+            self.reason.get_or_insert(reason);
+        }
+        if signal == libc::SIGKILL {
+            // SAFETY: pidfd_send_signal with our own descriptor and no siginfo.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_pidfd_send_signal,
+                    live.init.as_raw_fd(),
+                    signal,
+                    std::ptr::null::<u8>(),
+                    0,
+                )
+            };
+            // The dead cannot die while they are frozen.
+            let _ = live.group.freeze(false);
+            return;
+        }
+        let Ok(signal) = Signal::try_from(signal) else {
+            self.signal_number(signal);
+            return;
+        };
+        for pid in live.group.processes().unwrap_or_default() {
+            // One that ended meanwhile needs no signal.
+            let _ = kill(Pid::from_raw(pid as i32), signal);
+        }
+    }
+
+    /// Real-time signals, which nix does not name.
+    fn signal_number(&self, signal: i32) {
+        let processes = self.live.as_ref().and_then(|live| live.group.processes().ok()).unwrap_or_default();
+        for pid in processes {
+            // SAFETY: sending a signal touches no memory.
+            unsafe { libc::kill(pid as i32, signal) };
+        }
+    }
+
+    pub(super) fn freeze(&self, frozen: bool) {
+        if let Some(live) = &self.live {
+            // A group that is gone has nothing to freeze.
+            let _ = live.group.freeze(frozen);
+        }
+    }
+
+    /// Takes the end of init: the last output, the exit status, what was used. The control group goes.
+    pub(super) fn finish(&mut self) {
+        let mut usage = Usage { wall: self.since.elapsed(), ..Usage::default() };
+        let Some(pid) = self.live.as_ref().map(|live| live.pid) else { return };
+        reap(pid, &mut usage);
+        for at in 0..2 {
+            while self.pump(at) && self.readable(at) {}
+        }
+        let Some(live) = self.live.take() else { return };
+        let used = live.group.used();
+        usage.peak_memory = used.peak_memory;
+        if used.read + used.written > 0 {
+            (usage.read, usage.written) = (used.read, used.written);
+        }
+        let how = self.how(read_records(&live.status), used.oom_kills);
+        // Its processes are all reaped; a group that stays all the same is swept up by the agent's next start.
+        let _ = live.group.remove();
+        self.end = Some(Ending { how, usage });
+    }
+
+    fn readable(&self, at: usize) -> bool {
+        let Some((fd, _)) = self.live.as_ref().and_then(|live| live.outputs.get(at)) else { return false };
+        let mut poll = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, 0u8).is_ok_and(|ready| ready > 0)
+            && poll[0].revents().is_some_and(|events| events.contains(nix::poll::PollFlags::POLLIN))
+    }
+
+    fn how(&mut self, records: Vec<Record>, oom_kills: u64) -> How {
+        if let Some(Record::Failed(step, errno)) = records.iter().find(|r| matches!(r, Record::Failed(..))) {
+            return self.not_started(*step, *errno);
+        }
+        let status = match records.first() {
+            Some(Record::Ended(status)) => *status,
+            // Init itself was killed, and with it the task.
+            _ => libc::SIGKILL,
+        };
+        let own = if libc::WIFSIGNALED(status) {
+            How::Signaled(libc::WTERMSIG(status))
+        } else {
+            How::Exited(libc::WEXITSTATUS(status))
+        };
+        match (self.reason.take(), own) {
+            (Some(How::Killed(_)), How::Exited(status)) => How::Exited(status),
+            (Some(How::Killed(_)), How::Signaled(signal)) => How::Killed(signal),
+            (Some(reason), _) => reason,
+            (None, How::Exited(0)) => How::Exited(0),
+            (None, _) if oom_kills > 0 => How::OutOfMemory,
+            (None, own) => own,
+        }
+    }
+
+    fn not_started(&self, step: Step, errno: i32) -> How {
+        let program = self.launch.command.first().map_or("", String::as_str);
+        let (why, status) = match (step, errno) {
+            (Step::Execute, libc::ENOENT) => (
+                format!(
+                    "there is no program {program:?} (or the interpreter that its first line names): install it \
+                     on the node, or name it by a path below the current folder to have it staged"
+                ),
+                127,
+            ),
+            (Step::Execute, libc::EACCES) => {
+                (format!("{program:?} may not be executed: make it executable with chmod +x"), 126)
+            }
+            (Step::Execute, libc::ENOEXEC) => (
+                format!(
+                    "{program:?} is no program that this machine can execute: a script needs a first line such as #!/bin/sh"
+                ),
+                126,
+            ),
+            _ => (format!("{} failed: {}", step.what(), io::Error::from_raw_os_error(errno)), 126),
+        };
+        How::NotStarted { why, status }
+    }
+
+    /// How long the task runs at most.
+    pub(super) fn time_limit(&self) -> Option<Duration> {
+        self.launch.time
+    }
+}
+
+/// Moves what is there, at most one segment's room. 0 at the end of the stream.
+fn move_some(from: &OwnedFd, writer: &mut logs::Writer, terminal: bool) -> io::Result<u64> {
+    if terminal {
+        let mut buffer = [0; 16 << 10];
+        let read = nix::unistd::read(from, &mut buffer)?;
+        let mut rest = &buffer[..read];
+        while !rest.is_empty() {
+            let (to, room) = writer.room()?;
+            let piece = rest.len().min(room as usize);
+            let wrote = nix::unistd::write(to, &rest[..piece])?;
+            writer.wrote(wrote as u64);
+            rest = &rest[wrote..];
+        }
+        return Ok(read as u64);
+    }
+    // Asking first: a task that prints nothing shall have no file.
+    let mut poll = [nix::poll::PollFd::new(from.as_fd(), nix::poll::PollFlags::POLLIN)];
+    nix::poll::poll(&mut poll, 0u8)?;
+    let events = poll[0].revents().unwrap_or(nix::poll::PollFlags::empty());
+    if !events.contains(nix::poll::PollFlags::POLLIN) {
+        return if events.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(0) };
+    }
+    let (to, room) = writer.room()?;
+    let most = usize::try_from(room.min(TURN)).unwrap_or(usize::MAX);
+    let moved =
+        splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK)?;
+    writer.wrote(moved as u64);
+    Ok(moved as u64)
+}
+
+fn discard(from: &OwnedFd) -> io::Result<u64> {
+    let mut buffer = [0; 16 << 10];
+    Ok(nix::unistd::read(from, &mut buffer)? as u64)
+}
+
+fn reap(pid: libc::pid_t, usage: &mut Usage) {
+    let mut status = 0;
+    // SAFETY: zeros are a valid rusage; wait4 fills it.
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to locals of the right type.
+    while unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut used) } < 0 {
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return;
+        }
+    }
+    let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
+    usage.user = time(used.ru_utime);
+    usage.system = time(used.ru_stime);
+    // In blocks of 512 bytes (getrusage(2)).
+    usage.read = used.ru_inblock as u64 * 512;
+    usage.written = used.ru_oublock as u64 * 512;
+}
+
+fn read_records(status: &OwnedFd) -> Vec<Record> {
+    let mut bytes = Vec::new();
+    if let Ok(copy) = status.try_clone() {
+        // Ends with WouldBlock at the latest; what came before is in `bytes`.
+        let _ = File::from(copy).take(256).read_to_end(&mut bytes);
+    }
+    bytes
+        .chunks_exact(RECORD)
+        .filter_map(|record| record.try_into().ok().and_then(Record::from_bytes))
+        .collect()
+}
+
+/// Something to flush, so that both pipes and sockets look alike.
+pub(super) fn write_some(to: &mut impl Write, queue: &mut VecDeque<u8>) -> io::Result<()> {
+    while !queue.is_empty() {
+        let (front, _) = queue.as_slices();
+        match to.write(front) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(bytes) => drop(queue.drain(..bytes)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

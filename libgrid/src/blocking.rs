@@ -1,0 +1,381 @@
+//! The connection to the agent, for programs without an async runtime.
+//!
+//! One [`Grid`] is one connection; requests are answered in order. Waiting, following and typing take a
+//! connection of their own, which these methods open by themselves.
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use crate::GridError;
+use crate::control::{
+    Chunk, DEFAULT_SOCKET, Input, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission,
+};
+use crate::ids::{JobId, Selector, TaskId};
+use crate::spec::JobSpec;
+use crate::status::{JobStatus, JobSummary};
+use crate::wire::{self, Hello};
+
+/// A connection to the agent of this machine.
+///
+/// ```no_run
+/// use libgrid::{blocking::Grid, spec::JobSpec};
+/// let mut grid = Grid::connect()?;
+/// let job = grid.submit(JobSpec::command(["/bin/true"]))?;
+/// println!("{job} ended with {:?}", grid.wait(job)?.exit_status);
+/// # Ok::<(), libgrid::GridError>(())
+/// ```
+#[derive(Debug)]
+pub struct Grid {
+    stream: UnixStream,
+    path: PathBuf,
+}
+
+/// The typing half of an interactive task.
+///
+/// ```no_run
+/// # fn show(grid: &libgrid::blocking::Grid, task: libgrid::ids::TaskId) -> Result<(), libgrid::GridError> {
+/// let mut keyboard = grid.type_into(task)?;
+/// keyboard.send(&libgrid::control::Input::Bytes(b"ls\n".to_vec()))?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Keyboard(UnixStream);
+
+/// The socket that the environment (`GRIDOS_SOCKET`) names, or else [`DEFAULT_SOCKET`].
+///
+/// ```
+/// assert!(libgrid::blocking::socket_path().is_absolute());
+/// ```
+pub fn socket_path() -> PathBuf {
+    env::var_os("GRIDOS_SOCKET").map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
+}
+
+impl Grid {
+    /// Connects to the agent on [`socket_path`].
+    ///
+    /// # Errors
+    /// [`GridError::NoAgent`], or [`GridError::Wire`] where its version differs.
+    ///
+    /// ```no_run
+    /// let grid = libgrid::blocking::Grid::connect()?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn connect() -> Result<Self, GridError> {
+        Self::connect_to(socket_path())
+    }
+
+    /// Connects to the agent on this socket.
+    ///
+    /// # Errors
+    /// As [`Grid::connect`].
+    ///
+    /// ```
+    /// assert!(libgrid::blocking::Grid::connect_to("/nowhere").is_err());
+    /// ```
+    pub fn connect_to(path: impl AsRef<Path>) -> Result<Self, GridError> {
+        let path = path.as_ref().to_owned();
+        let mut stream =
+            UnixStream::connect(&path).map_err(|source| GridError::NoAgent { path: path.clone(), source })?;
+        Hello::ours().write(&mut stream)?;
+        Hello::read(&mut stream)?.check()?;
+        Ok(Self { stream, path })
+    }
+
+    /// Sends one request and waits for its answer.
+    ///
+    /// # Errors
+    /// [`GridError::Refused`] where the agent cannot, [`GridError::Wire`] where the connection broke.
+    ///
+    /// ```no_run
+    /// use libgrid::control::Request;
+    /// let reply = libgrid::blocking::Grid::connect()?.ask(&Request::Nodes)?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn ask(&mut self, request: &Request) -> Result<Reply, GridError> {
+        self.send(request)?;
+        self.receive()
+    }
+
+    /// Sends one request without waiting; [`Grid::receive`] takes the answers in order.
+    ///
+    /// # Errors
+    /// [`GridError::Wire`].
+    ///
+    /// ```no_run
+    /// # use libgrid::control::Request;
+    /// let mut grid = libgrid::blocking::Grid::connect()?;
+    /// grid.send(&Request::Nodes)?;
+    /// grid.send(&Request::Agent)?;
+    /// let (nodes, agent) = (grid.receive()?, grid.receive()?);
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn send(&mut self, request: &Request) -> Result<(), GridError> {
+        Ok(wire::write(&mut self.stream, request)?)
+    }
+
+    /// Waits for the next answer.
+    ///
+    /// # Errors
+    /// As [`Grid::ask`].
+    ///
+    /// ```no_run
+    /// # let mut grid = libgrid::blocking::Grid::connect()?;
+    /// let reply = grid.receive()?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn receive(&mut self) -> Result<Reply, GridError> {
+        Ok(wire::read::<Response>(&mut self.stream)??)
+    }
+
+    /// Submits a job without inputs; results come back to the current folder.
+    ///
+    /// # Errors
+    /// [`GridError::Refused`] where the job cannot be accepted.
+    ///
+    /// ```no_run
+    /// # use libgrid::{blocking::Grid, spec::JobSpec};
+    /// let job = Grid::connect()?.submit(JobSpec::command(["/bin/hostname"]))?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn submit(&mut self, spec: JobSpec) -> Result<JobId, GridError> {
+        let folder = env::current_dir()?;
+        submitted(self.ask(&Request::Submit(Box::new(Submission::new(spec, folder))))?)
+    }
+
+    /// Submits a job whose inputs are the tar archive that `inputs` writes.
+    ///
+    /// # Errors
+    /// As [`Grid::submit`]; [`GridError::Upload`] where `inputs` failed, and then nothing was submitted.
+    ///
+    /// ```no_run
+    /// # use libgrid::{blocking::Grid, control::Submission, spec::JobSpec};
+    /// let submission = Submission::new(JobSpec::command(["./sim"]), "/home/me");
+    /// let job = Grid::connect()?.submit_with(submission, |mut to| {
+    ///     std::io::copy(&mut std::fs::File::open("inputs.tar")?, &mut to).map(drop)
+    /// })?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn submit_with(
+        &mut self,
+        submission: Submission,
+        inputs: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<JobId, GridError> {
+        self.send(&Request::Submit(Box::new(Submission { upload: true, ..submission })))?;
+        let mut chunks =
+            Chunks { to: &mut self.stream, buffer: Vec::with_capacity(MAX_CHUNK), broken: false };
+        match inputs(&mut chunks).and_then(|()| chunks.finish()) {
+            Ok(()) => submitted(self.receive()?),
+            // The agent stopped reading because it refused: its answer says why.
+            Err(_) if chunks.broken => submitted(self.receive()?),
+            Err(error) => {
+                // Without the empty chunk, the agent forgets the job when the connection ends.
+                self.stream.shutdown(std::net::Shutdown::Both).ok();
+                Err(GridError::Upload(error))
+            }
+        }
+    }
+
+    /// One job with a page of its tasks.
+    ///
+    /// # Errors
+    /// [`GridError::Refused`] where there is no such job.
+    ///
+    /// ```no_run
+    /// let status = libgrid::blocking::Grid::connect()?.job("j1.1".parse().unwrap())?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn job(&mut self, job: Selector) -> Result<JobStatus, GridError> {
+        match self.ask(&Request::Job { job, from: 0 })? {
+            Reply::Job(status) => Ok(*status),
+            _ => Err(GridError::Unexpected),
+        }
+    }
+
+    /// Waits until a job is done.
+    ///
+    /// # Errors
+    /// As [`Grid::job`].
+    ///
+    /// ```no_run
+    /// # let job = libgrid::ids::JobId::from_u64(0x1_0000_0001);
+    /// let summary = libgrid::blocking::Grid::connect()?.wait(job)?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn wait(&self, job: JobId) -> Result<JobSummary, GridError> {
+        self.watch(Selector::Job(job), |_| ()).map(|status| status.summary)
+    }
+
+    /// Waits until a job, or one task of it, is done, and shows every change to `seen`.
+    ///
+    /// # Errors
+    /// As [`Grid::job`].
+    ///
+    /// ```no_run
+    /// # let grid = libgrid::blocking::Grid::connect()?;
+    /// grid.watch("j1.1".parse().unwrap(), |now| println!("{} done", now.summary.counts.done()))?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn watch(&self, job: Selector, mut seen: impl FnMut(&JobStatus)) -> Result<JobStatus, GridError> {
+        let mut own = Self::connect_to(&self.path)?;
+        own.send(&Request::Wait { job })?;
+        loop {
+            match own.receive()? {
+                Reply::Job(status) => {
+                    seen(&status);
+                    let done = match job {
+                        Selector::Job(_) => status.summary.is_done(),
+                        Selector::Task(_) => status.tasks.iter().all(|task| task.outcome.is_some()),
+                    };
+                    if done {
+                        return Ok(*status);
+                    }
+                }
+                _ => return Err(GridError::Unexpected),
+            }
+        }
+    }
+
+    /// Hands what a task writes to `sink`, with the stream and the offset of each piece; with `follow` until
+    /// the task ends. An error of `sink` ends it.
+    ///
+    /// # Errors
+    /// As [`Grid::job`].
+    ///
+    /// ```no_run
+    /// # use libgrid::control::Streams;
+    /// # let grid = libgrid::blocking::Grid::connect()?;
+    /// grid.logs("j1.1/0".parse().unwrap(), Streams::Both, true, |_, _, bytes| {
+    ///     print!("{}", String::from_utf8_lossy(bytes));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn logs(
+        &self,
+        task: TaskId,
+        streams: Streams,
+        follow: bool,
+        mut sink: impl FnMut(Stream, u64, &[u8]) -> io::Result<()>,
+    ) -> Result<(), GridError> {
+        let mut own = Self::connect_to(&self.path)?;
+        own.send(&Request::Logs { task, streams, follow })?;
+        loop {
+            match own.receive()? {
+                Reply::Output { stream, offset, bytes } => sink(stream, offset, &bytes)?,
+                Reply::Done => return Ok(()),
+                _ => return Err(GridError::Unexpected),
+            }
+        }
+    }
+
+    /// Opens the typing half of a task that was submitted with input.
+    ///
+    /// # Errors
+    /// As [`Grid::job`]; what the agent refuses shows at the first [`Keyboard::send`] or [`Keyboard::closed`].
+    ///
+    /// ```no_run
+    /// # let grid = libgrid::blocking::Grid::connect()?;
+    /// let keyboard = grid.type_into("j1.1/0".parse().unwrap())?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn type_into(&self, task: TaskId) -> Result<Keyboard, GridError> {
+        let mut own = Self::connect_to(&self.path)?;
+        own.send(&Request::Input { task })?;
+        Ok(Keyboard(own.stream))
+    }
+}
+
+impl Keyboard {
+    /// Sends what was typed.
+    ///
+    /// # Errors
+    /// [`GridError::Wire`] where the task or the connection ended.
+    ///
+    /// ```no_run
+    /// # use libgrid::{blocking::Keyboard, control::Input};
+    /// # fn end(mut keyboard: Keyboard) -> Result<(), libgrid::GridError> {
+    /// keyboard.send(&Input::End)
+    /// # }
+    /// ```
+    pub fn send(&mut self, input: &Input) -> Result<(), GridError> {
+        Ok(wire::write(&mut self.0, input)?)
+    }
+
+    /// A second handle, so that one thread can type while another resizes.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left.
+    ///
+    /// ```no_run
+    /// # fn two(keyboard: libgrid::blocking::Keyboard) -> Result<(), libgrid::GridError> {
+    /// let other = keyboard.try_clone()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn try_clone(&self) -> Result<Self, GridError> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
+    /// Waits until the agent says that the task takes no more input.
+    ///
+    /// # Errors
+    /// [`GridError::Refused`] with the agent's reason.
+    ///
+    /// ```no_run
+    /// # fn wait(mut keyboard: libgrid::blocking::Keyboard) -> Result<(), libgrid::GridError> {
+    /// keyboard.closed()
+    /// # }
+    /// ```
+    pub fn closed(&mut self) -> Result<(), GridError> {
+        let response: Response = wire::read(&mut self.0)?;
+        response.map(drop).map_err(GridError::from)
+    }
+}
+
+/// Cuts what is written into [`Chunk`] frames.
+struct Chunks<'a> {
+    to: &'a mut UnixStream,
+    buffer: Vec<u8>,
+    /// Whether it was the agent's side that failed, not the reading of the inputs.
+    broken: bool,
+}
+
+impl Chunks<'_> {
+    fn send(&mut self) -> io::Result<()> {
+        let chunk = Chunk(std::mem::replace(&mut self.buffer, Vec::with_capacity(MAX_CHUNK)));
+        wire::write(self.to, &chunk).map_err(|error| {
+            self.broken = true;
+            io::Error::other(error)
+        })
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() {
+            self.send()?;
+        }
+        self.send()
+    }
+}
+
+impl Write for Chunks<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = MAX_CHUNK - self.buffer.len();
+        let taken = bytes.take(room as u64).read_to_end(&mut self.buffer)?;
+        if self.buffer.len() == MAX_CHUNK {
+            self.send()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn submitted(reply: Reply) -> Result<JobId, GridError> {
+    match reply {
+        Reply::Submitted(job) => Ok(job),
+        _ => Err(GridError::Unexpected),
+    }
+}

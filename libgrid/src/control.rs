@@ -1,0 +1,433 @@
+//! The control protocol: what `gridctl` and every other program asks the agent of its own machine.
+//!
+//! A client connects to the agent's Unix socket ([`DEFAULT_SOCKET`]); each side sends a
+//! [`Hello`](crate::wire::Hello). Then the client sends [`Request`] frames, and gets for each, in order, one
+//! [`Response`] frame. Requests may be sent before earlier ones are answered. Four requests go on after that,
+//! and a connection that carried one is closed at its end:
+//!
+//! | request | then |
+//! | --- | --- |
+//! | [`Request::Submit`] with `upload` | the client sends [`Chunk`] frames, an empty one last; then comes the response |
+//! | [`Request::Wait`] | [`Reply::Job`] whenever the job changes, until it is done |
+//! | [`Request::Logs`] | [`Reply::Output`] as it comes, then [`Reply::Done`] |
+//! | [`Request::Input`] | the client sends [`Input`] frames; [`Reply::Done`] when the task ended |
+//!
+//! The agent knows its caller from the kernel (`SO_PEERCRED`), not from what is sent.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{JobId, NodeId, Selector, TaskId};
+use crate::node::NodeInfo;
+use crate::spec::JobSpec;
+use crate::status::{JobStatus, JobSummary};
+use crate::units::Span;
+
+/// Where the agent listens, unless it is told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/gridos/control.sock";
+
+/// Bytes in one [`Chunk`], [`Input`] or [`Reply::Output`] at most.
+pub const MAX_CHUNK: usize = 256 << 10;
+
+/// What a client can ask.
+///
+/// ```
+/// use libgrid::{control::Request, wire};
+/// let bytes = wire::encode(&Request::Nodes).unwrap();
+/// assert_eq!(wire::decode::<Request>(&bytes).unwrap(), Request::Nodes);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// What this agent is: [`Reply::Agent`].
+    Agent,
+    /// Found a VO with this node as its first: [`Reply::Agent`].
+    CreateVo {
+        /// 1 to 63 of `a-z`, `0-9` and `-`.
+        name: String,
+    },
+    /// Make a token for one more node: [`Reply::Token`].
+    CreateToken {
+        /// How long it can be used.
+        lifetime: Span,
+    },
+    /// Join the VO that the token came from: [`Reply::Agent`].
+    Join {
+        /// The line that `gridctl token create` printed.
+        token: String,
+    },
+    /// Put a node out of the VO: [`Reply::Done`].
+    Revoke {
+        /// Its number or name.
+        node: String,
+    },
+    /// All nodes: [`Reply::Nodes`].
+    Nodes,
+    /// What this machine can do and what it lacks: [`Reply::Doctor`].
+    Doctor,
+    /// Run a job: [`Reply::Submitted`].
+    Submit(Box<Submission>),
+    /// Jobs that were submitted on this node, or with `everywhere` on any: [`Reply::Jobs`].
+    Jobs {
+        /// Ask the other nodes, too.
+        everywhere: bool,
+        /// Also those that are done.
+        done: bool,
+    },
+    /// One job: [`Reply::Job`].
+    Job {
+        /// Which.
+        job: Selector,
+        /// The first index of the page of tasks.
+        from: u32,
+    },
+    /// One job, again at each change until it is done: [`Reply::Job`].
+    Wait {
+        /// Which.
+        job: Selector,
+    },
+    /// What a task wrote: [`Reply::Output`].
+    Logs {
+        /// Which.
+        task: TaskId,
+        /// Which streams.
+        streams: Streams,
+        /// Go on until the task ends.
+        follow: bool,
+    },
+    /// Send a signal: [`Reply::Signalled`].
+    Kill {
+        /// To which tasks.
+        job: Selector,
+        /// From 1 to 64.
+        signal: i32,
+    },
+    /// Type into a task that was submitted with [`Submission::input`]: [`Reply::Done`] when it ends.
+    Input {
+        /// Which.
+        task: TaskId,
+    },
+}
+
+/// A job to run, and where it came from.
+///
+/// ```
+/// use libgrid::{control::Submission, spec::JobSpec};
+/// let submission = Submission::new(JobSpec::command(["/bin/true"]), "/tmp");
+/// assert!(!submission.upload);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// What to run.
+    pub spec: JobSpec,
+    /// The folder that results are brought back to; the caller's rights decide about it.
+    pub folder: PathBuf,
+    /// Whether a tar archive of the inputs follows.
+    pub upload: bool,
+    /// Whether the task's standard input comes from the client.
+    pub input: Option<Stdin>,
+}
+
+/// What an interactive task has as its standard input.
+///
+/// ```
+/// use libgrid::control::Stdin;
+/// assert_ne!(Stdin::Pipe, Stdin::Terminal { rows: 24, cols: 80 });
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdin {
+    /// A pipe; standard output and error are kept apart.
+    Pipe,
+    /// A terminal of its own, on which standard output and error are one.
+    Terminal {
+        /// Lines.
+        rows: u16,
+        /// Columns.
+        cols: u16,
+    },
+}
+
+/// Bytes of an upload; empty at the end.
+///
+/// ```
+/// assert!(libgrid::control::Chunk(Vec::new()).0.is_empty());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk(pub Vec<u8>);
+
+/// What a client sends to a task that it types into.
+///
+/// ```
+/// assert_eq!(libgrid::control::Input::End, libgrid::control::Input::End);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// Typed bytes.
+    Bytes(Vec<u8>),
+    /// Nothing more will be typed.
+    End,
+    /// The terminal has a new size.
+    Resize {
+        /// Lines.
+        rows: u16,
+        /// Columns.
+        cols: u16,
+    },
+}
+
+/// Which output of a task.
+///
+/// ```
+/// use libgrid::control::{Stream, Streams};
+/// assert!(Streams::Both.has(Stream::Stderr));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Streams {
+    /// Standard output alone.
+    Stdout,
+    /// Standard error alone.
+    Stderr,
+    /// Both.
+    Both,
+}
+
+/// One output stream of a task.
+///
+/// ```
+/// assert_ne!(libgrid::control::Stream::Stdout, libgrid::control::Stream::Stderr);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What the agent answers.
+pub type Response = Result<Reply, Failure>;
+
+/// What the agent answers when all went well.
+///
+/// ```
+/// use libgrid::control::{Reply, Response};
+/// let response: Response = Ok(Reply::Done);
+/// assert!(response.is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done; there is nothing to say.
+    Done,
+    /// This agent.
+    Agent(AgentInfo),
+    /// A token, one line.
+    Token(String),
+    /// The nodes of the VO, in the order of their numbers.
+    Nodes(Vec<NodeStatus>),
+    /// Findings about this machine.
+    Doctor(Vec<Finding>),
+    /// The job's name.
+    Submitted(JobId),
+    /// Jobs, newest last, and the nodes that did not answer.
+    Jobs {
+        /// The jobs.
+        jobs: Vec<JobSummary>,
+        /// Nodes whose jobs are missing.
+        silent: Vec<NodeId>,
+    },
+    /// One job.
+    Job(Box<JobStatus>),
+    /// How many tasks got the signal or will not be started.
+    Signalled(u32),
+    /// A piece of a task's output.
+    Output {
+        /// Which stream.
+        stream: Stream,
+        /// Where the piece begins, counted from the task's start. A gap means that the oldest was dropped.
+        offset: u64,
+        /// The piece.
+        bytes: Vec<u8>,
+    },
+}
+
+/// What the agent is.
+///
+/// ```
+/// # fn show(agent: libgrid::control::AgentInfo) {
+/// println!("gridosd {} {}", agent.version, agent.vo.as_deref().unwrap_or("is in no VO"));
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// Its release.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The VO that it is in.
+    pub vo: Option<String>,
+    /// Its number there.
+    pub node: Option<NodeId>,
+    /// Whether it holds the VO's authority.
+    pub authority: bool,
+    /// When its certificate ends, in seconds from 1970.
+    pub certificate_ends: Option<u64>,
+}
+
+/// A node as this agent sees it.
+///
+/// ```
+/// # fn show(node: libgrid::control::NodeStatus) {
+/// println!("{} {:?}", node.info.name, node.state);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// What it says of itself.
+    pub info: NodeInfo,
+    /// Whether it answers.
+    pub state: NodeState,
+    /// Whether it is the agent that answers.
+    pub this: bool,
+}
+
+/// Whether a node answers.
+///
+/// ```
+/// assert_eq!(libgrid::control::NodeState::Up.to_string(), "up");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// It does.
+    Up,
+    /// It missed a probe.
+    Suspect,
+    /// It does not.
+    Down,
+    /// It was put out of the VO.
+    Revoked,
+}
+
+/// One thing that `gridctl doctor` looked at.
+///
+/// ```
+/// # fn show(finding: libgrid::control::Finding) {
+/// println!("{:?} {}: {}", finding.verdict, finding.subject, finding.text);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub subject: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found; if it is not good, what it costs and what to do.
+    pub text: String,
+}
+
+/// How a finding is.
+///
+/// ```
+/// assert_ne!(libgrid::control::Verdict::Good, libgrid::control::Verdict::Bad);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works, but something is missing.
+    Missing,
+    /// Tasks cannot run like this.
+    Bad,
+}
+
+/// What the agent answers when it cannot.
+///
+/// ```
+/// use libgrid::control::{Failure, Kind};
+/// let failure = Failure::new(Kind::Missing, "there is no job j1.9: see gridctl ps --all");
+/// assert_eq!(failure.to_string(), "there is no job j1.9: see gridctl ps --all");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What sort of failure, for programs.
+    pub kind: Kind,
+    /// What failed, why, and what to do, in one sentence.
+    pub message: String,
+}
+
+/// Sorts of failure.
+///
+/// ```
+/// assert_ne!(libgrid::control::Kind::Denied, libgrid::control::Kind::Missing);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The request itself is wrong.
+    Invalid,
+    /// The caller may not.
+    Denied,
+    /// What was asked for is not there.
+    Missing,
+    /// It does not fit the present state.
+    State,
+    /// A node or a service cannot be reached now.
+    Unavailable,
+    /// The agent failed.
+    Internal,
+}
+
+// === impls ===
+
+impl Submission {
+    /// A job whose results come back to `folder`, without upload or input.
+    ///
+    /// ```
+    /// # use libgrid::{control::Submission, spec::JobSpec};
+    /// assert!(Submission::new(JobSpec::command(["x"]), "/").input.is_none());
+    /// ```
+    pub fn new(spec: JobSpec, folder: impl Into<PathBuf>) -> Self {
+        Self { spec, folder: folder.into(), upload: false, input: None }
+    }
+}
+
+impl Streams {
+    /// Whether `stream` is among them.
+    ///
+    /// ```
+    /// # use libgrid::control::*;
+    /// assert!(!Streams::Stdout.has(Stream::Stderr));
+    /// ```
+    pub fn has(self, stream: Stream) -> bool {
+        matches!(
+            (self, stream),
+            (Streams::Both, _) | (Streams::Stdout, Stream::Stdout) | (Streams::Stderr, Stream::Stderr)
+        )
+    }
+}
+
+impl Failure {
+    /// A failure of this kind with this sentence.
+    ///
+    /// ```
+    /// # use libgrid::control::*;
+    /// assert_eq!(Failure::new(Kind::Invalid, "no").kind, Kind::Invalid);
+    /// ```
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl std::fmt::Display for NodeState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            NodeState::Up => "up",
+            NodeState::Suspect => "suspect",
+            NodeState::Down => "down",
+            NodeState::Revoked => "revoked",
+        })
+    }
+}

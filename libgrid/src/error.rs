@@ -1,0 +1,47 @@
+//! What can go wrong between a program and the agent.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::control::Failure;
+use crate::wire::WireError;
+
+/// A request to the grid failed.
+///
+/// ```
+/// use libgrid::GridError;
+/// let error = libgrid::blocking::Grid::connect_to("/nowhere/control.sock").unwrap_err();
+/// assert!(matches!(error, GridError::NoAgent { .. }));
+/// assert!(error.to_string().contains("start it with: gridctl up"));
+/// ```
+#[derive(Debug, thiserror::Error)]
+pub enum GridError {
+    /// Nobody listens on the socket.
+    #[error("no agent answers on {}: {source}: start it with: gridctl up", path.display())]
+    NoAgent {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The agent refused.
+    #[error(transparent)]
+    Refused(#[from] Failure),
+    /// The connection broke, or something else answered.
+    #[error("talking to the agent failed: {0}")]
+    Wire(#[from] WireError),
+    /// Reading what is to be uploaded failed.
+    #[error("reading the inputs failed: {0}")]
+    Upload(#[source] io::Error),
+    /// The agent answered something that does not fit the question.
+    #[error(
+        "the agent gave an answer that does not fit the question: install the same release of GridOS on both"
+    )]
+    Unexpected,
+}
+
+impl From<io::Error> for GridError {
+    fn from(error: io::Error) -> Self {
+        GridError::Wire(error.into())
+    }
+}

@@ -1,0 +1,539 @@
+//! What a user submits.
+//!
+//! The same fields in three forms: the [builder](JobSpec::command) in Rust, a TOML file
+//! ([`JobSpec::from_toml`]), and the options of `gridctl submit`.
+//!
+//! ```toml
+//! name      = "frames"
+//! command   = ["./frame", "{index}"]
+//! array     = "0-99"
+//! cpus      = 1
+//! memory    = "512M"
+//! time      = "10m"
+//! stage_in  = ["in/"]
+//! stage_out = ["out/*.png"]
+//! [env]
+//! QUALITY = "high"
+//! ```
+//!
+//! `{index}` in the command, in `env` and in `stage_out` stands for the index of the task.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::node::Resources;
+use crate::units::{Bytes, Cpus, Span};
+
+/// What one task may say at most on its command line and in its environment, in bytes.
+const MAX_WORDS: usize = 128 << 10;
+/// The most tasks of one array.
+const MAX_TASKS: u32 = 1_000_000;
+
+/// A job as its user describes it. Everything but the command has a default.
+///
+/// ```
+/// use libgrid::spec::JobSpec;
+/// use libgrid::units::{Bytes, Cpus};
+/// let spec = JobSpec::command(["./simulate", "input.dat"])
+///     .cpus(Cpus::cores(2))
+///     .memory(Bytes(1 << 30))
+///     .stage_in(["input.dat"])
+///     .check()
+///     .unwrap();
+/// assert_eq!(spec.tasks(), 1);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// What lists show; the program's name if absent. At most 64 bytes.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The program and its arguments. A program without `/` is looked up in the task's `PATH`.
+    pub command: Vec<String>,
+    /// Variables added to the task's environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Processors for each task; also the most it can use.
+    #[serde(default = "default_cpus")]
+    pub cpus: Cpus,
+    /// Memory for each task; a task that needs more is ended.
+    #[serde(default = "default_memory")]
+    pub memory: Bytes,
+    /// How long a task may run; without limit if absent.
+    #[serde(default)]
+    pub time: Option<Span>,
+    /// How many processes and threads a task may have.
+    #[serde(default = "default_pids")]
+    pub pids: u32,
+    /// One task for each index.
+    #[serde(default)]
+    pub array: Option<Indices>,
+    /// Files and folders, relative to the folder of the submission, copied into each task's working directory.
+    #[serde(default)]
+    pub stage_in: Vec<String>,
+    /// Patterns of files, relative to the working directory, copied back to the folder of the submission.
+    #[serde(default)]
+    pub stage_out: Vec<String>,
+    /// Whether a task whose node is lost starts again on another. Such a task is frozen while its node and its
+    /// home node cannot reach each other, so that it never runs twice.
+    #[serde(default = "default_true")]
+    pub restart: bool,
+    /// How much of each output stream is kept; the oldest goes first.
+    #[serde(default = "default_log_limit")]
+    pub log_limit: Bytes,
+    /// The names or numbers of the nodes that may be used; all if empty.
+    #[serde(default)]
+    pub nodes: Vec<String>,
+}
+
+/// The indices of an array, both ends included: `0-99`.
+///
+/// ```
+/// use libgrid::spec::Indices;
+/// let indices: Indices = "10-19".parse().unwrap();
+/// assert_eq!(indices.count(), 10);
+/// assert!("5-4".parse::<Indices>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indices {
+    first: u32,
+    last: u32,
+}
+
+/// Why a job cannot be accepted.
+///
+/// ```
+/// use libgrid::spec::{JobSpec, SpecError};
+/// let error = JobSpec::from_toml("command = [\"x\"]\ncpuss = 1\n").unwrap_err();
+/// assert!(error.to_string().starts_with("line 2, column 1: unknown field `cpuss`"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The file is no job file.
+    #[error("line {line}, column {column}: {message}")]
+    Toml {
+        /// From 1.
+        line: usize,
+        /// From 1, in characters.
+        column: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A field's value cannot be.
+    #[error("{field}: {message}")]
+    Field {
+        /// The field, as in the job file.
+        field: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+fn default_cpus() -> Cpus {
+    Cpus::cores(1)
+}
+fn default_memory() -> Bytes {
+    Bytes(512 << 20)
+}
+fn default_pids() -> u32 {
+    4096
+}
+fn default_true() -> bool {
+    true
+}
+fn default_log_limit() -> Bytes {
+    Bytes(64 << 20)
+}
+
+// === impl JobSpec ===
+
+impl JobSpec {
+    /// A job of one task that runs this program with these arguments.
+    ///
+    /// ```
+    /// let spec = libgrid::spec::JobSpec::command(["/bin/true"]);
+    /// assert!(spec.restart);
+    /// ```
+    pub fn command<S: Into<String>>(words: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            name: None,
+            command: words.into_iter().map(Into::into).collect(),
+            env: BTreeMap::new(),
+            cpus: default_cpus(),
+            memory: default_memory(),
+            time: None,
+            pids: default_pids(),
+            array: None,
+            stage_in: Vec::new(),
+            stage_out: Vec::new(),
+            restart: true,
+            log_limit: default_log_limit(),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// Sets what lists show.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["/bin/true"]).name("nothing").title(), "nothing");
+    /// ```
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Adds a variable to the environment.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["env"]).env("A", "1").env["A"], "1");
+    /// ```
+    #[must_use]
+    pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.insert(key.into(), value.into());
+        self
+    }
+
+    /// Sets the processors for each task.
+    ///
+    /// ```
+    /// # use libgrid::{spec::JobSpec, units::Cpus};
+    /// assert_eq!(JobSpec::command(["x"]).cpus(Cpus::cores(4)).needs().cpu, 4000);
+    /// ```
+    #[must_use]
+    pub fn cpus(mut self, cpus: Cpus) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Sets the memory for each task.
+    ///
+    /// ```
+    /// # use libgrid::{spec::JobSpec, units::Bytes};
+    /// assert_eq!(JobSpec::command(["x"]).memory(Bytes(1 << 30)).needs().memory, 1 << 30);
+    /// ```
+    #[must_use]
+    pub fn memory(mut self, memory: Bytes) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Sets how long each task may run.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// # use std::time::Duration;
+    /// assert!(JobSpec::command(["x"]).time(Duration::from_secs(60)).time.is_some());
+    /// ```
+    #[must_use]
+    pub fn time(mut self, limit: Duration) -> Self {
+        self.time = Some(Span(limit));
+        self
+    }
+
+    /// Makes it an array: a task for each index from `first` to `last`.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["./frame", "{index}"]).array(0, 99).tasks(), 100);
+    /// ```
+    #[must_use]
+    pub fn array(mut self, first: u32, last: u32) -> Self {
+        self.array = Some(Indices { first, last });
+        self
+    }
+
+    /// Adds files and folders to copy into the working directory.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["./x"]).stage_in(["in/"]).stage_in, ["in/"]);
+    /// ```
+    #[must_use]
+    pub fn stage_in<S: Into<String>>(mut self, paths: impl IntoIterator<Item = S>) -> Self {
+        self.stage_in.extend(paths.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds patterns of files to copy back.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["./x"]).stage_out(["out/*.png"]).stage_out.len(), 1);
+    /// ```
+    #[must_use]
+    pub fn stage_out<S: Into<String>>(mut self, patterns: impl IntoIterator<Item = S>) -> Self {
+        self.stage_out.extend(patterns.into_iter().map(Into::into));
+        self
+    }
+
+    /// Says whether a task whose node is lost starts again elsewhere.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert!(!JobSpec::command(["x"]).restart(false).restart);
+    /// ```
+    #[must_use]
+    pub fn restart(mut self, restart: bool) -> Self {
+        self.restart = restart;
+        self
+    }
+
+    /// Reads a job file and checks it.
+    ///
+    /// # Errors
+    /// [`SpecError::Toml`] with line and column, or [`SpecError::Field`].
+    ///
+    /// ```
+    /// let spec = libgrid::spec::JobSpec::from_toml("command = ['./sim']\nmemory = '2G'").unwrap();
+    /// assert_eq!(spec.memory.0, 2 << 30);
+    /// ```
+    pub fn from_toml(text: &str) -> Result<Self, SpecError> {
+        toml::from_str::<Self>(text)
+            .map_err(|error| {
+                let offset = error.span().map_or(0, |span| span.start.min(text.len()));
+                let before = text.get(..offset).unwrap_or("");
+                let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+                SpecError::Toml {
+                    line: before.matches('\n').count() + 1,
+                    column: before[line_start..].chars().count() + 1,
+                    message: error.message().replace('\n', " "),
+                }
+            })?
+            .check()
+    }
+
+    /// The job itself if it can be accepted: every limit of every field.
+    ///
+    /// # Errors
+    /// [`SpecError::Field`] with the first field that cannot be.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// let error = JobSpec::command([""]).check().unwrap_err();
+    /// assert_eq!(error.to_string(), "command: the program's name is empty: name a program to run");
+    /// ```
+    pub fn check(self) -> Result<Self, SpecError> {
+        let words: usize = self.command.iter().map(String::len).sum::<usize>()
+            + self.env.iter().map(|(key, value)| key.len() + value.len() + 2).sum::<usize>();
+        let texts = self.command.iter().chain(self.env.keys()).chain(self.env.values());
+        if self.command.first().is_none_or(String::is_empty) {
+            return field("command", "the program's name is empty: name a program to run");
+        }
+        if words > MAX_WORDS {
+            return field(
+                "command",
+                format!(
+                    "command and environment take {words} bytes, over the limit of {MAX_WORDS}: put data into a file and stage it in"
+                ),
+            );
+        }
+        if texts.chain(&self.stage_in).chain(&self.stage_out).any(|text| text.contains('\0')) {
+            return field("command", "a word holds a zero byte, which no program can be given: remove it");
+        }
+        if let Some(key) = self.env.keys().find(|key| key.is_empty() || key.contains('=')) {
+            return field("env", format!("{key:?} cannot be the name of a variable: use one without '='"));
+        }
+        if self.name.as_ref().is_some_and(|name| name.len() > 64 || name.chars().any(char::is_control)) {
+            return field(
+                "name",
+                "a name has at most 64 bytes and no control characters: choose a shorter one",
+            );
+        }
+        if self.memory.0 < 1 << 20 {
+            return field(
+                "memory",
+                format!("{} is too little to start any program: ask for at least 1M", self.memory),
+            );
+        }
+        if self.time.is_some_and(|limit| limit.0.is_zero()) {
+            return field("time", "a task that may run for no time cannot start: give a longer time");
+        }
+        if !(2..=4_194_304).contains(&self.pids) {
+            return field("pids", format!("{} is not from 2 to 4194304", self.pids));
+        }
+        if self.tasks() > MAX_TASKS {
+            return field(
+                "array",
+                format!("{} tasks are over the limit of {MAX_TASKS}: submit several arrays", self.tasks()),
+            );
+        }
+        if self.log_limit.0 < 4096 {
+            return field(
+                "log_limit",
+                format!("{} is too little to keep any output: give at least 4K", self.log_limit),
+            );
+        }
+        if self.stage_in.len().max(self.stage_out.len()).max(self.nodes.len()) > 1024 {
+            return field("stage_in", "more than 1024 entries: name a folder instead");
+        }
+        for path in self.stage_in.iter().chain(&self.stage_out) {
+            if path.is_empty() || path.starts_with('/') || path.split('/').any(|part| part == "..") {
+                let what = "must be a path below the working directory, without '..'";
+                return field("stage_in", format!("{path:?} {what}: copy it there first"));
+            }
+        }
+        Ok(self)
+    }
+
+    /// How many tasks the job has.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["x"]).tasks(), 1);
+    /// ```
+    pub fn tasks(&self) -> u32 {
+        self.array.map_or(1, Indices::count)
+    }
+
+    /// The indices of the tasks, in order.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["x"]).array(3, 5).indices().collect::<Vec<_>>(), [3, 4, 5]);
+    /// ```
+    pub fn indices(&self) -> impl Iterator<Item = u32> + use<> {
+        let Indices { first, last } = self.array.unwrap_or(Indices { first: 0, last: 0 });
+        first..=last
+    }
+
+    /// What each task takes from its node.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["x"]).needs().cpu, 1000);
+    /// ```
+    pub fn needs(&self) -> Resources {
+        Resources { cpu: self.cpus.milli(), memory: self.memory.0 }
+    }
+
+    /// The name, or else the program's.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::command(["/usr/bin/python3", "-V"]).title(), "python3");
+    /// ```
+    pub fn title(&self) -> &str {
+        let program = || self.command.first().map_or("", |word| word.rsplit('/').next().unwrap_or(word));
+        self.name.as_deref().unwrap_or_else(program)
+    }
+
+    /// A text of the job as task `index` gets it.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert_eq!(JobSpec::for_task("out/{index}.png", 7), "out/7.png");
+    /// ```
+    pub fn for_task(text: &str, index: u32) -> String {
+        text.replace("{index}", &index.to_string())
+    }
+}
+
+fn field<T>(field: &'static str, message: impl Into<String>) -> Result<T, SpecError> {
+    Err(SpecError::Field { field, message: message.into() })
+}
+
+// === impl Indices ===
+
+impl Indices {
+    /// How many they are.
+    ///
+    /// ```
+    /// assert_eq!("0-0".parse::<libgrid::spec::Indices>().unwrap().count(), 1);
+    /// ```
+    pub fn count(self) -> u32 {
+        (self.last - self.first).saturating_add(1)
+    }
+
+    fn new(first: u32, last: u32) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+}
+
+impl fmt::Display for Indices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for Indices {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let ends = first.parse().ok().zip(last.parse().ok());
+        ends.and_then(|(first, last)| Self::new(first, last)).map_or_else(
+            || {
+                let shown: String = text.chars().take(64).collect();
+                field("array", format!("{shown:?} is no range: write FIRST-LAST, such as 0-99"))
+            },
+            Ok,
+        )
+    }
+}
+
+impl Serialize for Indices {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        if out.is_human_readable() { out.collect_str(self) } else { (self.first, self.last).serialize(out) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Indices {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        if input.is_human_readable() {
+            String::deserialize(input)?.parse().map_err(D::Error::custom)
+        } else {
+            let (first, last) = Deserialize::deserialize(input)?;
+            Self::new(first, last).ok_or_else(|| D::Error::custom("indices out of order"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_file_fails_with_line_column_and_the_field() {
+        for (text, start) in [
+            ("", "line 1, column 1: missing field `command`"),
+            ("command = ['x']\n\n  time = 'soon'", "line 3, column 10: \"soon\" is no length of time"),
+            ("command = ['x']\ncpus = 0", "line 2, column 8: 0 is not a number of cores"),
+            ("command = 'x'", "line 1, column 11: invalid type"),
+            ("command = ['x'", "line 1, column 15: "),
+            ("command = ['x']\narray = '9-1'", "line 2, column 9: array: \"9-1\" is no range"),
+            ("command = []", "command: the program's name is empty"),
+            ("command = ['x']\nstage_in = ['../up']", "stage_in: \"../up\" must be a path below"),
+            ("command = ['x']\nmemory = '4K'", "memory: 4K is too little"),
+        ] {
+            let message = JobSpec::from_toml(text).unwrap_err().to_string();
+            assert!(message.starts_with(start), "{text:?} gave {message:?}");
+        }
+    }
+
+    #[test]
+    fn the_builder_and_the_file_say_the_same() {
+        let file = "name = 'n'\ncommand = ['./f', '{index}']\narray = '0-9'\ncpus = 0.5\nmemory = '64M'\n\
+                    time = '10m'\nstage_in = ['in/']\nstage_out = ['out/*']\nrestart = false\n[env]\nA = 'b'\n";
+        let built = JobSpec::command(["./f", "{index}"])
+            .name("n")
+            .array(0, 9)
+            .cpus(Cpus::from_milli(500))
+            .memory(Bytes(64 << 20))
+            .time(Duration::from_secs(600))
+            .stage_in(["in/"])
+            .stage_out(["out/*"])
+            .restart(false)
+            .env("A", "b");
+        assert_eq!(JobSpec::from_toml(file).unwrap(), built);
+        let wire = crate::wire::encode(&built).unwrap();
+        assert_eq!(crate::wire::decode::<JobSpec>(&wire).unwrap(), built);
+    }
+}
