@@ -319,7 +319,7 @@ fn a_task_outlives_its_agent_and_its_end_is_kept_until_it_is_taken() {
     bench.agent = found.remove(0);
     bench.greet();
     let kept = bench.kept[0].clone();
-    let end = kept.end.map_or_else(|| bench.ended(1), |end| end);
+    let end = kept.end.unwrap_or_else(|| bench.ended(1));
     assert_eq!((kept.run, end.how), (run(1), How::Exited(7)));
     assert_eq!(bench.output(1, Stream::Stdout), "hello");
     bench.send(&ToShim::Forget(run(1)));

@@ -6,8 +6,9 @@ mod link;
 mod task;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -495,8 +496,13 @@ impl AsFd for Link {
     }
 }
 
-/// The connection that the agent left as this process's standard input.
+/// Takes the connection that the agent left as this process's standard input, and leaves nothing in its place:
+/// a second descriptor would keep the connection open after the shim dropped it.
+///
+/// # Errors
+/// Where the process has no descriptor left.
 pub fn agent_on_stdin() -> io::Result<UnixStream> {
-    let stdin: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
-    Ok(UnixStream::from(stdin))
+    let stream = io::stdin().as_fd().try_clone_to_owned()?;
+    nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(UnixStream::from(stream))
 }
