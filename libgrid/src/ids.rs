@@ -57,6 +57,22 @@ pub struct TaskId {
     pub index: u32,
 }
 
+/// One run of a task: the task and its fencing epoch. A task whose node is lost runs again with the next epoch,
+/// and whatever remains of an older one is ended.
+///
+/// ```
+/// use libgrid::ids::{Run, TaskId};
+/// let run = Run { task: "j12.7/3".parse().unwrap(), epoch: 2 };
+/// assert_eq!(run.to_string(), "j12.7/3#2");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Run {
+    /// The task.
+    pub task: TaskId,
+    /// Counts how often it was placed, from 1.
+    pub epoch: u32,
+}
+
 /// What a user may type where a job or one of its tasks is meant.
 ///
 /// ```
@@ -171,6 +187,14 @@ impl FromStr for TaskId {
             Some(job.parse::<JobId>().ok()?.task(number(index)?))
         })()
         .ok_or_else(|| bad(text, "task", "j2.1/0"))
+    }
+}
+
+// === impl Run ===
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.task, self.epoch)
     }
 }
 

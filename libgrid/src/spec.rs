@@ -32,7 +32,7 @@ use crate::units::{Bytes, Cpus, Span};
 /// What one task may say at most on its command line and in its environment, in bytes.
 const MAX_WORDS: usize = 128 << 10;
 /// The most tasks of one array.
-const MAX_TASKS: u32 = 1_000_000;
+const MAX_TASKS: u32 = 100_000;
 
 /// A job as its user describes it. Everything but the command has a default.
 ///
@@ -58,7 +58,7 @@ pub struct JobSpec {
     /// Variables added to the task's environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Processors for each task; also the most it can use.
+    /// Processors for each task; rounded up to whole cores, also the most that it can use.
     #[serde(default = "default_cpus")]
     pub cpus: Cpus,
     /// Memory for each task; a task that needs more is ended.
@@ -79,8 +79,7 @@ pub struct JobSpec {
     /// Patterns of files, relative to the working directory, copied back to the folder of the submission.
     #[serde(default)]
     pub stage_out: Vec<String>,
-    /// Whether a task whose node is lost starts again on another. Such a task is frozen while its node and its
-    /// home node cannot reach each other, so that it never runs twice.
+    /// Whether a task whose node is lost starts again on another; otherwise it counts as failed.
     #[serde(default = "default_true")]
     pub restart: bool,
     /// How much of each output stream is kept; the oldest goes first.

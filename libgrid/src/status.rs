@@ -68,6 +68,11 @@ pub enum Outcome {
         /// Whether the program was there but could not be executed (126, as in a shell) or was not there (127).
         status: u8,
     },
+    /// Its node was lost, and it was not to be started again.
+    NodeLost {
+        /// The node.
+        node: NodeId,
+    },
     /// It ran, but its results could not be brought back.
     ResultsLost {
         /// What failed, why, and what to do.
@@ -220,7 +225,7 @@ impl Outcome {
     }
 
     /// The status for scripts, as shells and `timeout` have it: its own; 128 + signal; 137 out of memory;
-    /// 124 over time; 126 or 127 not started; 74 (`EX_IOERR`) results lost.
+    /// 124 over time; 126 or 127 not started; 75 (`EX_TEMPFAIL`) node lost; 74 (`EX_IOERR`) results lost.
     ///
     /// ```
     /// # use libgrid::status::Outcome;
@@ -233,6 +238,7 @@ impl Outcome {
             Outcome::OutOfMemory { .. } => 137,
             Outcome::TimeLimit { .. } => 124,
             Outcome::NotStarted { status, .. } => i32::from(*status),
+            Outcome::NodeLost { .. } => 75,
             Outcome::ResultsLost { .. } => 74,
         }
     }
@@ -252,6 +258,7 @@ impl fmt::Display for Outcome {
             }
             Outcome::Killed(signal) => write!(f, "killed with signal {signal}{}", SignalName(*signal)),
             Outcome::NotStarted { why, .. } => write!(f, "not started: {why}"),
+            Outcome::NodeLost { node } => write!(f, "lost with node {node}: submit it again"),
             Outcome::ResultsLost { why } => write!(f, "ran, but its results are lost: {why}"),
         }
     }

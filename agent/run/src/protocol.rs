@@ -9,19 +9,10 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use libgrid::control::Stdin;
-use libgrid::ids::TaskId;
+use libgrid::ids::Run;
 use libgrid::node::Resources;
 use libgrid::status::Usage;
 use serde::{Deserialize, Serialize};
-
-/// One run of a task: the task and its fencing epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Run {
-    /// The task.
-    pub task: TaskId,
-    /// Counts how often it was placed.
-    pub epoch: u32,
-}
 
 /// Everything that a shim needs to start a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,6 +140,19 @@ pub struct Kept {
     pub end: Option<Ending>,
 }
 
+impl Kept {
+    pub(crate) fn queued(launch: &Launch) -> Self {
+        Self {
+            run: launch.run,
+            folder: launch.folder.clone(),
+            uid: launch.uid,
+            limits: launch.limits,
+            started: SystemTime::now(),
+            end: None,
+        }
+    }
+}
+
 /// How a task ended, as the shim saw it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ending {
@@ -156,6 +160,8 @@ pub struct Ending {
     pub how: How,
     /// What it used.
     pub usage: Usage,
+    /// Bytes of output that it wrote, dropped ones included.
+    pub printed: u64,
 }
 
 /// The ways to end.

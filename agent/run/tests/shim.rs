@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use grid_qos::{Cgroups, ROOT};
 use grid_run::logs::Reader;
-use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, Run, ToShim};
+use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
 use grid_run::shim::now;
 use grid_run::spawn::Shims;
 use libgrid::control::{Stdin, Stream};
+use libgrid::ids::Run;
 use libgrid::node::Resources;
 use libgrid::wire::{self, Hello};
 

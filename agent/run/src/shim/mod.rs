@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use grid_qos::{CgroupError, Cgroups};
+use libgrid::ids::Run;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -21,7 +22,7 @@ use nix::time::clock_gettime;
 
 use self::link::Link;
 use self::task::{Task, Typed};
-use crate::protocol::{FromShim, How, Launch, Run, ToShim};
+use crate::protocol::{FromShim, How, Kept, Launch, ToShim};
 
 /// How long a task has between SIGTERM and SIGKILL when its time is over.
 const TIME_LIMIT_GRACE: Duration = Duration::from_secs(5);
@@ -184,7 +185,9 @@ impl Shim {
         if let Some(old) = self.agent.take() {
             self.unlisten(old.stream());
         }
-        let kept = self.tasks.values().map(Task::kept).collect();
+        // Those that wait to be launched, too: they will run.
+        let queued = self.queue.iter().map(|launch| Kept::queued(launch));
+        let kept = self.tasks.values().map(Task::kept).chain(queued).collect();
         let Ok(mut link) = Link::new(stream) else { return };
         link.send(&FromShim::Tasks(kept));
         if self.listen(link.stream(), Source::Agent, EpollFlags::EPOLLIN).is_ok() {

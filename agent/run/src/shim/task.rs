@@ -15,7 +15,9 @@ use nix::unistd::Pid;
 use super::inside::{RECORD, Record, Step};
 use super::launch::Launched;
 use crate::logs;
-use crate::protocol::{Ending, How, Kept, Launch, Run};
+use libgrid::ids::Run;
+
+use crate::protocol::{Ending, How, Kept, Launch};
 
 /// How much output is moved before others get their turn.
 const TURN: u64 = 1 << 20;
@@ -48,9 +50,14 @@ impl Task {
     pub(super) fn new(launch: Box<Launch>, live: Result<Launched, String>) -> Self {
         let (live, end) = match live {
             Ok(live) => (Some(live), None),
-            Err(why) => {
-                (None, Some(Ending { how: How::NotStarted { why, status: 126 }, usage: Usage::default() }))
-            }
+            Err(why) => (
+                None,
+                Some(Ending {
+                    how: How::NotStarted { why, status: 126 },
+                    usage: Usage::default(),
+                    printed: 0,
+                }),
+            ),
         };
         Self {
             launch,
@@ -220,6 +227,7 @@ impl Task {
         for at in 0..2 {
             while self.pump(at) && self.readable(at) {}
         }
+        let (stdout, stderr) = self.written();
         let Some(live) = self.live.take() else { return };
         let used = live.group.used();
         usage.peak_memory = used.peak_memory;
@@ -229,7 +237,7 @@ impl Task {
         let how = self.how(read_records(&live.status), used.oom_kills);
         // Its processes are all reaped; a group that stays all the same is swept up by the agent's next start.
         let _ = live.group.remove();
-        self.end = Some(Ending { how, usage });
+        self.end = Some(Ending { how, usage, printed: stdout + stderr });
     }
 
     fn readable(&self, at: usize) -> bool {

@@ -1,0 +1,84 @@
+//! Why a job waits, in one sentence, with the numbers, and what to do.
+
+use libgrid::node::Resources;
+use libgrid::units::{Bytes, Cpus};
+
+use super::{Home, Job, Node};
+
+/// An amount of cores with its noun.
+fn cores(milli: u32) -> String {
+    // Zero is an amount here, though no task can ask for it.
+    let amount = if milli == 0 { "0".to_owned() } else { Cpus::from_milli(milli).to_string() };
+    format!("{amount} {}", if milli == 1000 { "core" } else { "cores" })
+}
+
+fn nodes(count: usize) -> String {
+    if count == 1 { "the only node".into() } else { format!("{count} nodes") }
+}
+
+impl Home {
+    /// Why tasks of the job wait; `None` if none does.
+    pub(super) fn explain(&self, job: &Job) -> Option<String> {
+        if job.waiting.is_empty() {
+            return None;
+        }
+        let need = job.record.spec.needs();
+        let looked_at: Vec<&Node> = self.nodes.values().filter(|node| node.up && job.accepts(node)).collect();
+        let up = self.nodes.values().filter(|node| node.up).count();
+        if looked_at.is_empty() {
+            let names = job.record.spec.nodes.join(", ");
+            return Some(if up == 0 {
+                "no node answers: see gridctl nodes".into()
+            } else {
+                format!(
+                    "none of the {up} nodes that answer is {names}: see gridctl nodes, or submit without --node"
+                )
+            });
+        }
+        let among = nodes(looked_at.len());
+        let most = |amount: fn(&Node) -> u64| looked_at.iter().map(|node| amount(node)).max().unwrap_or(0);
+        let largest_cpu = most(|node| node.info.total.cpu.into()) as u32;
+        let largest_memory = most(|node| node.info.total.memory);
+        let of = |what: &str| {
+            if looked_at.len() == 1 {
+                format!("{among} has {what}")
+            } else {
+                format!("the largest of {among} has {what}")
+            }
+        };
+        if largest_cpu < need.cpu {
+            let (needs, has) = (cores(need.cpu), Cpus::from_milli(largest_cpu));
+            return Some(format!(
+                "needs {needs}; {}: ask for fewer, or join a larger node",
+                of(&has.to_string())
+            ));
+        }
+        if largest_memory < need.memory {
+            let (needs, has) = (Bytes(need.memory), Bytes(largest_memory).to_string());
+            return Some(format!(
+                "needs {needs} of memory; {}: ask for less, or join a larger node",
+                of(&has)
+            ));
+        }
+        if !looked_at.iter().any(|node| node.info.total.holds(need)) {
+            let (cpu, memory) = (cores(need.cpu), Bytes(need.memory));
+            return Some(format!(
+                "needs {cpu} and {memory} of memory on one node; none of {among} has both: ask for less, or join a larger node"
+            ));
+        }
+        if job.asked as usize >= job.waiting.len() {
+            return Some(format!("asking for room on {among}"));
+        }
+        let free = looked_at.iter().map(|node| node.free).max_by_key(|free| (free.cpu, free.memory));
+        let Resources { cpu, memory } = free.unwrap_or_default();
+        let place =
+            if looked_at.len() == 1 { format!("{among} has") } else { format!("the freest of {among} has") };
+        Some(format!(
+            "needs {} and {} of memory; {place} {} and {} free: starts when running tasks end",
+            cores(need.cpu),
+            Bytes(need.memory),
+            cores(cpu),
+            Bytes(memory)
+        ))
+    }
+}

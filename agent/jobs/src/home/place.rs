@@ -1,0 +1,217 @@
+//! Finding nodes: which tasks go where, and the reservations for them.
+//!
+//! The queue is first come, first served, with backfill: a job that does not fit now does not hold up smaller
+//! ones behind it, of which [`BACKFILL`] are looked at. Tasks go to the node with the most free processors, this
+//! one if equal, a few at a time, so that an array spreads over the grid.
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use libgrid::ids::{JobId, NodeId, Run};
+use libgrid::node::Resources;
+
+use super::{Action, Asked, Home, Job, Node, State};
+use crate::Now;
+use crate::message::{LeaseId, Order, ToHost};
+use crate::record::{Change, TaskRecord};
+
+/// How many jobs in a row may not fit before the rest of the queue waits for the next time.
+const BACKFILL: usize = 64;
+
+/// How many tasks one reservation is for at most.
+const BATCH: u32 = 1024;
+
+/// How long a host has to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a node that refused or did not answer is left alone.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long after a `Start` it is sent again, if the host does not tell of the run.
+const RESTART: Duration = Duration::from_secs(2);
+
+impl Home {
+    /// Asks nodes for room for the tasks that wait, if anything has happened that may give them any.
+    pub fn schedule(&mut self, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if !std::mem::take(&mut self.stirred) || self.queue.is_empty() {
+            return actions;
+        }
+        let mut misfits = 0;
+        for id in self.queue.clone() {
+            if misfits == BACKFILL {
+                break;
+            }
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let wanted = (job.waiting.len() as u32).saturating_sub(job.asked);
+            if wanted == 0 {
+                continue;
+            }
+            let each = job.record.spec.needs();
+            let shares = share(self.me, now, &self.nodes, job, each, wanted);
+            if shares.is_empty() {
+                misfits += 1;
+            }
+            for (node, count) in shares {
+                self.next_lease = self.next_lease.wrapping_add(1);
+                let lease = LeaseId(self.next_lease);
+                job.asked += count;
+                if let Some(node) = self.nodes.get_mut(&node) {
+                    node.free = node.free.minus(each.times(count));
+                }
+                self.asked.insert(lease, Asked { job: id, node, each, count, at: now.mono });
+                actions.push(Action::Send { to: node, message: ToHost::Reserve { lease, each, count } });
+            }
+        }
+        actions
+    }
+
+    pub(super) fn granted(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        lease: LeaseId,
+        count: u32,
+        free: Resources,
+        actions: &mut Vec<Action>,
+    ) {
+        let asked = self.asked.remove(&lease).filter(|asked| asked.node == from);
+        let node = self.node(from, now);
+        node.free = free;
+        let Some(asked) = asked else {
+            // Too late: we gave up on it.
+            actions.push(Action::Send { to: from, message: ToHost::Release(lease) });
+            return;
+        };
+        if count == 0 {
+            node.not_before = now.mono + PAUSE;
+        }
+        self.stirred = true;
+        let id = asked.job;
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.asked -= asked.count;
+        let taken: Vec<u32> = job.waiting.iter().copied().take(count as usize).collect();
+        if taken.is_empty() {
+            if count > 0 {
+                actions.push(Action::Send { to: from, message: ToHost::Release(lease) });
+            }
+            return;
+        }
+        let mut tasks = Vec::with_capacity(taken.len());
+        for index in taken {
+            job.waiting.remove(&index);
+            job.active.insert(index);
+            let Some(task) = job.task_mut(index) else { continue };
+            task.epoch += 1;
+            task.last = Some(from);
+            task.placed = now.mono;
+            task.state = State::Placed { node: from, start: Some((lease, now.mono)) };
+            let run = Run { task: id.task(index), epoch: task.epoch };
+            let record = TaskRecord { epoch: task.epoch, node: Some(from), started: None, ended: None };
+            actions.push(Action::Write(Change::Task(run.task, record)));
+            if let Some(node) = self.nodes.get_mut(&from) {
+                node.runs.insert(run);
+            }
+            tasks.push((index, task.epoch));
+        }
+        if job.waiting.is_empty() {
+            self.queue.remove(&id);
+        }
+        actions
+            .push(Action::Send { to: from, message: ToHost::Start { lease, order: job.order(id), tasks } });
+        actions.push(Action::Changed(id));
+    }
+
+    /// Reservations that nobody answered.
+    pub(super) fn give_up_asking(&mut self, now: Now) {
+        let late: Vec<_> =
+            self.asked.iter().filter(|(_, a)| now.mono >= a.at + PATIENCE).map(|(l, _)| *l).collect();
+        for lease in late {
+            let Some(asked) = self.asked.remove(&lease) else { continue };
+            if let Some(job) = self.jobs.get_mut(&asked.job) {
+                job.asked -= asked.count;
+            }
+            if let Some(node) = self.nodes.get_mut(&asked.node) {
+                node.not_before = now.mono + PATIENCE;
+                node.free = node.free.plus(asked.each.times(asked.count));
+            }
+        }
+        // A node's pause may be over.
+        self.stirred = true;
+    }
+
+    /// Sends each `Start` again that the host has not told of.
+    pub(super) fn start_again(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let mut again: BTreeMap<(NodeId, LeaseId, JobId), Vec<(u32, u32)>> = BTreeMap::new();
+        for node in self.nodes.values() {
+            for run in &node.runs {
+                let task = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index));
+                let Some(task) = task else { continue };
+                if let State::Placed { node, start: Some((lease, told)) } = &mut task.state
+                    && now.mono >= *told + RESTART
+                {
+                    *told = now.mono;
+                    let key = (*node, *lease, run.task.job);
+                    again.entry(key).or_default().push((run.task.index, run.epoch));
+                }
+            }
+        }
+        for ((to, lease, id), tasks) in again {
+            if let Some(job) = self.jobs.get(&id) {
+                actions
+                    .push(Action::Send { to, message: ToHost::Start { lease, order: job.order(id), tasks } });
+            }
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn order(&self, id: JobId) -> Order {
+        let origin = &self.record.origin;
+        Order { job: id, spec: Arc::clone(&self.record.spec), inputs: origin.inputs, stdin: origin.stdin }
+    }
+
+    /// Whether the job may run on this node.
+    pub(super) fn accepts(&self, node: &Node) -> bool {
+        let names = &self.record.spec.nodes;
+        let number = node.info.node.to_string();
+        names.is_empty() || names.iter().any(|name| *name == node.info.name || *name == number)
+    }
+}
+
+/// How many of `wanted` tasks go to which node.
+fn share(
+    me: NodeId,
+    now: Now,
+    nodes: &BTreeMap<NodeId, Node>,
+    job: &Job,
+    each: Resources,
+    wanted: u32,
+) -> BTreeMap<NodeId, u32> {
+    let usable = |node: &&Node| node.up && now.mono >= node.not_before && job.accepts(node);
+    let ranked = |node: NodeId, free: Resources| (free.cpu, node == me, std::cmp::Reverse(node), free.memory);
+    let mut heap: BinaryHeap<_> = nodes
+        .values()
+        .filter(usable)
+        .filter(|node| node.free.holds(each))
+        .map(|node| ranked(node.info.node, node.free))
+        .collect();
+    let mut shares = BTreeMap::new();
+    let piece = wanted.checked_div(4 * heap.len() as u32).unwrap_or(0).max(1);
+    let mut left = wanted;
+    while left > 0
+        && let Some((cpu, _, std::cmp::Reverse(node), memory)) = heap.pop()
+    {
+        let free = Resources { cpu, memory };
+        let share: &mut u32 = shares.entry(node).or_insert(0);
+        let count = piece.min(left).min(free.fits(each)).min(BATCH - *share);
+        *share += count;
+        left -= count;
+        let rest = free.minus(each.times(count));
+        if *share < BATCH && rest.holds(each) {
+            heap.push(ranked(node, rest));
+        }
+    }
+    shares
+}

@@ -1,0 +1,112 @@
+//! What users are told of their jobs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
+use libgrid::status::{Counts, JobStatus, JobSummary, PAGE, TaskState, TaskStatus};
+
+use super::{Home, Job, State, Task};
+use crate::record::JobRecord;
+
+impl Home {
+    /// The job as it was written down.
+    pub fn record(&self, job: JobId) -> Option<Arc<JobRecord>> {
+        self.jobs.get(&job).map(|job| job.record.clone())
+    }
+
+    /// All jobs in the order of their submission; those that are done only with `done`.
+    pub fn summaries(&self, done: bool) -> Vec<JobSummary> {
+        let wanted = self.jobs.iter().filter(|(_, job)| done || !job.is_done());
+        wanted.map(|(id, job)| self.summary(*id, job)).collect()
+    }
+
+    /// One job with a page of its tasks from index `from` on, or with the one task that is selected.
+    pub fn status(&self, selector: Selector, from: u32) -> Option<JobStatus> {
+        let id = selector.job();
+        let job = self.jobs.get(&id)?;
+        let mut indices = job.record.spec.indices().filter(|index| *index >= from && selector.covers(*index));
+        let tasks: Vec<TaskStatus> = indices
+            .by_ref()
+            .take(PAGE)
+            .filter_map(|index| Some(self.task_status(job, index, job.task(index)?)))
+            .collect();
+        if let (Selector::Task(_), true) = (selector, tasks.is_empty()) {
+            return None;
+        }
+        let more = indices.next();
+        Some(JobStatus { summary: self.summary(id, job), spec: (*job.record.spec).clone(), tasks, more })
+    }
+
+    /// The current run of a task, and where it is while it is somewhere.
+    pub fn run_of(&self, task: TaskId) -> Option<(Run, Option<NodeId>)> {
+        let known = self.task(task)?;
+        Some((Run { task, epoch: known.epoch }, known.state.node()))
+    }
+
+    /// Whether the task has ended and its logs and results are home.
+    pub fn is_done(&self, task: TaskId) -> bool {
+        self.task(task).is_some_and(|task| matches!(task.state, State::Done { .. }))
+    }
+
+    fn summary(&self, id: JobId, job: &Job) -> JobSummary {
+        let mut counts = Counts::default();
+        let mut exit_status = 0;
+        for task in &job.tasks {
+            match &task.state {
+                State::Waiting => counts.waiting += 1,
+                State::Placed { .. } => counts.placed += 1,
+                State::Running { .. } | State::Ending { .. } => counts.running += 1,
+                State::Done { outcome, .. } => {
+                    let slot = if outcome.is_success() { &mut counts.succeeded } else { &mut counts.failed };
+                    *slot += 1;
+                    exit_status = exit_status.max(outcome.exit_status());
+                }
+            }
+        }
+        let nodes: BTreeSet<NodeId> =
+            job.active.iter().filter_map(|index| job.task(*index)?.state.node()).collect();
+        JobSummary {
+            id,
+            name: job.record.spec.title().to_owned(),
+            owner: job.record.origin.owner.clone(),
+            submitted: job.record.submitted,
+            ended: job.ended,
+            counts,
+            nodes: nodes.into_iter().collect(),
+            exit_status: job.is_done().then_some(exit_status),
+            why: self.explain(job),
+        }
+    }
+
+    fn task_status(&self, job: &Job, index: u32, task: &Task) -> TaskStatus {
+        let (state, why) = match &task.state {
+            State::Waiting => (TaskState::Waiting, self.explain(job)),
+            State::Placed { .. } => (TaskState::Placed, None),
+            State::Running { node } => {
+                let silent = self.nodes.get(node).is_some_and(|node| !node.up);
+                let again = if job.record.spec.restart { "starts again elsewhere" } else { "counts as lost" };
+                let why = format!("node {node} does not answer: the task {again} unless it comes back");
+                (TaskState::Running, silent.then_some(why))
+            }
+            State::Ending { .. } => {
+                (TaskState::Running, Some("ended; its output and results are brought home".into()))
+            }
+            State::Done { .. } => (TaskState::Done, None),
+        };
+        let outcome = match &task.state {
+            State::Done { outcome, .. } => Some(outcome.clone()),
+            _ => None,
+        };
+        TaskStatus {
+            index,
+            state,
+            node: task.last,
+            epoch: task.epoch,
+            started: task.started,
+            outcome,
+            usage: task.usage,
+            why,
+        }
+    }
+}

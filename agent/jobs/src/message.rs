@@ -1,0 +1,122 @@
+//! What home and host say to each other. Messages are one-way; any of them can be lost, and a lost one is made
+//! good by the next heartbeat.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use libgrid::control::Stdin;
+use libgrid::ids::{JobId, Run};
+use libgrid::node::Resources;
+use libgrid::spec::JobSpec;
+use libgrid::status::{Outcome, Usage};
+use serde::{Deserialize, Serialize};
+
+/// Names a reservation; chosen by the home, used once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LeaseId(pub u64);
+
+/// What a host needs to know of a job to run its tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// Which job.
+    pub job: JobId,
+    /// What its user described.
+    pub spec: Arc<JobSpec>,
+    /// Whether inputs are to be fetched from the home node.
+    pub inputs: bool,
+    /// What the tasks' standard input is.
+    pub stdin: Option<Stdin>,
+}
+
+/// From a home node to a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToHost {
+    /// Hold `count` times `each` for me.
+    Reserve {
+        /// To be named when it is used.
+        lease: LeaseId,
+        /// What a task takes.
+        each: Resources,
+        /// For how many tasks; fewer are fine.
+        count: u32,
+    },
+    /// I do not need it any more.
+    Release(LeaseId),
+    /// Run these tasks on this reservation.
+    Start {
+        /// The reservation.
+        lease: LeaseId,
+        /// The job.
+        order: Order,
+        /// Indices and epochs.
+        tasks: Vec<(u32, u32)>,
+    },
+    /// Send a signal to a task.
+    Signal {
+        /// Which.
+        run: Run,
+        /// From 1 to 64.
+        signal: i32,
+        /// SIGKILL after that.
+        grace: Option<Duration>,
+    },
+    /// The answer to a heartbeat.
+    Pulse {
+        /// The heartbeat's number.
+        seq: u64,
+        /// Runs whose epochs are over: end them.
+        fence: Vec<Run>,
+    },
+    /// The end of these runs is written down: forget them.
+    Settled(Vec<Run>),
+}
+
+/// From a host to a home node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToHome {
+    /// The answer to [`ToHost::Reserve`].
+    Granted {
+        /// The reservation.
+        lease: LeaseId,
+        /// For how many tasks; none if there is no room.
+        count: u32,
+        /// What is free now besides.
+        free: Resources,
+    },
+    /// A task's processes run.
+    Started {
+        /// Which.
+        run: Run,
+        /// Since when.
+        at: SystemTime,
+    },
+    /// A task ended.
+    Ended {
+        /// Which.
+        run: Run,
+        /// How.
+        end: End,
+    },
+    /// These runs are not here, and never will be.
+    Gone(Vec<Run>),
+    /// I am there, with these runs of yours.
+    Heartbeat {
+        /// Counts up.
+        seq: u64,
+        /// The runs, and since when each runs, if it does.
+        runs: Vec<(Run, Option<SystemTime>)>,
+        /// What is free.
+        free: Resources,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// How.
+    pub outcome: Outcome,
+    /// What it used.
+    pub usage: Usage,
+    /// Whether there is output to bring home.
+    pub printed: bool,
+}

@@ -1,0 +1,65 @@
+//! What a home node writes down, and reads again after a restart.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use libgrid::control::Stdin;
+use libgrid::ids::{JobId, NodeId, TaskId};
+use libgrid::spec::JobSpec;
+use libgrid::status::{Outcome, Usage};
+use serde::{Deserialize, Serialize};
+
+/// Who submitted a job, and where its results go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// For people and for rights: `user@node`.
+    pub owner: String,
+    /// The user on the home node, who writes the results.
+    pub uid: u32,
+    /// The user's group.
+    pub gid: u32,
+    /// The folder that results are brought back to.
+    pub folder: PathBuf,
+    /// Whether inputs are in the spool.
+    pub inputs: bool,
+    /// What the tasks' standard input is.
+    pub stdin: Option<Stdin>,
+}
+
+/// A job, written down when it is accepted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// What its user described.
+    pub spec: Arc<JobSpec>,
+    /// Where it came from.
+    pub origin: Origin,
+    /// When.
+    pub submitted: SystemTime,
+    /// The signal with which all of it was cancelled.
+    pub cancelled: Option<i32>,
+}
+
+/// A task, written down whenever it is placed and when it ends. A task without record waits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// The last epoch that was used.
+    pub epoch: u32,
+    /// Where that run is; `None` when it was lost and the task waits again.
+    pub node: Option<NodeId>,
+    /// When it started.
+    pub started: Option<SystemTime>,
+    /// When and how it ended.
+    pub ended: Option<(SystemTime, Outcome, Usage)>,
+}
+
+/// One change of the store.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// A job was accepted or cancelled.
+    Job(JobId, Arc<JobRecord>),
+    /// A task was placed, lost or ended.
+    Task(TaskId, TaskRecord),
+    /// A job is so old that it is forgotten, with its tasks.
+    Forget(JobId),
+}
