@@ -21,8 +21,8 @@ pub struct Origin {
     pub gid: u32,
     /// The folder that results are brought back to.
     pub folder: PathBuf,
-    /// Whether inputs are in the spool.
-    pub inputs: bool,
+    /// The number of the inputs' archive in the spool, if there are inputs.
+    pub inputs: Option<u64>,
     /// What the tasks' standard input is.
     pub stdin: Option<Stdin>,
 }

@@ -310,7 +310,7 @@ impl Grid {
             uid: 1000,
             gid: 1000,
             folder: "/".into(),
-            inputs: false,
+            inputs: None,
             stdin: None,
         };
         self.home(home, home::Event::Submit { ticket: 0, spec: Arc::new(spec), origin });

@@ -1,1 +1,132 @@
-fn main() {}
+//! `gridosd`, the node agent: wires the rooms of `agent/` together and serves the control protocol.
+//!
+//! ```text
+//!   users ── control.sock ──▶ control ─┐                  ┌─ runner ──▶ shims ──▶ tasks
+//!                                      ├─▶ core (thread) ─┤
+//!   nodes ── QUIC ── link ──▶ grid ────┘    home, host    ├─ peers ──▶ other nodes
+//!                     ▲                     store (redb)  └─ output ─▶ logs, results
+//!                     └── membership ── overlay
+//! ```
+//!
+//! Stopping the agent, or killing it, stops no task.
+#![forbid(unsafe_code)]
+
+mod config;
+mod control;
+mod core;
+mod doctor;
+mod grid;
+mod identity;
+mod machine;
+mod membership;
+mod output;
+mod peers;
+mod runner;
+mod store;
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+use crate::control::Agent;
+
+const USAGE: &str = "gridosd, the node agent of GridOS
+
+Usage: gridosd [--config FILE]
+
+It is started by gridctl up. The file is /etc/gridos/gridosd.toml unless given; see the README.
+GRIDOS_LOG sets what is logged, such as debug or grid_link=debug.";
+
+fn main() -> ExitCode {
+    let config = match arguments() {
+        Ok(Some(config)) => config,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gridosd: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let filter = EnvFilter::try_from_env("GRIDOS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let done = runtime.context("starting the runtime").and_then(|runtime| runtime.block_on(run(config)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn arguments() -> anyhow::Result<Option<Config>> {
+    let mut path = None;
+    let mut args = std::env::args_os().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--config") => {
+                path =
+                    Some(PathBuf::from(args.next().context("--config needs the path of a file after it")?));
+            }
+            Some("--help" | "-h") => {
+                println!("{USAGE}");
+                return Ok(None);
+            }
+            Some("--version" | "-V") => {
+                println!("gridosd {}", env!("CARGO_PKG_VERSION"));
+                return Ok(None);
+            }
+            _ => bail!("unknown argument {arg:?}: see gridosd --help"),
+        }
+    }
+    Ok(Some(Config::read(path.as_deref())?))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent gives tasks their own users and namespaces, which takes root: start it with sudo");
+    }
+    let config = Arc::new(config);
+    for folder in [&config.state_dir, &config.runtime_dir] {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(folder);
+        made.with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let _alone = alone(&config)?;
+    let agent = Arc::new(Agent::new(config.clone()));
+    agent.resume().await?;
+    let serving = tokio::spawn(agent.clone().serve());
+    info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket().display(), "agent_ready");
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        result = serving => {
+            let socket = config.socket();
+            result?.with_context(|| format!("cannot serve {}", socket.display()))?;
+        }
+        _ = term.recv() => info!("agent_stopping"),
+        _ = int.recv() => info!("agent_stopping"),
+    }
+    let _ = fs::remove_file(config.socket());
+    if let Some(grid) = agent.grid() {
+        grid.stop().await;
+    }
+    Ok(())
+}
+
+/// A lock that two agents with the same state cannot have.
+fn alone(config: &Config) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
+    let path = config.state_dir.join("lock");
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
+        let state = config.state_dir.display();
+        anyhow::anyhow!("another agent uses {state}: stop it first, or give this one another state_dir")
+    })
+}

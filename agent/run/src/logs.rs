@@ -12,9 +12,11 @@
 //! the whole of it. An offset means the same byte for ever, so a follower can lose its connection, or find
 //! that its place was dropped, and knows it. A task that prints nothing has no file.
 
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use libgrid::control::Stream;
@@ -27,8 +29,15 @@ fn stem(stream: Stream) -> &'static str {
     }
 }
 
-fn segment(folder: &Path, stream: Stream, start: u64) -> PathBuf {
+/// The file of the segment of `stream` that begins at `start`.
+pub fn segment(folder: &Path, stream: Stream, start: u64) -> PathBuf {
     folder.join(format!("{}{start}", stem(stream)))
+}
+
+/// Whether a file of this name is a segment of either stream.
+pub fn is_segment(name: &OsStr) -> bool {
+    let start = |stream| name.to_str().and_then(|name| name.strip_prefix(stem(stream)));
+    [Stream::Stdout, Stream::Stderr].into_iter().filter_map(start).any(|start| start.parse::<u64>().is_ok())
 }
 
 /// The writing end; the shim's.
@@ -71,7 +80,8 @@ impl Writer {
     pub fn room(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
         let full = self.len - self.start >= self.size;
         if self.current.is_none() || full {
-            let next = File::create(segment(&self.folder, self.stream, self.len))?;
+            let path = segment(&self.folder, self.stream, self.len);
+            let next = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
             if full {
                 if let Some(oldest) = self.before.replace(self.start) {
                     fs::remove_file(segment(&self.folder, self.stream, oldest))?;
@@ -103,6 +113,11 @@ impl Reader {
     /// Begins at the oldest byte that is kept.
     pub fn new(folder: &Path, stream: Stream) -> Self {
         Self { folder: folder.to_owned(), stream, offset: 0, open: None }
+    }
+
+    /// Begins at this offset, or at the oldest byte that is kept, if that is later.
+    pub fn at(folder: &Path, stream: Stream, offset: u64) -> Self {
+        Self { offset, ..Self::new(folder, stream) }
     }
 
     /// Reads on: the offset of the first byte and the bytes; none when all there is has been read. After a
@@ -147,7 +162,11 @@ impl Reader {
         let starts = entries.flatten().filter_map(|entry| {
             entry.file_name().to_str()?.strip_prefix(stem(self.stream))?.parse::<u64>().ok()
         });
-        Ok(starts.filter(|start| after.is_none_or(|after| *start > after)).min())
+        let mut later: Vec<u64> = starts.filter(|start| after.is_none_or(|after| *start > after)).collect();
+        later.sort_unstable();
+        // The one that holds the offset; those before it have been read.
+        let at = later.partition_point(|start| *start <= self.offset).saturating_sub(1);
+        Ok(later.get(at).copied())
     }
 }
 

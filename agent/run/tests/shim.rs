@@ -6,14 +6,14 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use grid_qos::{Cgroups, ROOT};
 use grid_run::logs::Reader;
 use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
 use grid_run::shim::now;
-use grid_run::spawn::Shims;
+use grid_run::spawn::{Shims, User};
 use libgrid::control::{Stdin, Stream};
 use libgrid::ids::Run;
 use libgrid::node::Resources;
@@ -66,7 +66,8 @@ fn bench() -> Option<Bench> {
         cgroup_root: ROOT.into(),
         cgroup_parent: name.replace('.', ""),
     };
-    let (child, agent) = shims.start("s").unwrap();
+    let (mut command, agent) = shims.command("s").unwrap();
+    let child = command.spawn().unwrap();
     let mut bench = Bench { folder, shims, child, agent, kept: Vec::new() };
     bench.greet();
     assert!(bench.kept.is_empty());
@@ -317,7 +318,7 @@ fn a_task_outlives_its_agent_and_its_end_is_kept_until_it_is_taken() {
     // No agent: the task runs on, and ends.
     fs::write(&fifo, "hello").unwrap();
     let mut found = bench.shims.find().unwrap();
-    bench.agent = found.remove(0);
+    bench.agent = found.remove(0).1;
     bench.greet();
     let kept = bench.kept[0].clone();
     let end = kept.end.unwrap_or_else(|| bench.ended(1));
@@ -375,7 +376,7 @@ fn garbage_on_the_socket_ends_the_connection_not_the_shim() {
     io::Write::write_all(&mut bench.agent, &[0xff; 64]).unwrap();
     let mut rest = Vec::new();
     let _ = bench.agent.read_to_end(&mut rest);
-    bench.agent = bench.shims.find().unwrap().remove(0);
+    bench.agent = bench.shims.find().unwrap().remove(0).1;
     bench.greet();
     assert_eq!(bench.kept.len(), 1);
 }
@@ -391,9 +392,7 @@ fn files_are_packed_with_the_rights_of_their_user() {
     let work = folder.join("work");
     fs::create_dir(&work).unwrap();
     std::os::unix::fs::symlink(&secret, work.join("result.png")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gridos-shim"));
-    std::os::unix::process::CommandExt::uid(&mut command, UID);
-    let output = command.arg("pack").arg(&work).arg("*.png").output().unwrap();
+    let output = bench.shims.pack(&User::of_task(UID), &work, &["*.png".into()]).output().unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("cannot read") && said.contains("Permission denied"), "{said}");

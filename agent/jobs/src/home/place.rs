@@ -169,7 +169,12 @@ impl Home {
 impl Job {
     pub(super) fn order(&self, id: JobId) -> Order {
         let origin = &self.record.origin;
-        Order { job: id, spec: Arc::clone(&self.record.spec), inputs: origin.inputs, stdin: origin.stdin }
+        Order {
+            job: id,
+            spec: Arc::clone(&self.record.spec),
+            inputs: origin.inputs.is_some(),
+            stdin: origin.stdin,
+        }
     }
 
     /// Whether the job may run on this node.

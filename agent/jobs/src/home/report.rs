@@ -49,6 +49,11 @@ impl Home {
         self.task(task).is_some_and(|task| matches!(task.state, State::Done { .. }))
     }
 
+    /// Whether the task's processes have been started, and it has not ended.
+    pub fn is_running(&self, task: TaskId) -> bool {
+        self.task(task).is_some_and(|task| matches!(task.state, State::Running { .. }))
+    }
+
     fn summary(&self, id: JobId, job: &Job) -> JobSummary {
         let mut counts = Counts::default();
         let mut exit_status = 0;

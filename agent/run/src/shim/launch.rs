@@ -127,7 +127,8 @@ fn make_folders(launch: &Launch) -> Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(format!("cannot make {}: {error}", path.display())),
     };
-    own(&launch.folder, 0o700)?;
+    // The task's own files are deeper; its user must get there to pack and unpack them.
+    own(&launch.folder, 0o711)?;
     for part in ["work", "tmp"] {
         let path = launch.folder.join(part);
         if own(&path, 0o700)? {

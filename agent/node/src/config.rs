@@ -1,0 +1,193 @@
+//! What the owner of a node can set, and what is set unless they do. The one place for defaults.
+//!
+//! `/etc/gridos/gridosd.toml`, all of it optional:
+//!
+//! ```toml
+//! name         = "node1"                 # the host's name
+//! listen       = "0.0.0.0:7411"          # UDP; for the other nodes
+//! advertise    = ["192.0.2.7:7411"]      # where others reach it; found out from the interfaces if absent
+//! state_dir    = "/var/lib/gridos"
+//! runtime_dir  = "/run/gridos"
+//! retention    = "7d"                    # how long jobs that are done are remembered
+//! certificates = "24h"                   # how long a certificate lasts that this node's authority issues
+//! [limits]                               # what the grid may use of this machine
+//! cores        = 4.0
+//! memory       = "8G"
+//! ```
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use libgrid::units::{Bytes, Cpus, Span};
+use serde::Deserialize;
+
+/// Where the configuration is, unless `--config` says otherwise.
+pub(crate) const DEFAULT_PATH: &str = "/etc/gridos/gridosd.toml";
+
+/// The port on which agents listen, unless the owner says otherwise.
+pub(crate) const PORT: u16 = 7411;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub(crate) name: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: Vec<SocketAddr>,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) runtime_dir: PathBuf,
+    pub(crate) cgroup_root: PathBuf,
+    pub(crate) cgroup_parent: String,
+    pub(crate) retention: Span,
+    pub(crate) certificates: Span,
+    pub(crate) limits: Limits,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    pub(crate) cores: Option<Cpus>,
+    pub(crate) memory: Option<Bytes>,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {message}", path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error("{}: {field}: {why}", path.display())]
+    Field { path: PathBuf, field: &'static str, why: String },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: host_name(),
+            listen: SocketAddr::from(([0, 0, 0, 0], PORT)),
+            advertise: Vec::new(),
+            state_dir: "/var/lib/gridos".into(),
+            runtime_dir: "/run/gridos".into(),
+            cgroup_root: grid_qos::ROOT.into(),
+            cgroup_parent: "gridos".into(),
+            retention: Span(Duration::from_secs(7 * 86_400)),
+            certificates: Span(grid_vo::LIFETIME),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file. Without `path` the default one is read, if it is there.
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let text = match fs::read_to_string(file) {
+            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(|source| ConfigError::Read { path: file.to_owned(), source })?,
+        };
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: file.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
+        config.check(file)
+    }
+
+    fn check(self, path: &Path) -> Result<Self, ConfigError> {
+        let field = |field, why: String| Err(ConfigError::Field { path: path.to_owned(), field, why });
+        if let Err(error) = grid_vo::check_node_name(&self.name) {
+            return field("name", error.to_string());
+        }
+        for (name, folder) in [("state_dir", &self.state_dir), ("runtime_dir", &self.runtime_dir)] {
+            if !folder.is_absolute() {
+                return field(name, format!("{} is no absolute path: write it from / on", folder.display()));
+            }
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        if self.cgroup_parent.is_empty() || !self.cgroup_parent.chars().all(plain) {
+            let why = format!(
+                "{:?} is no name of a control group: use letters, digits and dashes",
+                self.cgroup_parent
+            );
+            return field("cgroup_parent", why);
+        }
+        if self.advertise.len() > grid_vo::MAX_ADDRS {
+            return field("advertise", format!("more than {} addresses: name the best", grid_vo::MAX_ADDRS));
+        }
+        Ok(self)
+    }
+
+    /// Private to the agent: keys and certificates.
+    pub(crate) fn vo_dir(&self) -> PathBuf {
+        self.state_dir.join("vo")
+    }
+
+    /// The records of jobs.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.state_dir.join("jobs.redb")
+    }
+
+    /// The folders of tasks that run here.
+    pub(crate) fn tasks_dir(&self) -> PathBuf {
+        self.state_dir.join("tasks")
+    }
+
+    /// Inputs of jobs that were submitted here.
+    pub(crate) fn spool_dir(&self) -> PathBuf {
+        self.state_dir.join("spool")
+    }
+
+    /// Inputs of other nodes' jobs that run here.
+    pub(crate) fn inputs_dir(&self) -> PathBuf {
+        self.state_dir.join("inputs")
+    }
+
+    /// Output of jobs that were submitted here.
+    pub(crate) fn logs_dir(&self) -> PathBuf {
+        self.state_dir.join("logs")
+    }
+
+    /// The sockets of shims.
+    pub(crate) fn shims_dir(&self) -> PathBuf {
+        self.runtime_dir.join("shims")
+    }
+
+    /// Where a task sees its working directory: the same on every node, so that it can move.
+    pub(crate) fn workdir(&self) -> PathBuf {
+        self.runtime_dir.join("work")
+    }
+
+    /// The control socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.runtime_dir.join("control.sock")
+    }
+}
+
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| grid_vo::check_node_name(name).is_ok()).unwrap_or_else(|| "node".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_configuration_is_told_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gridosd.toml");
+        for (text, says) in [
+            ("nmae = 'x'", "unknown field `nmae`"),
+            ("state_dir = 'here'", "state_dir: here is no absolute path"),
+            ("cgroup_parent = 'a/b'", "cgroup_parent: \"a/b\" is no name"),
+            ("[limits]\nmemory = 'lots'", "\"lots\" is no amount of bytes"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = Config::read(Some(&path)).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        assert!(Config::read(Some(&folder.path().join("absent"))).is_err());
+    }
+}

@@ -1,0 +1,204 @@
+//! Requests about nodes and jobs: answered here, or by the job's home node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use grid_jobs::home;
+use libgrid::control::{Failure, Kind, NodeStatus, Reply, Request, Response};
+use libgrid::ids::{NodeId, Selector};
+use libgrid::status::JobSummary;
+use libgrid::wire::{WireError, stream};
+
+use super::{Answer, Caller, Stream, follow};
+use crate::grid::Grid;
+use crate::peers;
+
+/// How long other nodes have to list their jobs.
+const LIST: Duration = Duration::from_secs(2);
+
+/// How long a task has after the default signal.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The most jobs of one list, so that it fits a frame.
+const MOST_JOBS: usize = 5000;
+
+/// Answers a request of a user of this machine.
+pub(super) async fn answer<S: Stream>(
+    grid: &Arc<Grid>,
+    caller: &Caller,
+    request: Request,
+    client: &mut S,
+) -> Result<(), Answer> {
+    match job_of(&request) {
+        Some(home) if home != grid.me => forward(grid, caller, home, request, client).await,
+        _ => local(grid, caller, request, client).await,
+    }
+}
+
+/// Answers a request of a user of another node, which that node passed on.
+pub(crate) async fn relayed<S: Stream>(
+    grid: &Arc<Grid>,
+    caller: &Caller,
+    request: Request,
+    client: &mut S,
+) -> Result<(), WireError> {
+    let mine = job_of(&request).is_none_or(|home| home == grid.me);
+    let listed = !matches!(request, Request::Jobs { everywhere: true, .. });
+    let result = if mine && listed {
+        local(grid, caller, request, client).await
+    } else {
+        Err(Failure::new(Kind::Invalid, "this request is not for this node").into())
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(Answer::Failure(failure)) => stream::write(client, &Response::Err(failure)).await,
+        Err(Answer::Wire(error)) => Err(error),
+    }
+}
+
+/// The home node of the job that the request is about.
+fn job_of(request: &Request) -> Option<NodeId> {
+    match request {
+        Request::Job { job, .. } | Request::Wait { job } | Request::Kill { job, .. } => Some(job.job().home),
+        Request::Logs { task, .. } | Request::Input { task } => Some(task.job.home),
+        _ => None,
+    }
+}
+
+async fn forward<S: Stream>(
+    grid: &Arc<Grid>,
+    caller: &Caller,
+    home: NodeId,
+    request: Request,
+    client: &mut S,
+) -> Result<(), Answer> {
+    let known = grid.members.find(&home.to_string()).is_some();
+    if !known {
+        let why = format!("there is no node {home} in this VO, so no job of it: see gridctl ps --all");
+        return Err(Failure::new(Kind::Missing, why).into());
+    }
+    let goes_on = matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. });
+    let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
+    let unreachable = |error: &dyn std::fmt::Display| {
+        Failure::new(Kind::Unavailable, format!("the job's home node cannot be asked: {error}"))
+    };
+    let mut duplex = grid.peers.ask(home, &asked).await.map_err(|error| unreachable(&error))?;
+    if goes_on {
+        // Frames pass through as they are, both ways, until either side ends.
+        tokio::io::copy_bidirectional(client, &mut duplex).await.map_err(WireError::from)?;
+        return Ok(());
+    }
+    let response: Response = stream::read(&mut duplex).await.map_err(|error| unreachable(&error))?;
+    Ok(stream::write(client, &response).await?)
+}
+
+async fn local<S: Stream>(
+    grid: &Arc<Grid>,
+    caller: &Caller,
+    request: Request,
+    client: &mut S,
+) -> Result<(), Answer> {
+    let reply = match request {
+        Request::Nodes => Reply::Nodes(nodes(grid)),
+        Request::Jobs { everywhere, done } => jobs(grid, caller, everywhere, done).await?,
+        Request::Job { job, from } => {
+            let status = grid.core.look(move |view| view.home.status(job, from)).await?;
+            Reply::Job(Box::new(status.ok_or_else(|| missing(job))?))
+        }
+        Request::Kill { job, signal } => {
+            owned(grid, caller, job).await?;
+            Reply::Signalled(kill(grid, job, signal).await?)
+        }
+        Request::Wait { job } => return follow::wait(grid, job, client).await,
+        Request::Logs { task, streams, follow } => {
+            owned(grid, caller, Selector::Task(task)).await?;
+            return follow::logs(grid, task, streams, follow, client).await;
+        }
+        Request::Input { task } => {
+            owned(grid, caller, Selector::Task(task)).await?;
+            return follow::input(grid, task, client).await;
+        }
+        _ => return Err(Failure::new(Kind::Invalid, "this request is not for another node").into()),
+    };
+    Ok(stream::write(client, &Response::Ok(reply)).await?)
+}
+
+pub(super) fn missing(job: Selector) -> Failure {
+    Failure::new(
+        Kind::Missing,
+        format!("there is no {job} on its home node {}: see gridctl ps --all", job.job().home),
+    )
+}
+
+/// Nothing if the job is there and the caller may read and end it.
+async fn owned(grid: &Arc<Grid>, caller: &Caller, job: Selector) -> Result<(), Answer> {
+    let found = grid.core.look(move |view| {
+        let record = view.home.record(job.job())?;
+        match job {
+            Selector::Task(task) => view.home.run_of(task).map(|_| record),
+            Selector::Job(_) => Some(record),
+        }
+    });
+    let record = found.await?.ok_or_else(|| missing(job))?;
+    Ok(caller.owns(job, &record)?)
+}
+
+fn nodes(grid: &Arc<Grid>) -> Vec<NodeStatus> {
+    grid.members.all()
+}
+
+async fn kill(grid: &Arc<Grid>, job: Selector, signal: i32) -> Result<u32, Answer> {
+    // 0 stands for the default: to end it, and make sure.
+    let (signal, grace) = if signal == 0 { (15, Some(GRACE)) } else { (signal, None) };
+    if !(1..=64).contains(&signal) {
+        let why = format!("{signal} is no signal: use a name such as INT, or a number from 1 to 64");
+        return Err(Failure::new(Kind::Invalid, why).into());
+    }
+    let alive = grid.core.look(move |view| {
+        let tasks = view.home.record(job.job()).map(|record| record.spec.indices());
+        let alive = |index: &u32| job.covers(*index) && !view.home.is_done(job.job().task(*index));
+        tasks.into_iter().flatten().filter(alive).count()
+    });
+    let alive = alive.await?;
+    grid.core.home(home::Event::Kill { job, signal, grace });
+    Ok(u32::try_from(alive).unwrap_or(u32::MAX))
+}
+
+async fn jobs(grid: &Arc<Grid>, caller: &Caller, everywhere: bool, done: bool) -> Result<Reply, Answer> {
+    let mut jobs = grid.core.look(move |view| view.home.summaries(done)).await?;
+    let mut silent = Vec::new();
+    if everywhere {
+        let asked: Vec<_> = grid
+            .members
+            .others()
+            .into_iter()
+            .map(|node| {
+                let (grid, caller) = (grid.clone(), caller.clone());
+                (node, tokio::spawn(async move { list(&grid, &caller, node, done).await }))
+            })
+            .collect();
+        for (node, listing) in asked {
+            match listing.await {
+                Ok(Some(theirs)) => jobs.extend(theirs),
+                _ => silent.push(node),
+            }
+        }
+        jobs.sort_by_key(|job| job.submitted);
+    }
+    let surplus = jobs.len().saturating_sub(MOST_JOBS);
+    jobs.drain(..surplus);
+    Ok(Reply::Jobs { jobs, silent })
+}
+
+async fn list(grid: &Grid, caller: &Caller, node: NodeId, done: bool) -> Option<Vec<JobSummary>> {
+    let request = Box::new(Request::Jobs { everywhere: false, done });
+    let asked = peers::Request::Control { caller: caller.clone(), request };
+    let answer = tokio::time::timeout(LIST, async {
+        let mut duplex = grid.peers.ask(node, &asked).await.ok()?;
+        stream::read::<Response, _>(&mut duplex).await.ok()?.ok()
+    });
+    match answer.await.ok()?? {
+        Reply::Jobs { jobs, .. } => Some(jobs),
+        _ => None,
+    }
+}

@@ -1,0 +1,251 @@
+//! Requests that go on: waiting for a job, following its output, typing into it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libgrid::control::{Failure, Input, Kind, Reply, Response, Streams};
+use libgrid::ids::{NodeId, Run, Selector, TaskId};
+use libgrid::wire::stream;
+use tokio::time::timeout;
+
+use super::answer::missing;
+use super::{Answer, Stream};
+use crate::grid::Grid;
+use crate::output::STREAMS;
+use crate::peers::{self, Piece};
+use crate::runner::Keyboard;
+
+/// A job that changes often is told of at most this often.
+const PACE: Duration = Duration::from_millis(50);
+
+/// How long to wait for a node that cannot be reached now.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Tells of each change until the selected tasks are done, or the client is gone.
+pub(super) async fn wait<S: Stream>(grid: &Arc<Grid>, job: Selector, client: &mut S) -> Result<(), Answer> {
+    let mut changes = grid.core.watch(job.job()).await?;
+    loop {
+        let status =
+            grid.core.look(move |view| view.home.status(job, 0)).await?.ok_or_else(|| missing(job))?;
+        let done = match job {
+            Selector::Job(_) => status.summary.is_done(),
+            Selector::Task(_) => status.tasks.iter().all(|task| task.outcome.is_some()),
+        };
+        stream::write(client, &Response::Ok(Reply::Job(Box::new(status)))).await?;
+        if done {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return Ok(()) },
+            () = gone(client) => return Ok(()),
+        }
+        // One more change may follow at once; a task alone is told of without delay.
+        if matches!(job, Selector::Job(_)) && grid.core.look(move |view| many(view, job)).await? {
+            tokio::time::sleep(PACE).await;
+        }
+    }
+}
+
+fn many(view: &mut crate::core::View, job: Selector) -> bool {
+    view.home.record(job.job()).is_some_and(|record| record.spec.tasks() > 1)
+}
+
+/// Ends when the client closes its side or says something out of turn.
+async fn gone<S: Stream>(client: &mut S) {
+    let mut byte = [0];
+    let _ = tokio::io::AsyncReadExt::read(client, &mut byte).await;
+}
+
+/// Where a task's output is now.
+enum Place {
+    /// It waits, or is being placed.
+    Nowhere,
+    /// With a run on this node.
+    At(Run, NodeId),
+    /// Here, all of it.
+    Home,
+}
+
+/// Sends a task's output from wherever it is; offsets lead over from the run's node to home.
+pub(super) async fn logs<S: Stream>(
+    grid: &Arc<Grid>,
+    task: TaskId,
+    streams: Streams,
+    follow: bool,
+    client: &mut S,
+) -> Result<(), Answer> {
+    let mut changes = grid.core.watch(task.job).await?;
+    let mut offsets = [0; 2];
+    let mut current: Option<Run> = None;
+    loop {
+        changes.mark_unchanged();
+        let place = grid.core.look(move |view| match view.home.run_of(task) {
+            _ if view.home.is_done(task) => Some(Place::Home),
+            Some((run, Some(node))) => Some(Place::At(run, node)),
+            Some((_, None)) => Some(Place::Nowhere),
+            None => None,
+        });
+        match place.await?.ok_or_else(|| missing(Selector::Task(task)))? {
+            Place::Home => {
+                let folder = grid.output.kept(task);
+                for (stream, offset) in STREAMS.into_iter().zip(&mut offsets) {
+                    send_kept(&folder, stream, offset, streams, client).await?;
+                }
+                return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
+            }
+            Place::At(run, node) => {
+                if current.replace(run).is_some_and(|before| before != run) {
+                    // The task began again: so does its output.
+                    offsets = [0; 2];
+                }
+                let whole = from_run(grid, run, node, &mut offsets, streams, follow, client).await?;
+                if !follow {
+                    return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
+                }
+                let pause = if whole { AGAIN * 20 } else { AGAIN };
+                // It ended there, or its node is out of reach: whatever comes of it is a change.
+                let _ = timeout(pause, changes.changed()).await;
+            }
+            Place::Nowhere if follow => tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return Ok(()) },
+                () = gone(client) => return Ok(()),
+            },
+            Place::Nowhere => return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?),
+        }
+    }
+}
+
+/// Sends what a run printed, wherever it is. True if the run ended there and all of it came.
+async fn from_run<S: Stream>(
+    grid: &Arc<Grid>,
+    run: Run,
+    node: NodeId,
+    offsets: &mut [u64; 2],
+    streams: Streams,
+    follow: bool,
+    client: &mut S,
+) -> Result<bool, Answer> {
+    let (mut pieces, remote);
+    if node == grid.me {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let (output, from) = (grid.output.clone(), *offsets);
+        remote = Some(tokio::spawn(async move {
+            // Ends with the reader's side.
+            let _ = output.send_logs(run, from, follow, &mut far).await;
+        }));
+        pieces = Box::new(near) as Box<dyn Stream>;
+    } else {
+        let request = peers::Request::Logs { run, from: *offsets, follow };
+        let Ok(duplex) = grid.peers.ask(node, &request).await else { return Ok(false) };
+        remote = None;
+        pieces = Box::new(duplex);
+    }
+    let _remote = remote;
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let leaving = async {
+        let mut byte = [0];
+        let _ = tokio::io::AsyncReadExt::read(&mut from_client, &mut byte).await;
+    };
+    tokio::pin!(leaving);
+    loop {
+        let piece = tokio::select! {
+            piece = stream::read::<Piece, _>(&mut pieces) => piece,
+            () = &mut leaving => return Err(Answer::Wire(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into())),
+        };
+        match piece {
+            Ok(Piece::Output { stream, offset, bytes }) => {
+                let slot = STREAMS.iter().position(|s| *s == stream).unwrap_or(0);
+                offsets[slot] = offset + bytes.len() as u64;
+                if streams.has(stream) {
+                    let reply = Reply::Output { stream, offset, bytes };
+                    stream::write(&mut to_client, &Response::Ok(reply)).await?;
+                }
+            }
+            Ok(Piece::End) => return Ok(true),
+            Ok(_) | Err(_) => return Ok(false),
+        }
+    }
+}
+
+/// Sends what is kept of a stream.
+async fn send_kept<S: Stream>(
+    folder: &std::path::Path,
+    stream: libgrid::control::Stream,
+    offset: &mut u64,
+    streams: Streams,
+    client: &mut S,
+) -> Result<(), Answer> {
+    if !streams.has(stream) {
+        return Ok(());
+    }
+    let mut reader = grid_run::logs::Reader::at(folder, stream, *offset);
+    loop {
+        let (at, bytes) = reader.read(libgrid::control::MAX_CHUNK).map_err(libgrid::wire::WireError::from)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        *offset = at + bytes.len() as u64;
+        let reply = Reply::Output { stream, offset: at, bytes };
+        stream::write(client, &Response::Ok(reply)).await?;
+    }
+}
+
+/// Passes what a client types to its task, wherever that is. It waits until the task runs.
+pub(super) async fn input<S: Stream>(grid: &Arc<Grid>, task: TaskId, client: &mut S) -> Result<(), Answer> {
+    let mut changes = grid.core.watch(task.job).await?;
+    let (run, node) = loop {
+        let state = grid.core.look(move |view| {
+            let typed = view.home.record(task.job)?.origin.stdin.is_some();
+            let (run, node) = view.home.run_of(task)?;
+            let running = view.home.is_running(task);
+            Some((typed, view.home.is_done(task), run, node.filter(|_| running)))
+        });
+        let (typed, done, run, node) = state.await?.ok_or_else(|| missing(Selector::Task(task)))?;
+        if !typed {
+            let why = format!("{task} was not submitted to be typed into: use gridctl run");
+            return Err(Failure::new(Kind::State, why).into());
+        }
+        if done {
+            return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
+        }
+        match node {
+            Some(node) => break (run, node),
+            None => {
+                let _ = changes.changed().await;
+            }
+        }
+    };
+    if node == grid.me {
+        let response = type_into(grid.keyboard(run).await, client).await?;
+        return Ok(stream::write(client, &response).await?);
+    }
+    let duplex = grid.peers.ask(node, &peers::Request::Input(run)).await;
+    let mut duplex = duplex.map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))?;
+    tokio::io::copy_bidirectional(client, &mut duplex).await.map_err(libgrid::wire::WireError::from)?;
+    Ok(())
+}
+
+/// Types what comes until the client or the task ends it.
+pub(crate) async fn type_into<S: Stream>(
+    keyboard: Option<Keyboard>,
+    client: &mut S,
+) -> Result<Response, libgrid::wire::WireError> {
+    let Some(keyboard) = keyboard else { return Ok(Ok(Reply::Done)) };
+    loop {
+        let input = tokio::select! {
+            input = stream::read::<Input, _>(client) => input?,
+            () = keyboard.closed() => return Ok(Ok(Reply::Done)),
+        };
+        match input {
+            // Empty bytes mean the end to the shim.
+            Input::Bytes(bytes) if bytes.is_empty() => (),
+            Input::Bytes(bytes) => {
+                if bytes.len() > libgrid::control::MAX_CHUNK || !keyboard.press(bytes).await {
+                    return Ok(Ok(Reply::Done));
+                }
+            }
+            Input::End => drop(keyboard.press(Vec::new()).await),
+            Input::Resize { rows, cols } => keyboard.resize(rows, cols),
+        }
+    }
+}

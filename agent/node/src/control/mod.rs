@@ -1,0 +1,339 @@
+//! Serves the control protocol of [`libgrid::control`], to users of this machine and, through their own agents, to
+//! users of other nodes.
+//!
+//! # Who may do what
+//!
+//! | who | may |
+//! | --- | --- |
+//! | any user of a node of the VO | submit; see nodes and jobs; read the output of their own jobs, type into them, and end them |
+//! | root of a node of the VO | that with everybody's jobs |
+//! | root of this machine | found and join a VO |
+//! | root of the founding node | make tokens, revoke nodes |
+//!
+//! "Their own" are the jobs that the same user submitted on the same node. The kernel says who a local caller is; of
+//! a remote one, that node's agent says it, for its own users alone. Finer rules are the VO's policies, which are to
+//! come.
+
+mod answer;
+mod follow;
+mod submit;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use grid_jobs::record::JobRecord;
+use libgrid::control::{AgentInfo, Failure, Kind, Reply, Request, Response};
+use libgrid::ids::NodeId;
+use libgrid::wire::{WireError, stream};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+use tracing::{debug, warn};
+
+pub(crate) use self::answer::relayed;
+pub(crate) use self::follow::type_into;
+
+use crate::config::Config;
+use crate::doctor;
+use crate::grid::Grid;
+use crate::identity::Identity;
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Caller {
+    /// The name on their machine, or the number where there is none.
+    user: String,
+    uid: u32,
+    gid: u32,
+    /// The name of their node.
+    node_name: String,
+    /// The number of their node, if it is another one.
+    node: Option<NodeId>,
+}
+
+/// The agent, in a VO or not yet.
+pub(crate) struct Agent {
+    pub(crate) config: Arc<Config>,
+    grid: RwLock<Option<Arc<Grid>>>,
+    /// Held while a VO is founded or joined.
+    entering: Mutex<()>,
+}
+
+impl Caller {
+    fn of(stream: &UnixStream, config: &Config) -> io::Result<Self> {
+        let peer = stream.peer_cred()?;
+        let known = nix::unistd::User::from_uid(peer.uid().into()).ok().flatten();
+        Ok(Self {
+            user: known.map_or_else(|| peer.uid().to_string(), |user| user.name),
+            uid: peer.uid(),
+            gid: peer.gid(),
+            node_name: config.name.clone(),
+            node: None,
+        })
+    }
+
+    /// The same caller, as another node tells of it.
+    pub(crate) fn at_node(self, node: NodeId) -> Self {
+        Self { node: Some(node), ..self }
+    }
+
+    fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// How jobs name their owner.
+    fn owner(&self) -> String {
+        format!("{}@{}", self.user, self.node_name)
+    }
+
+    /// Nothing if the caller may read, type into and end this job.
+    fn owns(&self, job: impl std::fmt::Display, record: &JobRecord) -> Result<(), Failure> {
+        // A job's home is where it was submitted: its owner's own node is this one.
+        let same = self.node.is_none() && self.uid == record.origin.uid;
+        if self.is_root() || same {
+            return Ok(());
+        }
+        let owner = &record.origin.owner;
+        let why = format!("{job} is {owner}'s, and you are {}: ask them, or root", self.owner());
+        Err(Failure::new(Kind::Denied, why))
+    }
+
+    fn must_be_root(&self, what: &str) -> Result<(), Failure> {
+        if self.is_root() && self.node.is_none() {
+            return Ok(());
+        }
+        Err(Failure::new(Kind::Denied, format!("only root of this machine may {what}: use sudo")))
+    }
+}
+
+impl Agent {
+    pub(crate) fn new(config: Arc<Config>) -> Self {
+        Self { config, grid: RwLock::new(None), entering: Mutex::new(()) }
+    }
+
+    /// Takes up the work in the VO that this node is in, if it is in one.
+    pub(crate) async fn resume(&self) -> Result<(), Failure> {
+        if let Some(identity) = Identity::load(&self.config)? {
+            self.enter(Grid::start(self.config.clone(), identity, Vec::new()).await?);
+        }
+        Ok(())
+    }
+
+    fn enter(&self, grid: Arc<Grid>) {
+        *self.grid.write().unwrap_or_else(PoisonError::into_inner) = Some(grid);
+    }
+
+    pub(crate) fn grid(&self) -> Option<Arc<Grid>> {
+        self.grid.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn member(&self) -> Result<Arc<Grid>, Failure> {
+        self.grid().ok_or_else(|| {
+            let todo = "found one with gridctl vo create NAME, or join one with gridctl join TOKEN";
+            Failure::new(Kind::State, format!("this node is in no VO: {todo}"))
+        })
+    }
+
+    /// Serves users of this machine, until the agent stops.
+    pub(crate) async fn serve(self: Arc<Self>) -> io::Result<()> {
+        let path = self.config.socket();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+        let listener = UnixListener::bind(&path)?;
+        // Everybody may ask; the kernel says who asks.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let agent = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = agent.converse(stream).await {
+                            debug!(%error, "a client's connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors: others end meanwhile.
+                    warn!(%error, "cannot take a client");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(&self, mut client: UnixStream) -> Result<(), WireError> {
+        let caller = Caller::of(&client, &self.config)?;
+        stream::greet(&mut client).await?;
+        let (from, to) = client.split();
+        let mut client = Buffered { from: tokio::io::BufReader::new(from), to };
+        loop {
+            let request = match stream::read::<Request, _>(&mut client).await {
+                Ok(request) => request,
+                Err(WireError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error @ (WireError::Malformed(_) | WireError::TooLong { .. })) => {
+                    let refused: Response = Err(Failure::new(Kind::Invalid, error.to_string()));
+                    return stream::write(&mut client, &refused).await;
+                }
+                Err(error) => return Err(error),
+            };
+            let goes_on =
+                matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. });
+            match self.handle(&caller, request, &mut client).await {
+                Ok(()) => (),
+                Err(Answer::Failure(failure)) => {
+                    stream::write(&mut client, &Response::Err(failure)).await?;
+                }
+                Err(Answer::Wire(error)) => return Err(error),
+            }
+            if goes_on {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers one request of a user of this machine, all of it.
+    async fn handle<S: Stream>(
+        &self,
+        caller: &Caller,
+        request: Request,
+        client: &mut S,
+    ) -> Result<(), Answer> {
+        let reply = match request {
+            Request::Agent => Reply::Agent(self.info()),
+            Request::Doctor => Reply::Doctor(doctor::examine(&self.config, self.grid().as_deref()).await),
+            Request::CreateVo { name } => {
+                caller.must_be_root("found a VO")?;
+                let _entering = self.entering.lock().await;
+                self.must_be_alone()?;
+                let identity = Identity::found(&self.config, &name)?;
+                self.enter(Grid::start(self.config.clone(), identity, Vec::new()).await?);
+                Reply::Agent(self.info())
+            }
+            Request::Join { token } => {
+                caller.must_be_root("join a VO")?;
+                let _entering = self.entering.lock().await;
+                self.must_be_alone()?;
+                let (identity, contacts) = Identity::join(&self.config, &token).await?;
+                self.enter(Grid::start(self.config.clone(), identity, contacts).await?);
+                Reply::Agent(self.info())
+            }
+            Request::CreateToken { lifetime } => {
+                caller.must_be_root("make tokens")?;
+                let grid = self.member()?;
+                Reply::Token(grid.identity.mint(&grid.addrs, lifetime.0)?)
+            }
+            Request::Revoke { node } => {
+                caller.must_be_root("revoke nodes")?;
+                self.member()?.revoke(&node).await?;
+                Reply::Done
+            }
+            Request::Submit(submission) => {
+                let grid = self.member();
+                Reply::Submitted(submit::submit(grid, caller, *submission, client).await?)
+            }
+            other => return answer::answer(&self.member()?, caller, other, client).await,
+        };
+        Ok(stream::write(client, &Response::Ok(reply)).await?)
+    }
+
+    fn must_be_alone(&self) -> Result<(), Failure> {
+        match self.grid() {
+            None => Ok(()),
+            Some(grid) => {
+                let vo = grid.identity.vo();
+                let why =
+                    format!("this node is in VO {vo} already, as number {}: a node is in one VO", grid.me);
+                Err(Failure::new(Kind::State, why))
+            }
+        }
+    }
+
+    fn info(&self) -> AgentInfo {
+        let grid = self.grid();
+        let ends =
+            grid.as_ref().and_then(|grid| grid.identity.ends().duration_since(std::time::UNIX_EPOCH).ok());
+        AgentInfo {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            vo: grid.as_ref().map(|grid| grid.identity.vo()),
+            node: grid.as_ref().map(|grid| grid.me),
+            authority: grid.as_ref().is_some_and(|grid| grid.identity.is_authority()),
+            certificate_ends: ends.map(|since| since.as_secs()),
+        }
+    }
+}
+
+/// Either way to a client.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Why a request was not answered.
+pub(crate) enum Answer {
+    /// It cannot be; the client is to be told.
+    Failure(Failure),
+    /// The client is gone.
+    Wire(WireError),
+}
+
+impl From<Failure> for Answer {
+    fn from(failure: Failure) -> Self {
+        Answer::Failure(failure)
+    }
+}
+
+impl From<WireError> for Answer {
+    fn from(error: WireError) -> Self {
+        Answer::Wire(error)
+    }
+}
+
+impl From<crate::core::Stopping> for Answer {
+    fn from(error: crate::core::Stopping) -> Self {
+        Answer::Failure(Failure::new(Kind::Unavailable, error.to_string()))
+    }
+}
+
+/// A stream whose reading half is buffered: requests are small, and may come many at a time.
+struct Buffered<R, W> {
+    from: tokio::io::BufReader<R>,
+    to: W,
+}
+
+impl<R: AsyncRead + Unpin, W: Unpin> AsyncRead for Buffered<R, W> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.from).poll_read(context, buffer)
+    }
+}
+
+impl<R: Unpin, W: AsyncWrite + Unpin> AsyncWrite for Buffered<R, W> {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.to).poll_write(context, bytes)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.to).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.to).poll_shutdown(context)
+    }
+}

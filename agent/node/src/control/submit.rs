@@ -1,0 +1,126 @@
+//! Accepting a job: its inputs go to the spool, then it is written down, then its user is told its name.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use grid_jobs::record::Origin;
+use libgrid::control::{Chunk, Failure, Kind, Submission};
+use libgrid::ids::JobId;
+use libgrid::units::Bytes;
+use libgrid::wire::stream;
+use tokio::io::AsyncWriteExt;
+
+use super::{Answer, Caller, Stream};
+use crate::grid::Grid;
+use crate::machine;
+
+/// Room that is kept free for the job records, in bytes.
+const KEEP_FREE: u64 = 16 << 20;
+
+pub(super) async fn submit<S: Stream>(
+    grid: Result<Arc<Grid>, Failure>,
+    caller: &Caller,
+    submission: Submission,
+    client: &mut S,
+) -> Result<JobId, Answer> {
+    let accepted = grid.and_then(|grid| check(&grid, &submission).map(|spec| (grid, spec)));
+    let (grid, spec) = match accepted {
+        Ok(accepted) => accepted,
+        Err(failure) => {
+            // The client sends its inputs before it listens.
+            if submission.upload {
+                drain(client).await?;
+            }
+            return Err(failure.into());
+        }
+    };
+    let upload = if submission.upload { Some(Upload::receive(&grid, client).await?) } else { None };
+    let origin = Origin {
+        owner: caller.owner(),
+        uid: caller.uid,
+        gid: caller.gid,
+        folder: submission.folder,
+        inputs: upload.as_ref().map(|upload| upload.number),
+        stdin: submission.input,
+    };
+    let job = grid.core.submit(Arc::new(spec), origin).await?;
+    if let Some(upload) = upload {
+        upload.keep();
+    }
+    Ok(job)
+}
+
+fn check(grid: &Grid, submission: &Submission) -> Result<libgrid::spec::JobSpec, Failure> {
+    let spec = submission.spec.clone().check();
+    let spec = spec.map_err(|error| Failure::new(Kind::Invalid, error.to_string()))?;
+    if !submission.folder.is_absolute() {
+        let why = format!("{} is no absolute path: name the folder from / on", submission.folder.display());
+        return Err(Failure::new(Kind::Invalid, why));
+    }
+    if submission.input.is_some() && spec.tasks() != 1 {
+        let why = "an array cannot be typed into: submit one task, or submit without input";
+        return Err(Failure::new(Kind::Invalid, why));
+    }
+    let state = &grid.config.state_dir;
+    match machine::room(state) {
+        Some(room) if room < KEEP_FREE => {
+            let why = format!("only {} are free below {}: make room there", Bytes(room), state.display());
+            Err(Failure::new(Kind::State, why))
+        }
+        _ => Ok(spec),
+    }
+}
+
+async fn drain<S: Stream>(client: &mut S) -> Result<(), Answer> {
+    while !stream::read::<Chunk, _>(client).await?.0.is_empty() {}
+    Ok(())
+}
+
+/// An archive in the spool, removed again unless its job was accepted.
+struct Upload {
+    number: u64,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Upload {
+    async fn receive<S: Stream>(grid: &Grid, client: &mut S) -> Result<Self, Answer> {
+        let number = rand::random::<u64>() >> 1;
+        let path = grid.config.spool_dir().join(format!("{number}.tar"));
+        let upload = Self { number, path, kept: false };
+        let failed = |error: io::Error| {
+            let why = format!("the inputs cannot be kept in {}: {error}", grid.config.spool_dir().display());
+            Failure::new(Kind::State, why)
+        };
+        let mut file = create(&upload.path).await.map_err(failed)?;
+        loop {
+            let Chunk(bytes) = stream::read(client).await?;
+            if bytes.is_empty() {
+                break;
+            }
+            if let Err(error) = file.write_all(&bytes).await {
+                drain(client).await?;
+                return Err(failed(error).into());
+            }
+        }
+        file.sync_all().await.map_err(failed)?;
+        Ok(upload)
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn create(path: &Path) -> io::Result<tokio::fs::File> {
+    tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await
+}

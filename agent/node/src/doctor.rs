@@ -1,0 +1,122 @@
+//! What this machine can do for the grid, what is missing, what that costs, and what to do.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use grid_qos::Cgroups;
+use libgrid::control::{Finding, Verdict};
+use libgrid::node::Tier;
+use libgrid::units::{Bytes, Cpus};
+
+use crate::config::Config;
+use crate::core::lent;
+use crate::grid::Grid;
+use crate::identity::FOUNDER;
+use crate::machine;
+use crate::runner::shim_program;
+
+/// Below this, jobs with inputs soon fail.
+const LITTLE_ROOM: u64 = 1 << 30;
+
+pub(crate) async fn examine(config: &Config, grid: Option<&Grid>) -> Vec<Finding> {
+    let mut findings = vec![tier(), cgroups(config), shim(), room(config), resources(config)];
+    findings.extend(vo(grid));
+    if let Some(grid) = grid {
+        findings.push(network(grid));
+    }
+    findings
+}
+
+fn finding(subject: &str, verdict: Verdict, text: impl Into<String>) -> Finding {
+    Finding { subject: subject.into(), verdict, text: text.into() }
+}
+
+fn tier() -> Finding {
+    match machine::tier() {
+        Tier::Kernel => finding("tier", Verdict::Good, "kernel: the module is loaded"),
+        Tier::Ebpf => finding("tier", Verdict::Good, "ebpf: programs can be loaded"),
+        Tier::Stack => {
+            finding("tier", Verdict::Good, "stack: everything runs in user space; nothing else is needed")
+        }
+    }
+}
+
+fn cgroups(config: &Config) -> Finding {
+    match Cgroups::open(&config.cgroup_root, &config.cgroup_parent) {
+        Ok(groups) => finding(
+            "control groups",
+            Verdict::Good,
+            format!("version {} with cpu, memory and pids", groups.version()),
+        ),
+        Err(error) => {
+            finding("control groups", Verdict::Bad, format!("{error}; without them no task can be limited"))
+        }
+    }
+}
+
+fn shim() -> Finding {
+    let path = shim_program();
+    if path.exists() {
+        finding("shim", Verdict::Good, path.display().to_string())
+    } else {
+        finding("shim", Verdict::Bad, format!("there is no {}: install it beside gridosd", path.display()))
+    }
+}
+
+fn room(config: &Config) -> Finding {
+    let folder: &Path = &config.state_dir;
+    match machine::room(folder) {
+        Some(room) if room < LITTLE_ROOM => finding(
+            "disk",
+            Verdict::Missing,
+            format!(
+                "only {} free below {}: jobs with inputs may fail; make room",
+                Bytes(room),
+                folder.display()
+            ),
+        ),
+        Some(room) => {
+            finding("disk", Verdict::Good, format!("{} free below {}", Bytes(room), folder.display()))
+        }
+        None => finding("disk", Verdict::Bad, format!("cannot look at {}", folder.display())),
+    }
+}
+
+fn resources(config: &Config) -> Finding {
+    let lent = lent(config);
+    let text = format!("{} cores and {} of memory", Cpus::from_milli(lent.cpu), Bytes(lent.memory));
+    finding("lent to the grid", Verdict::Good, text)
+}
+
+fn vo(grid: Option<&Grid>) -> Vec<Finding> {
+    let Some(grid) = grid else {
+        let todo = "found one with gridctl vo create NAME, or join one with gridctl join TOKEN";
+        return vec![finding("VO", Verdict::Missing, format!("this node is in none: {todo}"))];
+    };
+    let vo = grid.identity.vo();
+    let role = if grid.identity.is_authority() { ", which it founded" } else { "" };
+    let member = finding("VO", Verdict::Good, format!("node {} of {vo}{role}", grid.me));
+    let certificate = match grid.identity.ends().duration_since(SystemTime::now()) {
+        Ok(left) => {
+            let left = libgrid::units::Span(std::time::Duration::from_secs(left.as_secs()));
+            finding("certificate", Verdict::Good, format!("good for {left}; renewed by itself"))
+        }
+        Err(_) => finding(
+            "certificate",
+            Verdict::Bad,
+            format!(
+                "expired: other nodes refuse this one until node {FOUNDER} renews it; see that both can reach each other"
+            ),
+        ),
+    };
+    vec![member, certificate]
+}
+
+fn network(grid: &Grid) -> Finding {
+    let all = grid.members.all();
+    let others = all.iter().filter(|member| !member.this).count();
+    let up = grid.members.others().len();
+    let addrs: Vec<_> = grid.addrs.iter().map(ToString::to_string).collect();
+    let text = format!("{up} of {others} other nodes answer; this one listens on {}, udp", addrs.join(", "));
+    finding("network", if up == others { Verdict::Good } else { Verdict::Missing }, text)
+}

@@ -1,0 +1,387 @@
+//! This node's part of its grid: everything that runs once the node is in a VO, wired together.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use grid_jobs::home::{self, Home};
+use grid_jobs::host::{self, Host};
+use grid_link::{Duplex, Incoming, Link, LinkConfig, Peer};
+use grid_vo::RevocationList;
+use libgrid::control::{Chunk, Failure, Kind, MAX_CHUNK};
+use libgrid::ids::{JobId, NodeId};
+use libgrid::node::NodeInfo;
+use libgrid::units::Bytes;
+use libgrid::wire::{WireError, stream};
+use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::control;
+use crate::core::{self, Core, Letter, Outlets};
+use crate::identity::{self, FOUNDER, Identity, failure};
+use crate::machine;
+use crate::membership::{self, Members, News};
+use crate::output::Output;
+use crate::peers::{Admitted, Peers, Request};
+use crate::runner::inputs::spooled;
+use crate::runner::{self, Keyboard, Query};
+use crate::store::Store;
+
+/// How long to wait after a renewal that failed.
+const RENEW_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a peer may take to say what it wants.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// How long others have to take a revocation.
+const SPREAD: Duration = Duration::from_secs(5);
+
+pub(crate) struct Grid {
+    pub(crate) config: Arc<Config>,
+    pub(crate) me: NodeId,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) link: Link,
+    pub(crate) peers: Peers,
+    pub(crate) core: Core,
+    pub(crate) members: Members,
+    pub(crate) output: Output,
+    /// Where other nodes reach this one.
+    pub(crate) addrs: Vec<SocketAddr>,
+    queries: mpsc::UnboundedSender<Query>,
+    news: mpsc::Sender<News>,
+}
+
+impl Grid {
+    /// Takes up this node's work: finds its tasks and jobs again, and then the other nodes.
+    pub(crate) async fn start(
+        config: Arc<Config>,
+        identity: Identity,
+        contacts: Vec<SocketAddr>,
+    ) -> Result<Arc<Self>, Failure> {
+        let internal = |error: &dyn std::fmt::Display| failure(Kind::Internal, error);
+        let identity = Arc::new(identity);
+        let me = identity.node();
+        let (shims, found) = runner::find(&config).await.map_err(|error| internal(&error))?;
+        let (link, incoming) =
+            Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
+                .map_err(|error| internal(&error))?;
+        let addrs = identity::addresses(&config, link.local_addr()).map_err(|error| internal(&error))?;
+
+        let store = Store::open(&config.store()).map_err(|error| internal(&error))?;
+        let (serial, stored) = store.load().map_err(|error| internal(&error))?;
+        let now = core::now();
+        let mut home = Home::new(me, rand::random(), serial, config.retention.0);
+        let spooled: Vec<u64> = stored.iter().filter_map(|(_, record, _)| record.origin.inputs).collect();
+        let jobs = stored.len();
+        stored.into_iter().for_each(|(id, record, tasks)| home.restore(now, id, record, tasks));
+        sweep_spool(&config, &spooled);
+
+        let (letters, letters_end) = mpsc::unbounded_channel();
+        let (actions, actions_end) = mpsc::unbounded_channel();
+        let (collects, collects_end) = mpsc::unbounded_channel();
+        let outlets = Outlets { letters, runner: actions, collector: collects };
+        let total = core::lent(&config);
+        let core =
+            Core::start(me, home, Host::new(me, total), store, outlets).map_err(|error| internal(&error))?;
+        for kept in &found.kept {
+            let limits = (Bytes(kept.limits.memory), None);
+            let end = kept.end.clone().map(|end| runner::end_of(end, limits));
+            let (run, needs, started) = (kept.run, kept.limits, kept.started);
+            core.host(host::Event::Adopted { run, needs, started, end });
+        }
+        core.home(home::Event::LocalRuns(found.kept.iter().map(|kept| kept.run).collect()));
+        info!(node = %me, jobs, tasks = found.kept.len(), "agent_recovered");
+
+        let peers = Peers::new(link.clone());
+        tokio::spawn(peers.clone().carry(letters_end));
+        let (queries, queries_end) = mpsc::unbounded_channel();
+        let output = Output {
+            config: config.clone(),
+            me,
+            core: core.clone(),
+            peers: peers.clone(),
+            shims: shims.clone(),
+            queries: queries.clone(),
+        };
+        tokio::spawn(output.clone().collect_all(collects_end));
+        let channel = (queries.clone(), queries_end);
+        runner::start(config.clone(), me, core.clone(), peers.clone(), (shims, found), channel, actions_end);
+
+        let info = NodeInfo {
+            node: me,
+            name: config.name.clone(),
+            addrs: addrs.clone(),
+            tier: machine::tier(),
+            total,
+            free: total,
+            load: machine::load(),
+            tasks: 0,
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        core.home(home::Event::Node(info.clone()));
+        let members = Members::default();
+        let (news, news_end) = mpsc::channel(256);
+        let revoked = {
+            let identity = identity.clone();
+            Box::new(move |node| identity.is_revoked(node))
+        };
+        let contacts = if contacts.is_empty() { Vec::new() } else { vec![(FOUNDER, contacts)] };
+        let start = membership::Start {
+            me: info,
+            link: link.clone(),
+            core: core.clone(),
+            members: members.clone(),
+            revoked,
+            state_dir: config.state_dir.clone(),
+            contacts,
+        };
+        membership::start(start, news_end);
+        let grid =
+            Arc::new(Self { config, me, identity, link, peers, core, members, output, addrs, queries, news });
+        tokio::spawn(grid.clone().serve(incoming));
+        tokio::spawn(grid.clone().keep_certificate());
+        Ok(grid)
+    }
+
+    /// Says goodbye to the others. Tasks run on; their shims wait for the next agent.
+    pub(crate) async fn stop(&self) {
+        let _ = self.news.send(News::Leave).await;
+        self.link.close().await;
+    }
+
+    /// The way to a task's standard input, if it runs here.
+    pub(crate) async fn keyboard(&self, run: libgrid::ids::Run) -> Option<Keyboard> {
+        let (reply, answer) = oneshot::channel();
+        self.queries.send(Query::Keyboard { run, reply }).ok()?;
+        answer.await.ok().flatten()
+    }
+
+    // === the VO ===
+
+    /// Puts a node out of the VO: all others hear of it now, or when they are next in contact with anybody.
+    pub(crate) async fn revoke(self: &Arc<Self>, name: &str) -> Result<(), Failure> {
+        let node = self.members.find(name).or_else(|| name.parse().ok()).ok_or_else(|| {
+            Failure::new(Kind::Missing, format!("there is no node {name}: see gridctl nodes"))
+        })?;
+        if node == self.me {
+            let why = "a node cannot put itself out of the VO: revoke it on the founding node";
+            return Err(Failure::new(Kind::Invalid, why));
+        }
+        let identity = self.identity.clone();
+        let list = blocking(move || identity.revoke(node)).await?;
+        info!(%node, version = list.version(), "node_revoked");
+        self.learn(list).await;
+        Ok(())
+    }
+
+    /// Takes a list of revoked nodes, acts on what is new, and passes it on.
+    async fn learn(self: &Arc<Self>, list: RevocationList) {
+        let identity = self.identity.clone();
+        let copy = list.clone();
+        let news = match blocking(move || identity.learn(copy)).await {
+            Ok(news) => news,
+            Err(error) => return warn!(%error, "a list of revoked nodes was refused"),
+        };
+        for node in &news {
+            self.link.evict(*node);
+            self.core.host(host::Event::Evicted(*node));
+            let _ = self.news.send(News::Evict(*node)).await;
+        }
+        if !news.is_empty() {
+            for node in self.members.others() {
+                tokio::spawn(self.clone().pass_on(node, list.clone()));
+            }
+        }
+    }
+
+    async fn pass_on(self: Arc<Self>, node: NodeId, list: RevocationList) {
+        if self.identity.is_revoked(node) {
+            return;
+        }
+        let told = tokio::time::timeout(SPREAD, async {
+            let mut duplex = self.peers.ask(node, &Request::Revocations(list)).await.ok()?;
+            duplex.send.finish();
+            duplex.send.delivered().await.ok()
+        });
+        if !matches!(told.await, Ok(Some(()))) {
+            debug!(%node, "the list of revoked nodes was not delivered");
+        }
+    }
+
+    /// Renews the certificate when half of its time is over.
+    async fn keep_certificate(self: Arc<Self>) {
+        loop {
+            // A machine that slept finds its clock further on: look again at least every minute.
+            let wait = self.identity.renewal().duration_since(SystemTime::now()).unwrap_or_default();
+            if !wait.is_zero() {
+                tokio::time::sleep(wait.min(Duration::from_secs(60))).await;
+                continue;
+            }
+            match self.renew().await {
+                Ok(()) => info!("certificate_renewed"),
+                Err(why) => {
+                    warn!(why, "the certificate could not be renewed yet");
+                    tokio::time::sleep(RENEW_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn renew(&self) -> Result<(), String> {
+        let public_key = self.identity.public_key();
+        let admission = if self.identity.is_authority() {
+            self.identity.renew(self.me, public_key)?
+        } else {
+            let request = Request::Renew { public_key };
+            let mut duplex = self.peers.ask(FOUNDER, &request).await.map_err(|error| error.to_string())?;
+            let answer = tokio::time::timeout(REQUEST, stream::read::<Admitted, _>(&mut duplex));
+            answer.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())??
+        };
+        self.identity.renewed(&admission).map_err(|failure| failure.message)?;
+        self.link.set_identity(self.identity.shown()).map_err(|error| error.to_string())
+    }
+
+    // === other nodes ===
+
+    async fn serve(self: Arc<Self>, mut incoming: mpsc::Receiver<Incoming>) {
+        while let Some(event) = incoming.recv().await {
+            match event {
+                Incoming::Datagram { peer, bytes } => {
+                    // A datagram may get lost; one that finds no room does.
+                    let _ = self.news.try_send(News::Datagram { from: peer, bytes: bytes.to_vec() });
+                }
+                Incoming::Stream { peer, duplex } => {
+                    let grid = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = grid.answer(peer, duplex).await {
+                            debug!(?peer, %error, "a peer's request ended");
+                        }
+                    });
+                }
+                Incoming::Connected(node) => {
+                    if let Some(list) = self.identity.revocations() {
+                        tokio::spawn(self.clone().pass_on(node, list));
+                    }
+                }
+                Incoming::Disconnected(_) => (),
+            }
+        }
+    }
+
+    async fn answer(self: Arc<Self>, peer: Peer, mut duplex: Duplex) -> Result<(), WireError> {
+        let request = tokio::time::timeout(REQUEST, stream::read::<Request, _>(&mut duplex)).await;
+        let request = request.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        match (peer, request) {
+            (Peer::Node(node), request) => self.answer_node(node, request, duplex).await,
+            (Peer::Bearer(token), Request::Join { public_key, name }) => {
+                let identity = self.identity.clone();
+                let admitted = blocking(move || identity.redeem(&token, public_key, &name)).await;
+                answer_once(&mut duplex, &admitted).await
+            }
+            // A token is for joining alone.
+            (Peer::Bearer(_), _) => Ok(()),
+        }
+    }
+
+    async fn answer_node(
+        self: Arc<Self>,
+        node: NodeId,
+        request: Request,
+        mut duplex: Duplex,
+    ) -> Result<(), WireError> {
+        match request {
+            Request::Letters => loop {
+                match stream::read::<Letter, _>(&mut duplex).await? {
+                    Letter::Host(message) => self.core.host(host::Event::Message { from: node, message }),
+                    Letter::Home(message) => self.core.home(home::Event::Message { from: node, message }),
+                }
+            },
+            Request::Control { caller, request } => {
+                // Its node vouches for the user; what that may do is decided here.
+                let caller = caller.at_node(node);
+                control::relayed(&self, &caller, *request, &mut duplex).await?;
+                duplex.send.finish();
+                let _ = duplex.send.delivered().await;
+                Ok(())
+            }
+            Request::Inputs(job) => self.send_inputs(job, &mut duplex).await,
+            Request::Logs { run, from, follow } if run.task.job.home == node => {
+                self.output.send_logs(run, from, follow, &mut duplex).await?;
+                finish(&mut duplex).await
+            }
+            Request::Results { run, patterns } if run.task.job.home == node => {
+                self.output.send_results(run, patterns, &mut duplex).await?;
+                finish(&mut duplex).await
+            }
+            Request::Input(run) if run.task.job.home == node => {
+                let keyboard = self.keyboard(run).await;
+                let response = control::type_into(keyboard, &mut duplex).await?;
+                answer_once(&mut duplex, &response).await
+            }
+            // Only a job's home may ask for what its tasks left.
+            Request::Logs { .. } | Request::Results { .. } | Request::Input(_) => Ok(()),
+            Request::Renew { public_key } => {
+                let identity = self.identity.clone();
+                let admitted = blocking(move || identity.renew(node, public_key)).await;
+                answer_once(&mut duplex, &admitted).await
+            }
+            Request::Revocations(list) => {
+                self.learn(list).await;
+                Ok(())
+            }
+            Request::Join { .. } => {
+                let refused: Admitted = Err("this node is in the VO already".into());
+                answer_once(&mut duplex, &refused).await
+            }
+        }
+    }
+
+    async fn send_inputs(&self, job: JobId, duplex: &mut Duplex) -> Result<(), WireError> {
+        let path = spooled(&self.config, &self.core, job).await.map_err(io::Error::other)?;
+        let mut file = tokio::fs::File::open(path).await?;
+        loop {
+            let mut bytes = Vec::with_capacity(MAX_CHUNK);
+            let read = (&mut file).take(MAX_CHUNK as u64).read_to_end(&mut bytes).await?;
+            stream::write(duplex, &Chunk(bytes)).await?;
+            if read == 0 {
+                return finish(duplex).await;
+            }
+        }
+    }
+}
+
+async fn answer_once<T: serde::Serialize>(duplex: &mut Duplex, answer: &T) -> Result<(), WireError> {
+    stream::write(duplex, answer).await?;
+    finish(duplex).await
+}
+
+async fn finish(duplex: &mut Duplex) -> Result<(), WireError> {
+    duplex.send.finish();
+    Ok(duplex.send.delivered().await?)
+}
+
+/// Runs what writes files on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // Only a panic ends it early: let it go on where it is seen.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Removes archives of jobs that were never accepted.
+fn sweep_spool(config: &Config, in_use: &[u64]) {
+    let entries = fs::read_dir(config.spool_dir()).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let number =
+            name.to_str().and_then(|name| name.strip_suffix(".tar")).and_then(|name| name.parse().ok());
+        if number.is_none_or(|number| !in_use.contains(&number)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What this machine has and how busy it is, from `/proc`.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use libgrid::node::{Resources, Tier};
+
+/// Memory that is left to the machine itself, in bytes.
+const OWN: u64 = 256 << 20;
+
+/// What the machine could lend.
+pub(crate) fn total() -> Resources {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let memory = field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:").unwrap_or(0);
+    Resources {
+        cpu: u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(1000),
+        memory: memory.saturating_sub(OWN),
+    }
+}
+
+/// The one-minute load average in hundredths.
+pub(crate) fn load() -> u32 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
+    (load * 100.0) as u32
+}
+
+/// What the kernel allows: the module's device tells of the module, a successful map creation of eBPF.
+pub(crate) fn tier() -> Tier {
+    // Each higher tier is taken when its programs are loaded; none are part of this release.
+    if Path::new("/dev/gridos").exists() { Tier::Kernel } else { Tier::Stack }
+}
+
+/// Bytes that can still be written below `folder`, if the system says.
+pub(crate) fn room(folder: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder).ok()?;
+    Some(stat.blocks_available() * stat.fragment_size())
+}
+
+/// The value in kB of a line of `/proc/meminfo`, in bytes.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        assert_eq!(
+            field("MemTotal:       24684092 kB\nMemFree: 1 kB\n", "MemTotal:"),
+            Some(24_684_092 << 10)
+        );
+        assert_eq!(field("", "MemTotal:"), None);
+        assert!(total().cpu >= 1000 && total().memory > 0);
+    }
+}

@@ -1,0 +1,363 @@
+//! Output and results of runs: read where they are, bring home, keep.
+//!
+//! ```text
+//!   host: tasks/j2.1-7.1/{stdout.*,work/}  ── Results ──▶  home: logs/j2.1/7/{stdout.*}
+//!                                                               the user's folder (as that user)
+//! ```
+//!
+//! Segments keep their names on the way, so offsets mean the same bytes before and after.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use grid_jobs::home::{self, Action, Collected};
+use grid_jobs::record::Origin;
+use grid_run::logs::{self, Reader};
+use grid_run::spawn::{Shims, User};
+use libgrid::control::{MAX_CHUNK, Stream};
+use libgrid::ids::{JobId, NodeId, Run, TaskId};
+use libgrid::wire::stream;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::process::{Child, Command};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tracing::{debug, warn};
+
+use crate::config::Config;
+use crate::core::Core;
+use crate::peers::{Peers, Piece, Request};
+use crate::runner::inputs::said;
+use crate::runner::{Following, Query};
+
+/// Both streams, in the order of the offsets in [`Request::Logs`].
+pub(crate) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+/// How many runs are brought home at once.
+const AT_ONCE: usize = 16;
+
+/// How long a node may be silent while it sends results.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Reads and brings home.
+#[derive(Clone)]
+pub(crate) struct Output {
+    pub(crate) config: Arc<Config>,
+    pub(crate) me: NodeId,
+    pub(crate) core: Core,
+    pub(crate) peers: Peers,
+    pub(crate) shims: Shims,
+    pub(crate) queries: mpsc::UnboundedSender<Query>,
+}
+
+impl Output {
+    /// Where the output of a task that is done is kept.
+    pub(crate) fn kept(&self, task: TaskId) -> PathBuf {
+        self.job_logs(task.job).join(task.index.to_string())
+    }
+
+    fn job_logs(&self, job: JobId) -> PathBuf {
+        self.config.logs_dir().join(job.to_string())
+    }
+
+    /// The run's folder here, if the run is here.
+    pub(crate) async fn follow(&self, run: Run) -> Option<Following> {
+        let (reply, answer) = oneshot::channel();
+        self.queries.send(Query::Follow { run, reply }).ok()?;
+        answer.await.ok().flatten()
+    }
+
+    // === bringing home ===
+
+    /// Carries out [`Action::Collect`] and [`Action::Forget`] of the home.
+    pub(crate) async fn collect_all(self, mut actions: mpsc::UnboundedReceiver<Action>) {
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        while let Some(action) = actions.recv().await {
+            match action {
+                Action::Collect { run, node, results, origin } => {
+                    let (output, places) = (self.clone(), places.clone());
+                    tokio::spawn(async move {
+                        let _place = places.acquire().await;
+                        let result = output.collect(run, node, results, &origin).await;
+                        debug!(%run, ?result, "collected");
+                        output.core.home(home::Event::Collected { run, result });
+                    });
+                }
+                Action::Forget(job) => {
+                    let logs = self.job_logs(job);
+                    tokio::task::spawn_blocking(move || fs::remove_dir_all(logs));
+                }
+                // The core keeps the others.
+                _ => (),
+            }
+        }
+    }
+
+    async fn collect(
+        &self,
+        run: Run,
+        node: NodeId,
+        results: Option<Vec<String>>,
+        origin: &Origin,
+    ) -> Collected {
+        if node == self.me {
+            return self.collect_here(run, results, origin).await;
+        }
+        let request = Request::Results { run, patterns: results.clone() };
+        let mut from = match self.peers.ask(node, &request).await {
+            Ok(from) => from,
+            Err(_) => return Collected::Unreachable,
+        };
+        let mut keeper = Keeper::new(self.kept(run.task));
+        let mut delivery = match results.is_some().then(|| Delivery::start(&self.shims, origin)).transpose() {
+            Ok(delivery) => delivery,
+            Err(why) => return Collected::Failed(why),
+        };
+        loop {
+            let piece = match tokio::time::timeout(SILENCE, stream::read(&mut from)).await {
+                Ok(Ok(piece)) => piece,
+                _ => return Collected::Unreachable,
+            };
+            let done = match (piece, &mut delivery) {
+                (Piece::Output { stream, offset, bytes }, _) => keeper.keep(stream, offset, &bytes),
+                (Piece::Archive(bytes), Some(delivery)) => delivery.write(&bytes).await,
+                (Piece::Archive(_), None) => Ok(()),
+                (Piece::End, _) => break,
+                (Piece::Failed(why), _) => Err(why),
+            };
+            if let Err(why) = done {
+                return Collected::Failed(why);
+            }
+        }
+        match delivery {
+            Some(delivery) => delivery.finish().await,
+            None => Collected::Whole,
+        }
+    }
+
+    async fn collect_here(&self, run: Run, results: Option<Vec<String>>, origin: &Origin) -> Collected {
+        let Some(following) = self.follow(run).await else { return Collected::Unreachable };
+        if let Err(error) = move_logs(&following.folder, &self.kept(run.task)) {
+            return Collected::Failed(format!("its output cannot be kept: {error}"));
+        }
+        let Some(patterns) = results else { return Collected::Whole };
+        let packed = async {
+            let mut pack = self.pack(&following, &patterns)?;
+            let mut delivery = Delivery::start(&self.shims, origin)?;
+            let mut from = pack.stdout.take().ok_or("no pipe to the packer")?;
+            let mut buffer = vec![0; MAX_CHUNK];
+            loop {
+                let read = from.read(&mut buffer).await.map_err(|error| error.to_string())?;
+                if read == 0 {
+                    break;
+                }
+                delivery.write(&buffer[..read]).await?;
+            }
+            finish(pack, "packing the results failed").await?;
+            Ok::<_, String>(delivery)
+        };
+        match packed.await {
+            Ok(delivery) => delivery.finish().await,
+            Err(why) => Collected::Failed(why),
+        }
+    }
+
+    fn pack(&self, following: &Following, patterns: &[String]) -> Result<Child, String> {
+        let work = following.folder.join("work");
+        let mut command = self.shims.pack(&User::of_task(following.uid), &work, patterns);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = Command::from(command).kill_on_drop(true).spawn();
+        child.map_err(|error| format!("cannot start {}: {error}", self.shims.program.display()))
+    }
+
+    // === for other nodes ===
+
+    /// Answers [`Request::Results`].
+    pub(crate) async fn send_results<W: AsyncWrite + Unpin>(
+        &self,
+        run: Run,
+        patterns: Option<Vec<String>>,
+        to: &mut W,
+    ) -> Result<(), libgrid::wire::WireError> {
+        let Some(following) = self.follow(run).await else {
+            return stream::write(to, &Piece::Failed(format!("{run} is not on this node any more"))).await;
+        };
+        for stream in STREAMS {
+            let mut reader = Reader::new(&following.folder, stream);
+            loop {
+                match reader.read(MAX_CHUNK) {
+                    Ok((_, bytes)) if bytes.is_empty() => break,
+                    Ok((offset, bytes)) => {
+                        stream::write(to, &Piece::Output { stream, offset, bytes }).await?
+                    }
+                    Err(error) => {
+                        let why = format!("its output cannot be read: {error}");
+                        return stream::write(to, &Piece::Failed(why)).await;
+                    }
+                }
+            }
+        }
+        if let Some(patterns) = patterns
+            && let Err(why) = self.send_archive(&following, &patterns, to).await
+        {
+            return stream::write(to, &Piece::Failed(why)).await;
+        }
+        stream::write(to, &Piece::End).await
+    }
+
+    async fn send_archive<W: AsyncWrite + Unpin>(
+        &self,
+        following: &Following,
+        patterns: &[String],
+        to: &mut W,
+    ) -> Result<(), String> {
+        let mut pack = self.pack(following, patterns)?;
+        let mut from = pack.stdout.take().ok_or("no pipe to the packer")?;
+        loop {
+            let mut bytes = Vec::with_capacity(MAX_CHUNK);
+            let read = (&mut from).take(MAX_CHUNK as u64).read_to_end(&mut bytes).await;
+            if read.map_err(|error| error.to_string())? == 0 {
+                break;
+            }
+            stream::write(to, &Piece::Archive(bytes)).await.map_err(|error| error.to_string())?;
+        }
+        finish(pack, "packing the results failed").await
+    }
+
+    /// Sends what a run that is here printed, from these offsets on; with `follow` until it ends. Nothing more
+    /// comes when it is not here.
+    pub(crate) async fn send_logs<W: AsyncWrite + Unpin>(
+        &self,
+        run: Run,
+        mut from: [u64; 2],
+        follow: bool,
+        to: &mut W,
+    ) -> Result<(), libgrid::wire::WireError> {
+        let Some(mut following) = self.follow(run).await else {
+            return stream::write(to, &Piece::End).await;
+        };
+        loop {
+            let ended = following.progress.borrow_and_update().ended;
+            for (stream, offset) in STREAMS.into_iter().zip(&mut from) {
+                send_stored(&following.folder, stream, offset, to).await?;
+            }
+            to.flush().await?;
+            if ended || !follow || following.progress.changed().await.is_err() {
+                return stream::write(to, &Piece::End).await;
+            }
+        }
+    }
+}
+
+/// Sends what a folder holds of a stream from `offset` on, and moves the offset.
+pub(crate) async fn send_stored<W: AsyncWrite + Unpin>(
+    folder: &Path,
+    stream: Stream,
+    offset: &mut u64,
+    to: &mut W,
+) -> Result<(), libgrid::wire::WireError> {
+    let mut reader = Reader::at(folder, stream, *offset);
+    loop {
+        let (at, bytes) = reader.read(MAX_CHUNK)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        *offset = at + bytes.len() as u64;
+        stream::write(to, &Piece::Output { stream, offset: at, bytes }).await?;
+    }
+}
+
+/// Moves the segments of a run's output to where it is kept: within one file system a rename each.
+fn move_logs(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if logs::is_segment(&entry.file_name()) {
+            fs::rename(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes output that came from another node into segments of the same names.
+struct Keeper {
+    folder: PathBuf,
+    open: [Option<(u64, fs::File)>; 2],
+}
+
+impl Keeper {
+    fn new(folder: PathBuf) -> Self {
+        // What an earlier try left is written over; what it had more of is dropped.
+        let _ = fs::remove_dir_all(&folder);
+        Self { folder, open: [None, None] }
+    }
+
+    fn keep(&mut self, stream: Stream, offset: u64, bytes: &[u8]) -> Result<(), String> {
+        let cannot = |error: io::Error| format!("its output cannot be kept: {error}");
+        let slot = &mut self.open[STREAMS.iter().position(|s| *s == stream).unwrap_or(0)];
+        let continues = slot.as_ref().is_some_and(|(end, _)| *end == offset);
+        if !continues {
+            fs::create_dir_all(&self.folder).map_err(cannot)?;
+            let path = logs::segment(&self.folder, stream, offset);
+            let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+            *slot = Some((offset, file.map_err(cannot)?));
+        }
+        let Some((end, file)) = slot else { return Ok(()) };
+        file.write_all(bytes).map_err(cannot)?;
+        *end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Unpacks results into the folder of the submission, as the user who submitted.
+struct Delivery {
+    child: Child,
+    stdin: Option<tokio::process::ChildStdin>,
+    folder: PathBuf,
+}
+
+impl Delivery {
+    fn start(shims: &Shims, origin: &Origin) -> Result<Self, String> {
+        let user = User::of_machine(origin.uid, origin.gid);
+        let mut command = shims.unpack(&user, &origin.folder);
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let child = Command::from(command).kill_on_drop(true).spawn();
+        let mut child =
+            child.map_err(|error| format!("cannot start {}: {error}", shims.program.display()))?;
+        let stdin = child.stdin.take();
+        Ok(Self { child, stdin, folder: origin.folder.clone() })
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let broken = match &mut self.stdin {
+            Some(stdin) => stdin.write_all(bytes).await.is_err(),
+            None => false,
+        };
+        if broken {
+            // It ended early: what it said is the reason; the rest of the archive is of no use.
+            self.stdin = None;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Collected {
+        self.stdin = None;
+        let what = format!("its results cannot be written to {}", self.folder.display());
+        match finish(self.child, &what).await {
+            Ok(()) => Collected::Whole,
+            Err(why) => Collected::Failed(why),
+        }
+    }
+}
+
+async fn finish(child: Child, what: &str) -> Result<(), String> {
+    let output = child.wait_with_output().await.map_err(|error| format!("{what}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    warn!(what, "a helper failed");
+    Err(format!("{what}: {}", said(&output.stderr)))
+}

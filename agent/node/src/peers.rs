@@ -1,0 +1,144 @@
+//! What agents ask of each other: one stream of the link for each request.
+//!
+//! A stream begins with a [`Request`] frame. What follows depends on it:
+//!
+//! | request | then, from the asked side unless noted |
+//! | --- | --- |
+//! | `Letters` | the asker sends [`Letter`] frames for as long as it likes; lost ones are made good by heartbeats |
+//! | `Control` | the frames of [`libgrid::control`], both ways |
+//! | `Inputs` | [`Chunk`] frames, an empty one last |
+//! | `Logs` | [`Piece`] frames |
+//! | `Results` | [`Piece`] frames |
+//! | `Input` | the asker sends [`libgrid::control::Input`] frames; a [`libgrid::control::Response`] at the end |
+//! | `Join`, `Renew` | one `Result<Admission, String>` frame |
+//! | `Revocations` | nothing |
+//!
+//! The asked side knows the asker from the handshake. The bearer of a token gets no further than `Join`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use grid_link::{Duplex, Link};
+use grid_vo::{Admission, RevocationList};
+use libgrid::control::{self, Stream};
+use libgrid::ids::{JobId, NodeId, Run};
+use libgrid::wire::{WireError, stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::control::Caller;
+use crate::core::Letter;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Messages of `grid-jobs`.
+    Letters,
+    /// A request of a user of the asking node.
+    Control { caller: Caller, request: Box<control::Request> },
+    /// The archive of a job's inputs.
+    Inputs(JobId),
+    /// What a run printed, from these offsets on, until it ends.
+    Logs { run: Run, from: [u64; 2], follow: bool },
+    /// All that a run that ended printed and, with patterns, an archive of its results.
+    Results { run: Run, patterns: Option<Vec<String>> },
+    /// Typing into a run.
+    Input(Run),
+    /// A token's bearer wants in.
+    Join { public_key: [u8; 32], name: String },
+    /// A node wants its certificate renewed.
+    Renew { public_key: [u8; 32] },
+    /// The newest list that the asker knows.
+    Revocations(RevocationList),
+}
+
+/// A part of what a run left.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Piece {
+    /// Output.
+    Output { stream: Stream, offset: u64, bytes: Vec<u8> },
+    /// A part of the archive of results.
+    Archive(Vec<u8>),
+    /// All of it came.
+    End,
+    /// It will not come: one sentence why.
+    Failed(String),
+}
+
+/// The answer to `Join` and `Renew`.
+pub(crate) type Admitted = Result<Admission, String>;
+
+/// The asking side.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    link: Link,
+}
+
+/// A node could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    #[error("node {node} cannot be reached: {source}")]
+    Link { node: NodeId, source: grid_link::LinkError },
+    #[error("talking to node {node} failed: {source}")]
+    Wire { node: NodeId, source: WireError },
+}
+
+impl Peers {
+    pub(crate) fn new(link: Link) -> Self {
+        Self { link }
+    }
+
+    /// Opens a stream that begins with this request.
+    pub(crate) async fn ask(&self, node: NodeId, request: &Request) -> Result<Duplex, AskError> {
+        let mut duplex = self.link.open(node).await.map_err(|source| AskError::Link { node, source })?;
+        stream::write(&mut duplex, request).await.map_err(|source| AskError::Wire { node, source })?;
+        Ok(duplex)
+    }
+
+    /// Carries letters to their nodes, in order for each node, until the sender is dropped.
+    pub(crate) async fn carry(self, mut letters: mpsc::UnboundedReceiver<(NodeId, Letter)>) {
+        let mut boxes: HashMap<NodeId, mpsc::UnboundedSender<Letter>> = HashMap::new();
+        while let Some((to, letter)) = letters.recv().await {
+            let outbox = match boxes.entry(to) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    let (sender, receiver) = mpsc::unbounded_channel();
+                    tokio::spawn(self.clone().empty(to, receiver));
+                    entry.insert(sender)
+                }
+            };
+            // The other end lives as long as this one.
+            let _ = outbox.send(letter);
+        }
+    }
+
+    /// Writes one node's letters. Those that wait while it cannot be reached are dropped: they are old news.
+    async fn empty(self, node: NodeId, mut letters: mpsc::UnboundedReceiver<Letter>) {
+        let mut open: Option<Duplex> = None;
+        while let Some(letter) = letters.recv().await {
+            let fresh = open.is_none();
+            if fresh {
+                match self.ask(node, &Request::Letters).await {
+                    Ok(duplex) => open = Some(duplex),
+                    Err(error) => {
+                        debug!(%node, %error, "letters dropped");
+                        while letters.try_recv().is_ok() {}
+                        continue;
+                    }
+                }
+            }
+            let Some(duplex) = &mut open else { continue };
+            if stream::write(duplex, &letter).await.is_ok() {
+                continue;
+            }
+            // The connection that stood was dead: once more on a new one.
+            open = None;
+            if !fresh
+                && let Ok(mut duplex) = self.ask(node, &Request::Letters).await
+                && stream::write(&mut duplex, &letter).await.is_ok()
+            {
+                open = Some(duplex);
+            }
+        }
+    }
+}

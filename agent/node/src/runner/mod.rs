@@ -1,0 +1,648 @@
+//! Carries out what the host decides: starts tasks through shims, stages their inputs, and tells the core what
+//! the shims tell.
+//!
+//! A shim keeps the tasks of one job. One that has none left waits, with at most [`SPARE`] others, for the next
+//! job, so that a task rarely waits for a process to be started.
+
+pub(crate) mod inputs;
+mod shim;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use grid_jobs::host::{self, Action};
+use grid_jobs::message::{End, Order};
+use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
+use grid_run::spawn::Shims;
+use libgrid::ids::{JobId, NodeId, Run};
+use libgrid::spec::JobSpec;
+use libgrid::status::{Outcome, Usage};
+use libgrid::units::{Bytes, Span};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+use self::inputs::Inputs;
+use self::shim::{ShimId, ShimNews};
+use crate::config::Config;
+use crate::core::{Core, deadline, first_lease};
+use crate::peers::Peers;
+
+/// How many shims wait without tasks.
+const SPARE: usize = 2;
+
+/// The first of the local users that tasks run as, and how many there are. Above the ranges that systemd gives
+/// to containers, below 2^31, which some programs take for the end.
+const UIDS: std::ops::Range<u32> = 1_900_000_000..1_900_065_536;
+
+/// How much typed input may be on its way to a task.
+const TYPED: usize = 256 << 10;
+
+/// What others ask of the runner.
+pub(crate) enum Query {
+    /// To follow what a run prints.
+    Follow { run: Run, reply: oneshot::Sender<Option<Following>> },
+    /// To type into a run.
+    Keyboard { run: Run, reply: oneshot::Sender<Option<Keyboard>> },
+    /// A shim's news.
+    Shim(ShimId, ShimNews),
+    /// Inputs are in place, or cannot be.
+    Staged { run: Run, result: Result<Box<Launch>, String> },
+}
+
+/// What a follower needs.
+pub(crate) struct Following {
+    pub(crate) folder: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) progress: watch::Receiver<Progress>,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) written: u64,
+    pub(crate) ended: bool,
+}
+
+/// The way to a task's standard input.
+#[derive(Clone)]
+pub(crate) struct Keyboard {
+    run: Run,
+    shim: mpsc::UnboundedSender<ToShim>,
+    /// Bytes that may be sent before the task has taken earlier ones; closed when it takes no more.
+    room: Arc<Semaphore>,
+    progress: watch::Receiver<Progress>,
+}
+
+struct Shim {
+    sender: mpsc::UnboundedSender<ToShim>,
+    job: Option<JobId>,
+    runs: HashSet<Run>,
+}
+
+struct Local {
+    folder: PathBuf,
+    uid: u32,
+    shim: Option<ShimId>,
+    staging: Option<tokio::task::AbortHandle>,
+    limits: (Bytes, Option<Span>),
+    progress: watch::Sender<Progress>,
+    watched: bool,
+    room: Arc<Semaphore>,
+    fenced: bool,
+}
+
+pub(crate) struct Runner {
+    config: Arc<Config>,
+    me: NodeId,
+    core: Core,
+    shims: Shims,
+    inputs: Inputs,
+    queries: mpsc::UnboundedSender<Query>,
+    live: BTreeMap<ShimId, Shim>,
+    runs: HashMap<Run, Local>,
+    uids: HashSet<u32>,
+    next_uid: u32,
+    next_shim: u64,
+    /// The deadline of each home's tasks.
+    leases: HashMap<NodeId, u64>,
+    removing: VecDeque<PathBuf>,
+}
+
+/// The folders and programs that the runner needs are not as they should be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunnerError {
+    #[error("cannot use {}: {source}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("there is no {}: install it beside gridosd", path.display())]
+    NoShim { path: PathBuf },
+    #[error(transparent)]
+    Cgroups(#[from] grid_qos::CgroupError),
+}
+
+/// What the shims of an earlier agent kept.
+pub(crate) struct Found {
+    shims: Vec<shim::Connected>,
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// Makes the folders, finds the shims of an earlier agent, and sweeps up what no shim keeps.
+pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError> {
+    let folder = |path: &Path, mode: u32| {
+        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+        let made = made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
+        made.map_err(|source| RunnerError::Folder { path: path.to_owned(), source })
+    };
+    for path in [&config.spool_dir(), &config.inputs_dir(), &config.logs_dir(), &config.shims_dir()] {
+        folder(path, 0o700)?;
+    }
+    for path in [&config.state_dir, &config.tasks_dir(), &config.runtime_dir, &config.workdir()] {
+        folder(path, 0o711)?;
+    }
+    let program = shim_program();
+    if !program.exists() {
+        return Err(RunnerError::NoShim { path: program });
+    }
+    let shims = Shims {
+        program,
+        folder: config.shims_dir(),
+        cgroup_root: config.cgroup_root.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+    };
+    let mut found = Found { shims: Vec::new(), kept: Vec::new() };
+    let sockets = shims.find().map_err(|source| RunnerError::Folder { path: config.shims_dir(), source })?;
+    for (socket, stream) in sockets {
+        match shim::adopt(stream).await {
+            Ok(connected) => {
+                found.kept.extend(connected.kept.iter().cloned());
+                found.shims.push(connected);
+            }
+            Err(error) => warn!(socket = %socket.display(), %error, "a shim does not answer"),
+        }
+    }
+    sweep(config, &found.kept)?;
+    Ok((shims, found))
+}
+
+/// Removes folders and control groups of runs that no shim keeps: the machine, or a shim, went down with them.
+fn sweep(config: &Config, kept: &[Kept]) -> Result<(), RunnerError> {
+    let names: HashSet<_> = kept.iter().filter_map(|kept| kept.folder.file_name()?.to_str()).collect();
+    let groups = grid_qos::Cgroups::open(&config.cgroup_root, &config.cgroup_parent)?;
+    for name in groups.names()? {
+        if !names.contains(name.as_str())
+            && let Err(error) = groups.group(&name).remove()
+        {
+            warn!(group = name, %error, "a control group stays");
+        }
+    }
+    let tasks = config.tasks_dir();
+    let entries = fs::read_dir(&tasks).map_err(|source| RunnerError::Folder { path: tasks, source })?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_str().is_none_or(|name| !names.contains(name)) {
+            remove(&entry.path());
+        }
+    }
+    let inputs = fs::read_dir(config.inputs_dir()).into_iter().flatten().flatten();
+    inputs.for_each(|entry| remove(&entry.path()));
+    Ok(())
+}
+
+fn remove(path: &Path) {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!(path = %path.display(), %error, "cannot be removed");
+    }
+}
+
+/// `gridos-shim` lies beside this program.
+pub(crate) fn shim_program() -> PathBuf {
+    let beside = std::env::current_exe().unwrap_or_default();
+    // The kernel marks the path of a program that was replaced while it ran.
+    let beside = beside.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
+    Path::new(&beside).with_file_name("gridos-shim")
+}
+
+/// The runner's own channel, made before it.
+pub(crate) type Queries = (mpsc::UnboundedSender<Query>, mpsc::UnboundedReceiver<Query>);
+
+/// Starts the runner. `actions` come from the core.
+pub(crate) fn start(
+    config: Arc<Config>,
+    me: NodeId,
+    core: Core,
+    peers: Peers,
+    (shims, found): (Shims, Found),
+    (queries, queries_end): Queries,
+    actions: mpsc::UnboundedReceiver<Action>,
+) {
+    let inputs = Inputs::new(config.clone(), me, core.clone(), peers, shims.clone());
+    let mut runner = Runner {
+        config,
+        me,
+        core,
+        shims,
+        inputs,
+        queries,
+        live: BTreeMap::new(),
+        runs: HashMap::new(),
+        uids: HashSet::new(),
+        next_uid: UIDS.start,
+        next_shim: 0,
+        leases: HashMap::new(),
+        removing: VecDeque::new(),
+    };
+    found.shims.into_iter().for_each(|connected| runner.adopt(connected));
+    tokio::spawn(runner.run(actions, queries_end));
+}
+
+impl Runner {
+    async fn run(
+        mut self,
+        mut actions: mpsc::UnboundedReceiver<Action>,
+        mut queries: mpsc::UnboundedReceiver<Query>,
+    ) {
+        self.spare();
+        loop {
+            tokio::select! {
+                action = actions.recv() => match action {
+                    Some(action) => self.act(action),
+                    // The agent stops; the shims stay.
+                    None => return,
+                },
+                Some(query) = queries.recv() => self.answer(query),
+            }
+            self.remove_some();
+        }
+    }
+
+    fn adopt(&mut self, connected: shim::Connected) {
+        let id = self.next_id();
+        let kept = connected.kept.clone();
+        let sender = connected.start(id, self.queries.clone());
+        let mut shim = Shim { sender, job: None, runs: HashSet::new() };
+        for kept in kept {
+            let run = kept.run;
+            shim.job = Some(run.task.job);
+            shim.runs.insert(run);
+            self.uids.insert(kept.uid);
+            let limits = (Bytes(kept.limits.memory), None);
+            let local = Local { shim: Some(id), ..Local::new(kept.folder, kept.uid, limits) };
+            if kept.end.is_some() {
+                local.progress.send_modify(|progress| progress.ended = true);
+            }
+            self.runs.insert(run, local);
+        }
+        info!(shim = id.0, tasks = shim.runs.len(), "shim_adopted");
+        self.live.insert(id, shim);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Launch { run, order } => self.launch(run, &order),
+            Action::Signal { run, signal, grace } => self.tell(run, ToShim::Signal { run, signal, grace }),
+            Action::Fence(run) => self.fence(run),
+            Action::Lease { home, until } => {
+                self.leases.insert(home, deadline(until));
+                let until = Some(deadline(until));
+                for shim in self.live.values().filter(|shim| shim.job.is_some_and(|job| job.home == home)) {
+                    let _ = shim.sender.send(ToShim::Lease { until });
+                }
+            }
+            Action::Forget(run) => self.forget(run),
+            // Messages go out through the peers.
+            Action::Send { .. } => (),
+        }
+    }
+
+    fn tell(&self, run: Run, message: ToShim) {
+        let shim = self.runs.get(&run).and_then(|local| self.live.get(&local.shim?));
+        if let Some(shim) = shim {
+            // A shim that is gone is told of by its reader.
+            let _ = shim.sender.send(message);
+        }
+    }
+
+    fn launch(&mut self, run: Run, order: &Order) {
+        let Some(uid) = self.take_uid() else {
+            return self
+                .not_started(run, "every local user for tasks is in use: wait until some have ended".into());
+        };
+        let name = format!("{}-{}.{}", run.task.job, run.task.index, run.epoch);
+        let folder = self.config.tasks_dir().join(name);
+        let spec = &order.spec;
+        self.runs.insert(run, Local::new(folder.clone(), uid, (spec.memory, spec.time)));
+        let launch = Box::new(Launch {
+            run,
+            command: spec.command.iter().map(|word| JobSpec::for_task(word, run.task.index)).collect(),
+            env: environment(&self.config, self.me, run, order),
+            folder,
+            workdir: self.config.workdir(),
+            uid,
+            limits: spec.needs(),
+            pids: spec.pids,
+            time: spec.time.map(|limit| limit.0),
+            log_limit: spec.log_limit.0,
+            stdin: order.stdin,
+        });
+        if order.inputs {
+            let staging = self.inputs.stage(launch, self.queries.clone());
+            if let Some(local) = self.runs.get_mut(&run) {
+                local.staging = Some(staging);
+            }
+        } else {
+            self.hand_over(launch);
+        }
+    }
+
+    /// Gives a task to a shim.
+    fn hand_over(&mut self, launch: Box<Launch>) {
+        let run = launch.run;
+        let job = run.task.job;
+        let serving = self.live.iter().find(|(_, shim)| shim.job == Some(job)).map(|(id, _)| *id);
+        let spare = || self.live.iter().find(|(_, shim)| shim.job.is_none()).map(|(id, _)| *id);
+        let id = match serving.or_else(spare).map_or_else(|| self.start_shim(), Ok) {
+            Ok(id) => id,
+            Err(error) => return self.not_started(run, format!("cannot start a shim: {error}")),
+        };
+        let until = self.leases.get(&job.home).copied();
+        let Some(shim) = self.live.get_mut(&id) else { return };
+        if shim.job != Some(job) {
+            shim.job = Some(job);
+            let until = (job.home != self.me).then(|| until.unwrap_or_else(|| deadline(first_lease())));
+            let _ = shim.sender.send(ToShim::Lease { until });
+        }
+        shim.runs.insert(run);
+        let _ = shim.sender.send(ToShim::Launch(launch));
+        if let Some(local) = self.runs.get_mut(&run) {
+            local.shim = Some(id);
+        }
+    }
+
+    fn start_shim(&mut self) -> io::Result<ShimId> {
+        let id = self.next_id();
+        let sender = shim::start(&self.shims, id, self.queries.clone())?;
+        self.live.insert(id, Shim { sender, job: None, runs: HashSet::new() });
+        Ok(id)
+    }
+
+    fn next_id(&mut self) -> ShimId {
+        self.next_shim += 1;
+        ShimId(self.next_shim)
+    }
+
+    /// Keeps some shims ready, and no more.
+    fn spare(&mut self) {
+        let idle: Vec<_> =
+            self.live.iter().filter(|(_, shim)| shim.job.is_none()).map(|(id, _)| *id).collect();
+        for id in idle.iter().skip(SPARE) {
+            if let Some(shim) = self.live.remove(id) {
+                let _ = shim.sender.send(ToShim::Retire);
+            }
+        }
+        if idle.is_empty()
+            && let Err(error) = self.start_shim()
+        {
+            warn!(%error, "cannot start a shim ahead");
+        }
+    }
+
+    fn fence(&mut self, run: Run) {
+        let Some(local) = self.runs.get_mut(&run) else {
+            return self.core.host(host::Event::Gone(run));
+        };
+        local.fenced = true;
+        if local.shim.is_some() {
+            self.tell(run, ToShim::Fence(run));
+        } else {
+            // Still staging: it never starts.
+            if let Some(staging) = local.staging.take() {
+                staging.abort();
+            }
+            self.core.host(host::Event::Gone(run));
+        }
+    }
+
+    fn forget(&mut self, run: Run) {
+        let Some(local) = self.runs.remove(&run) else { return };
+        self.uids.remove(&local.uid);
+        self.removing.push_back(local.folder);
+        self.inputs.release(run.task.job, self.runs.keys().any(|other| other.task.job == run.task.job));
+        let Some(shim) = local.shim.and_then(|id| self.live.get_mut(&id)) else { return };
+        let _ = shim.sender.send(ToShim::Forget(run));
+        shim.runs.remove(&run);
+        if shim.runs.is_empty() {
+            shim.job = None;
+            self.spare();
+        }
+    }
+
+    /// Removes folders of forgotten runs on a thread that may block.
+    fn remove_some(&mut self) {
+        if !self.removing.is_empty() {
+            let folders = std::mem::take(&mut self.removing);
+            tokio::task::spawn_blocking(move || folders.iter().for_each(|folder| remove(folder)));
+        }
+    }
+
+    fn answer(&mut self, query: Query) {
+        match query {
+            Query::Follow { run, reply } => {
+                let following = self.runs.get_mut(&run).map(|local| {
+                    local.watched = true;
+                    Following {
+                        folder: local.folder.clone(),
+                        uid: local.uid,
+                        progress: local.progress.subscribe(),
+                    }
+                });
+                if following.is_some() {
+                    self.tell(run, ToShim::Watch(run));
+                }
+                let _ = reply.send(following);
+            }
+            Query::Keyboard { run, reply } => {
+                let keyboard = self.runs.get(&run).and_then(|local| {
+                    let shim = self.live.get(&local.shim?)?.sender.clone();
+                    Some(Keyboard {
+                        run,
+                        shim,
+                        room: local.room.clone(),
+                        progress: local.progress.subscribe(),
+                    })
+                });
+                let _ = reply.send(keyboard);
+            }
+            Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
+            Query::Shim(id, ShimNews::Gone) => self.lose(id),
+            Query::Staged { run, result } => match result {
+                Ok(launch) if self.runs.get(&run).is_some_and(|local| !local.fenced) => {
+                    self.hand_over(launch)
+                }
+                Ok(_) => (),
+                Err(why) => self.not_started(run, why),
+            },
+        }
+    }
+
+    fn hear(&mut self, id: ShimId, message: FromShim) {
+        match message {
+            FromShim::Started { run, at } => {
+                self.core.host(host::Event::Started { run, at });
+                if self.runs.get(&run).is_some_and(|local| local.watched) {
+                    self.tell(run, ToShim::Watch(run));
+                }
+            }
+            FromShim::Ended { run, end } => {
+                let Some(local) = self.runs.get(&run) else { return };
+                local.progress.send_modify(|progress| progress.ended = true);
+                local.room.close();
+                let event = if local.fenced {
+                    host::Event::Gone(run)
+                } else {
+                    host::Event::Ended { run, end: end_of(end, local.limits) }
+                };
+                self.core.host(event);
+            }
+            FromShim::Output { run, stdout, stderr } => {
+                if let Some(local) = self.runs.get(&run) {
+                    local.progress.send_modify(|progress| progress.written = stdout + stderr);
+                }
+            }
+            FromShim::Taken { run, bytes } => {
+                if let Some(local) = self.runs.get(&run) {
+                    match bytes {
+                        Some(bytes) => local.room.add_permits(bytes as usize),
+                        None => local.room.close(),
+                    }
+                }
+            }
+            // The greeting of a shim that was just started: it has none.
+            FromShim::Tasks(kept) => {
+                if !kept.is_empty() {
+                    warn!(shim = id.0, "a new shim has tasks");
+                }
+            }
+        }
+    }
+
+    /// A shim ended, and its tasks with it.
+    fn lose(&mut self, id: ShimId) {
+        let Some(shim) = self.live.remove(&id) else { return };
+        for run in shim.runs {
+            if let Some(local) = self.runs.get_mut(&run) {
+                local.shim = None;
+                let ended = local.progress.borrow().ended;
+                if !ended {
+                    warn!(%run, "shim_lost");
+                    local.progress.send_modify(|progress| progress.ended = true);
+                    local.room.close();
+                    let groups =
+                        grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
+                    let name = local.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                    // What stays is swept up at the next start.
+                    let _ = groups.map(|groups| groups.group(name).remove());
+                    self.core.host(host::Event::Gone(run));
+                }
+            }
+        }
+        self.spare();
+    }
+
+    fn not_started(&mut self, run: Run, why: String) {
+        if let Some(local) = self.runs.get(&run) {
+            local.progress.send_modify(|progress| progress.ended = true);
+            local.room.close();
+        }
+        let outcome = Outcome::NotStarted { why, status: 126 };
+        self.core
+            .host(host::Event::Ended { run, end: End { outcome, usage: Usage::default(), printed: false } });
+    }
+
+    fn take_uid(&mut self) -> Option<u32> {
+        if self.uids.len() >= UIDS.len() {
+            return None;
+        }
+        loop {
+            let uid = self.next_uid;
+            self.next_uid = if uid + 1 == UIDS.end { UIDS.start } else { uid + 1 };
+            if self.uids.insert(uid) {
+                return Some(uid);
+            }
+        }
+    }
+}
+
+impl Local {
+    fn new(folder: PathBuf, uid: u32, limits: (Bytes, Option<Span>)) -> Self {
+        Self {
+            folder,
+            uid,
+            shim: None,
+            staging: None,
+            limits,
+            progress: watch::Sender::new(Progress::default()),
+            watched: false,
+            room: Arc::new(Semaphore::new(TYPED)),
+            fenced: false,
+        }
+    }
+}
+
+impl Keyboard {
+    /// Types; waits while the task has not taken what was typed before. False when it takes no more.
+    pub(crate) async fn press(&self, bytes: Vec<u8>) -> bool {
+        let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(TYPED as u32);
+        match self.room.acquire_many(count).await {
+            Ok(permit) => {
+                permit.forget();
+                self.shim.send(ToShim::Input { run: self.run, bytes }).is_ok()
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Waits until the task has ended.
+    pub(crate) async fn closed(&self) {
+        // An error means that the run was forgotten, so it has ended, too.
+        let _ = self.progress.clone().wait_for(|progress| progress.ended).await;
+    }
+
+    /// Sets the terminal's size.
+    pub(crate) fn resize(&self, rows: u16, cols: u16) {
+        let _ = self.shim.send(ToShim::Resize { run: self.run, rows, cols });
+    }
+}
+
+/// The whole environment of a task: what a login would give, what tells it about the grid, and what its user
+/// asked for.
+fn environment(config: &Config, me: NodeId, run: Run, order: &Order) -> BTreeMap<String, String> {
+    let workdir = config.workdir().display().to_string();
+    let spec = &order.spec;
+    let index = run.task.index;
+    let mut env: BTreeMap<String, String> = [
+        ("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games".into()),
+        ("HOME", workdir.clone()),
+        ("PWD", workdir),
+        ("USER", "grid".into()),
+        ("LOGNAME", "grid".into()),
+        ("SHELL", "/bin/sh".into()),
+        ("LANG", "C.UTF-8".into()),
+        ("TMPDIR", "/tmp".into()),
+        ("GRIDOS_JOB", run.task.job.to_string()),
+        ("GRIDOS_TASK", run.task.to_string()),
+        ("GRIDOS_INDEX", index.to_string()),
+        ("GRIDOS_EPOCH", run.epoch.to_string()),
+        ("GRIDOS_NODE", me.to_string()),
+        ("GRIDOS_NODE_NAME", config.name.clone()),
+        ("GRIDOS_CPUS", spec.cpus.to_string()),
+        ("GRIDOS_MEMORY", spec.memory.0.to_string()),
+    ]
+    .into_iter()
+    .map(|(key, value): (&str, String)| (key.to_owned(), value))
+    .collect();
+    env.extend(spec.env.iter().map(|(key, value)| (key.clone(), JobSpec::for_task(value, index))));
+    env
+}
+
+/// What the shim saw, in the terms of users.
+pub(crate) fn end_of(end: Ending, (memory, time): (Bytes, Option<Span>)) -> End {
+    let outcome = match end.how {
+        How::Exited(status) => Outcome::Exited(status),
+        How::Signaled(signal) => Outcome::Signaled(signal),
+        How::Killed(signal) => Outcome::Killed(signal),
+        How::OutOfMemory => Outcome::OutOfMemory { limit: memory },
+        How::TimeLimit => Outcome::TimeLimit { limit: time.unwrap_or(Span(end.usage.wall)) },
+        How::Fenced => Outcome::Killed(9),
+        How::NotStarted { why, status } => Outcome::NotStarted { why, status },
+    };
+    End { outcome, usage: end.usage, printed: end.printed > 0 }
+}
