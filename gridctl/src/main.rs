@@ -1,1 +1,88 @@
-fn main() {}
+//! `gridctl`, the command line of GridOS.
+//!
+//! Every command asks the agent of this machine, through [`libgrid::blocking`]. Exit statuses:
+//!
+//! | status | means |
+//! | --- | --- |
+//! | 0 | done |
+//! | 1 | the agent refused, or could not be reached |
+//! | 2 | the command line is wrong |
+//! | the job's own | of `wait` and `run`: see [`libgrid::status::Outcome::exit_status`] |
+//! | 255 | `wait` and `run` themselves failed |
+#![forbid(unsafe_code)]
+
+mod agent;
+mod args;
+mod inputs;
+mod job;
+mod lab;
+mod run;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use libgrid::GridError;
+use libgrid::blocking::Grid;
+
+use crate::args::{Args, Command};
+
+/// How `wait` and `run` tell their own failure from the job's.
+const OWN_FAILURE: u8 = 255;
+
+/// A command that was carried out, and the status to end with.
+type Done = anyhow::Result<ExitCode>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let failure = match args.command {
+        Command::Wait { .. } | Command::Run { .. } => ExitCode::from(OWN_FAILURE),
+        _ => ExitCode::FAILURE,
+    };
+    match dispatch(args) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gridctl: {error:#}");
+            failure
+        }
+    }
+}
+
+/// Whoever reads our output, such as `head`, has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>().or_else(|| match error.downcast_ref::<GridError>() {
+        Some(GridError::Wire(libgrid::wire::WireError::Io(io))) => Some(io),
+        _ => None,
+    });
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn dispatch(args: Args) -> Done {
+    let json = args.json;
+    let connect = || match &args.socket {
+        Some(path) => Grid::connect_to(path),
+        None => Grid::connect(),
+    };
+    match args.command {
+        Command::Up { foreground, config } => agent::up(foreground, config.as_deref(), json),
+        Command::Down => agent::down(json),
+        Command::Vo { command } => agent::vo(&mut connect()?, command, json),
+        Command::Token { command } => agent::token(&mut connect()?, command, json),
+        Command::Join { token } => agent::join(&mut connect()?, token, json),
+        Command::Nodes => agent::nodes(&mut connect()?, json),
+        Command::Doctor => agent::doctor(&mut connect()?, json),
+        Command::Submit(submit) => job::submit(&mut connect()?, &submit, json),
+        Command::Run { options } => run::run(&mut connect()?, &options, json),
+        Command::Ps { all, everywhere } => job::ps(&mut connect()?, all, everywhere, json),
+        Command::Status { job } => job::status(&mut connect()?, job, json),
+        Command::Logs { job, follow, stream } => job::logs(&mut connect()?, job, follow, stream, json),
+        Command::Wait { jobs } => job::wait(&connect()?, &jobs, json),
+        Command::Kill { jobs, signal } => job::kill(&mut connect()?, &jobs, signal.as_deref(), json),
+        Command::Lab { command } => lab::lab(command, json),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "gridctl", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -25,8 +25,11 @@
 //! | [`client`] | the connection to the agent, async |
 //! | [`blocking`] | the same without a runtime |
 //! | [`wire`] | framing, codec, version |
+//! | `archive` | inputs and results as archives; with the feature of that name |
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "archive")]
+pub mod archive;
 pub mod blocking;
 #[cfg(feature = "async")]
 pub mod client;

@@ -19,9 +19,8 @@
 //! without renewal, the shim freezes the task's control group by itself, agent or no agent: from then on the
 //! home node may start the task elsewhere. Contact thaws it; a newer epoch kills it.
 //!
-//! What handles files that a task controls runs with the task's own uid ([`archive`]), never as root.
+//! What handles files that a task controls runs with the task's own uid ([`spawn::User`]), never as root.
 
-pub mod archive;
 pub mod logs;
 pub mod protocol;
 pub mod shim;

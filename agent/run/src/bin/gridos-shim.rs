@@ -2,12 +2,13 @@
 //! (`pack`, `unpack`). The agent starts it; it is not meant to be started by hand.
 
 use std::env;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use grid_run::archive;
 use grid_run::shim::{self, Config};
+use libgrid::archive;
 
 fn main() -> ExitCode {
     let mut args = env::args_os().skip(1);
@@ -16,10 +17,10 @@ fn main() -> ExitCode {
     let done = match mode.to_str() {
         Some("serve") => {
             let cgroup_root = args.next().map(PathBuf::from).unwrap_or_default();
-            let cgroup_parent = archive::words(args).concat();
+            let cgroup_parent = words(args).concat();
             serve(Config { socket: first, cgroup_root, cgroup_parent })
         }
-        Some("pack") => pack(&first, &archive::words(args)),
+        Some("pack") => pack(&first, &words(args)),
         Some("unpack") => archive::unpack(&first, io::stdin().lock()).map_err(|error| error.to_string()),
         _ => Err("gridos-shim is started by gridosd, not by hand: see gridctl --help".into()),
     };
@@ -30,6 +31,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn words(args: impl Iterator<Item = OsString>) -> Vec<String> {
+    args.map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 fn serve(config: Config) -> Result<(), String> {

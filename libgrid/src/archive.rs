@@ -1,12 +1,13 @@
 //! Inputs and results of a task, as tar archives that flow.
 //!
+//! `gridctl submit` packs inputs with it; the agent packs results and unpacks both. Archives hold files, folders
+//! and symbolic links; owners are not kept.
+//!
 //! A task's files are its own to shape: links that lead out, folders that change while they are read. So the
-//! agent, which is root, never walks them. It starts `gridos-shim pack` or `unpack` **as the user whose files
-//! they are**, and passes the archive through a pipe: whatever a link leads to, the kernel checks that user's
-//! rights. Archives hold files, folders and symbolic links; owners are not kept.
+//! agent, which is root, never walks them itself: it runs these functions in a process **of the user whose files
+//! they are**. Whatever a link leads to, the kernel checks that user's rights.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +16,11 @@ use std::path::{Component, Path, PathBuf};
 use globset::GlobBuilder;
 
 /// Packing or unpacking failed.
+///
+/// ```
+/// let error = libgrid::archive::pack_paths("/nowhere".as_ref(), &["x".into()], Vec::new()).unwrap_err();
+/// assert_eq!(error.to_string(), "there is no x: name files and folders below /nowhere");
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// A pattern cannot be understood.
@@ -58,6 +64,12 @@ pub enum ArchiveError {
 ///
 /// # Errors
 /// [`ArchiveError`]; what was written so far is no whole archive then.
+///
+/// ```
+/// let mut archive = Vec::new();
+/// libgrid::archive::pack_paths("src".as_ref(), &["lib.rs".into()], &mut archive).unwrap();
+/// assert!(archive.len() > 512);
+/// ```
 pub fn pack_paths(base: &Path, paths: &[String], to: impl Write) -> Result<(), ArchiveError> {
     let mut archive = builder(to);
     for path in paths {
@@ -76,6 +88,11 @@ pub fn pack_paths(base: &Path, paths: &[String], to: impl Write) -> Result<(), A
 ///
 /// # Errors
 /// [`ArchiveError`].
+///
+/// ```
+/// let files = libgrid::archive::pack_matching("src".as_ref(), &["*.rs".into()], std::io::sink()).unwrap();
+/// assert!(files > 5);
+/// ```
 pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result<usize, ArchiveError> {
     let mut set = globset::GlobSetBuilder::new();
     for pattern in patterns {
@@ -107,6 +124,11 @@ pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result
 ///
 /// # Errors
 /// [`ArchiveError`]; files unpacked before stay.
+///
+/// ```
+/// let archive = [0; 1024];
+/// libgrid::archive::unpack("src".as_ref(), archive.as_slice()).unwrap();
+/// ```
 pub fn unpack(base: &Path, from: impl Read) -> Result<(), ArchiveError> {
     let mut archive = tar::Archive::new(from);
     for entry in archive.entries()? {
@@ -227,13 +249,10 @@ fn clean(path: &Path) -> Result<PathBuf, ArchiveError> {
     Ok(clean)
 }
 
-/// The patterns or paths that follow on a command line.
-pub fn words(args: impl Iterator<Item = std::ffi::OsString>) -> Vec<String> {
-    args.map(|word| OsStr::to_string_lossy(&word).into_owned()).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     fn tree() -> tempfile::TempDir {

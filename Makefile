@@ -1,0 +1,34 @@
+# make help tells what there is. All set-up is done by the targets themselves (setup/install).
+
+CARGO := setup/cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help build test lint demo bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: ## the programs, as a user runs them (target/release)
+	setup/install build
+	$(CARGO) build --release --workspace --bins
+
+test: ## installs what is missing and runs every test; ONLY=crate runs one crate's
+	setup/install build test
+	setup/test $(ONLY)
+
+lint: ## formatting, clippy and cargo-deny, as far as they are installed
+	setup/install build
+	setup/lint
+
+demo: ## a grid of three nodes on this machine renders a picture; one node is killed meanwhile
+	setup/install build demo
+	$(CARGO) build --release --workspace --bins
+	PATH="$(abspath $(TARGET_DIR))/release:$$PATH" setup/demo
+
+bench: ## benchmarks beside the peers that are installed; ONLY=name runs one
+	setup/install build bench
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) bench --package grid-tests $(if $(ONLY),-- $(ONLY))
+
+clean: ## removes what was built
+	$(CARGO) clean

@@ -1,0 +1,224 @@
+//! The agent, its VO and its nodes.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use indicatif::ProgressBar;
+use libgrid::GridError;
+use libgrid::blocking::Grid;
+use libgrid::control::{AgentInfo, Reply, Request, Verdict};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::args::{TokenCommand, VoCommand};
+use crate::{Done, show};
+
+/// How long the agent has to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const UNIT: &str = "/etc/systemd/system/gridosd.service";
+const LOG: &str = "/var/log/gridosd.log";
+
+/// Asks, and shows a spinner while a person waits.
+pub(crate) fn patiently<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    let done = work();
+    spinner.finish_and_clear();
+    done
+}
+
+pub(crate) fn up(foreground: bool, config: Option<&Path>, json: bool) -> Done {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("starting the agent takes root: use sudo gridctl up");
+    }
+    let program = beside("gridosd")?;
+    let mut arguments = Vec::new();
+    if let Some(config) = config {
+        let config = config.canonicalize().with_context(|| format!("cannot read {}", config.display()))?;
+        arguments = vec!["--config".into(), config.into_os_string()];
+    }
+    if foreground {
+        let error = Command::new(&program).args(arguments).exec();
+        return Err(error).with_context(|| format!("cannot start {}", program.display()));
+    }
+    if let Ok(mut grid) = Grid::connect() {
+        let info = agent_info(&mut grid)?;
+        return if json {
+            show::json(&info)
+        } else {
+            show::text(format!("the agent runs already, as process {}", info.pid))
+        };
+    }
+    if Path::new("/run/systemd/system").exists() {
+        start_service(&program, &arguments)?;
+    } else {
+        start_process(&program, &arguments)?;
+    }
+    let info = patiently("starting the agent", wait_until_it_answers)?;
+    if json {
+        return show::json(&info);
+    }
+    show::text(match &info.vo {
+        Some(vo) => format!("the agent runs, in VO {vo}"),
+        None => "the agent runs; next: gridctl vo create NAME, or gridctl join TOKEN".into(),
+    })
+}
+
+fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let here = std::env::current_exe().context("cannot find this program's own place")?;
+    let path = here.with_file_name(name);
+    if !path.exists() {
+        bail!("there is no {}: install it beside gridctl", path.display());
+    }
+    Ok(path)
+}
+
+fn start_service(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<()> {
+    let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
+    // KillMode=process: the shims, and the tasks in them, outlive the agent.
+    let unit = format!(
+        "[Unit]\nDescription=GridOS node agent\nAfter=network-online.target\nWants=network-online.target\n\n\
+         [Service]\nExecStart={} {}\nRestart=always\nRestartSec=200ms\nKillMode=process\nDelegate=yes\n\
+         LimitNOFILE=1048576\nTasksMax=infinity\nOOMScoreAdjust=-900\n\n[Install]\nWantedBy=multi-user.target\n",
+        program.display(),
+        words.join(" ")
+    );
+    let partial = format!("{UNIT}.part");
+    fs::write(&partial, unit)
+        .and_then(|()| fs::rename(&partial, UNIT))
+        .with_context(|| format!("cannot write {UNIT}"))?;
+    for arguments in [&["daemon-reload"][..], &["enable", "--now", "gridosd.service"]] {
+        let output = Command::new("systemctl").args(arguments).output().context("cannot run systemctl")?;
+        if !output.status.success() {
+            bail!(
+                "systemctl {} failed: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn start_process(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<()> {
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(LOG)
+        .with_context(|| format!("cannot write {LOG}"))?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+    command.current_dir("/").spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(())
+}
+
+fn wait_until_it_answers() -> anyhow::Result<AgentInfo> {
+    let start = Instant::now();
+    loop {
+        match Grid::connect() {
+            Ok(mut grid) => return agent_info(&mut grid),
+            Err(error) if start.elapsed() > PATIENCE => {
+                return Err(error)
+                    .with_context(|| format!("it did not come up; see {LOG} or journalctl -u gridosd"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+pub(crate) fn down(json: bool) -> Done {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("stopping the agent takes root: use sudo gridctl down");
+    }
+    if Path::new(UNIT).exists() && Path::new("/run/systemd/system").exists() {
+        Command::new("systemctl")
+            .args(["disable", "--now", "gridosd.service"])
+            .output()
+            .context("cannot run systemctl")?;
+    } else {
+        let mut grid = Grid::connect()?;
+        let pid =
+            Pid::from_raw(i32::try_from(agent_info(&mut grid)?.pid).context("the agent has no process id")?);
+        kill(pid, Signal::SIGTERM).context("cannot stop the agent")?;
+        let start = Instant::now();
+        while kill(pid, None).is_ok() {
+            if start.elapsed() > PATIENCE {
+                bail!("the agent, process {pid}, does not stop: see {LOG}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    if json { show::json(&"stopped") } else { show::text("the agent is stopped; its tasks run on") }
+}
+
+fn agent_info(grid: &mut Grid) -> anyhow::Result<AgentInfo> {
+    match grid.ask(&Request::Agent)? {
+        Reply::Agent(info) => Ok(info),
+        _ => Err(GridError::Unexpected.into()),
+    }
+}
+
+fn entered(grid: &mut Grid, request: &Request, what: &str, json: bool) -> Done {
+    match patiently(what, || grid.ask(request))? {
+        Reply::Agent(info) if json => show::json(&info),
+        Reply::Agent(info) => {
+            let vo = info.vo.unwrap_or_default();
+            let number = info.node.map(|node| node.to_string()).unwrap_or_default();
+            let next =
+                if info.authority { "; next, for each other machine: gridctl token create" } else { "" };
+            show::text(format!("this machine is node {number} of VO {vo}{next}"))
+        }
+        _ => Err(GridError::Unexpected.into()),
+    }
+}
+
+pub(crate) fn vo(grid: &mut Grid, command: VoCommand, json: bool) -> Done {
+    match command {
+        VoCommand::Create { name } => entered(grid, &Request::CreateVo { name }, "founding the VO", json),
+        VoCommand::Revoke { node } => {
+            let request = Request::Revoke { node: node.clone() };
+            patiently("revoking", || grid.ask(&request))?;
+            if json { show::json(&node) } else { show::text(format!("node {node} is out of the VO")) }
+        }
+    }
+}
+
+pub(crate) fn token(grid: &mut Grid, TokenCommand::Create { expires }: TokenCommand, json: bool) -> Done {
+    match grid.ask(&Request::CreateToken { lifetime: expires })? {
+        Reply::Token(token) if json => show::json(&token),
+        Reply::Token(token) => show::text(token),
+        _ => Err(GridError::Unexpected.into()),
+    }
+}
+
+pub(crate) fn join(grid: &mut Grid, token: String, json: bool) -> Done {
+    entered(grid, &Request::Join { token }, "joining", json)
+}
+
+pub(crate) fn nodes(grid: &mut Grid, json: bool) -> Done {
+    match grid.ask(&Request::Nodes)? {
+        Reply::Nodes(nodes) if json => show::json(&nodes),
+        Reply::Nodes(nodes) => show::text(show::nodes(&nodes)),
+        _ => Err(GridError::Unexpected.into()),
+    }
+}
+
+/// Ends with 1 if tasks cannot run here.
+pub(crate) fn doctor(grid: &mut Grid, json: bool) -> Done {
+    let findings = match grid.ask(&Request::Doctor)? {
+        Reply::Doctor(findings) => findings,
+        _ => return Err(GridError::Unexpected.into()),
+    };
+    if json {
+        show::json(&findings)?
+    } else {
+        show::text(show::doctor(&findings))?
+    };
+    let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,282 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use libgrid::ids::Selector;
+use libgrid::spec::Indices;
+use libgrid::units::{Bytes, Cpus, Span};
+
+/// Use many Linux machines as one: submit programs, watch them, manage nodes.
+#[derive(Debug, Parser)]
+#[command(name = "gridctl", version, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// The agent's socket; otherwise that in $GRIDOS_SOCKET, or /run/gridos/control.sock
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the agent of this machine. Example: sudo gridctl up
+    Up {
+        /// Stay in the foreground instead of starting a service
+        #[arg(long)]
+        foreground: bool,
+        /// The agent's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Stop the agent of this machine; its tasks run on. Example: sudo gridctl down
+    Down,
+    /// Found a VO, or put a node out of it. Example: gridctl vo create lab
+    Vo {
+        #[command(subcommand)]
+        command: VoCommand,
+    },
+    /// Make a token with which one machine can join. Example: gridctl token create --expires 24h
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Join the VO that a token came from. Example: gridctl join grid1-...
+    Join {
+        /// The line that `gridctl token create` printed
+        token: String,
+    },
+    /// List the nodes. Example: gridctl nodes
+    Nodes,
+    /// Tell what this machine can do, and what is missing. Example: gridctl doctor
+    Doctor,
+    /// Run a program on the grid. Example: gridctl submit --cpus 2 --mem 1G -- ./simulate input.dat
+    Submit(Box<Submit>),
+    /// Run a program and stay with it, as ssh does. Example: gridctl run -- python3
+    Run {
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// List jobs that are not done. Example: gridctl ps --all
+    Ps {
+        /// Those that are done, too
+        #[arg(long, short)]
+        all: bool,
+        /// Those that were submitted on other nodes, too
+        #[arg(long, short)]
+        everywhere: bool,
+    },
+    /// Tell all about a job or a task. Example: gridctl status j2.1
+    Status {
+        /// Such as j2.1, or j2.1/7 for one task
+        job: Selector,
+    },
+    /// Print what a job wrote. Example: gridctl logs -f j2.1
+    Logs {
+        /// Such as j2.1, or j2.1/7 for one task
+        job: Selector,
+        /// Go on until the job ends
+        #[arg(long, short)]
+        follow: bool,
+        /// Which output
+        #[arg(long, value_enum, default_value_t = Which::Both)]
+        stream: Which,
+    },
+    /// Wait for jobs, and end with their exit status. Example: gridctl wait j2.1
+    Wait {
+        /// Such as j2.1, or j2.1/7 for one task
+        #[arg(required = true)]
+        jobs: Vec<Selector>,
+    },
+    /// End jobs, or send them a signal. Example: gridctl kill -s INT j2.1
+    Kill {
+        /// Such as j2.1, or j2.1/7 for one task
+        #[arg(required = true)]
+        jobs: Vec<Selector>,
+        /// The signal, such as INT or 2; without it TERM, and KILL 10 s later
+        #[arg(long, short)]
+        signal: Option<String>,
+    },
+    /// A grid on this machine alone, to try things out. Example: sudo gridctl lab up -n 3
+    Lab {
+        #[command(subcommand)]
+        command: LabCommand,
+    },
+    /// Print a shell's completion script. Example: gridctl completion bash > /etc/bash_completion.d/gridctl
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VoCommand {
+    /// Found a VO with this machine as its first node. Example: gridctl vo create lab
+    Create {
+        /// 1 to 63 of a-z, 0-9 and -
+        name: String,
+    },
+    /// Put a node out of the VO, for good. Example: gridctl vo revoke node3
+    Revoke {
+        /// Its name or number
+        node: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Print a token, good for one machine. Example: gridctl token create --expires 24h
+    Create {
+        /// How long it can be used
+        #[arg(long, default_value = "24h", value_name = "TIME")]
+        expires: Span,
+    },
+}
+
+/// What a job needs, for `submit` and `run`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Options {
+    /// Cores, such as 2 or 0.5
+    #[arg(long, short, value_name = "N")]
+    pub(crate) cpus: Option<Cpus>,
+    /// Memory, such as 512M
+    #[arg(long, short, value_name = "SIZE")]
+    pub(crate) mem: Option<Bytes>,
+    /// How long it may run, such as 10m
+    #[arg(long, short, value_name = "TIME")]
+    pub(crate) time: Option<Span>,
+    /// A name for lists
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// A variable for its environment; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// A file or folder to copy into its working directory; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub(crate) stage_in: Vec<String>,
+    /// A pattern of files to bring back to this folder; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) stage_out: Vec<String>,
+    /// A node that may be used, by name or number; may be repeated
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Vec<String>,
+    /// Do not copy the program, and arguments that name files here, by themselves
+    #[arg(long)]
+    pub(crate) no_auto_stage: bool,
+    /// The program and its arguments
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Submit {
+    /// A job file, instead of a program
+    #[arg(value_name = "FILE.toml", conflicts_with = "command")]
+    pub(crate) file: Option<PathBuf>,
+    /// One task for each index, such as 0-99; {index} stands for it in the program's arguments
+    #[arg(long, short, value_name = "FIRST-LAST")]
+    pub(crate) array: Option<Indices>,
+    /// If its node is lost, count it as failed instead of starting it elsewhere
+    #[arg(long)]
+    pub(crate) no_restart: bool,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+/// Which output of a job.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Which {
+    /// Standard output
+    Stdout,
+    /// Standard error
+    Stderr,
+    /// Both, each to its own
+    Both,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Start a grid of N nodes on this machine. Example: sudo gridctl lab up -n 5
+    Up {
+        /// How many nodes
+        #[arg(short, long, default_value_t = 3, value_name = "N")]
+        nodes: u32,
+        /// Cores that each node lends; all of this machine's if absent
+        #[arg(long, value_name = "N")]
+        cores: Option<f64>,
+        /// Memory that each node lends, such as 2G
+        #[arg(long, value_name = "SIZE")]
+        memory: Option<Bytes>,
+        #[command(flatten)]
+        which: Lab,
+    },
+    /// Stop it, and remove all of it. Example: sudo gridctl lab down
+    Down {
+        #[command(flatten)]
+        which: Lab,
+    },
+    /// Tell how its nodes are. Example: sudo gridctl lab status
+    Status {
+        #[command(flatten)]
+        which: Lab,
+    },
+    /// Run a command on a node. Example: sudo gridctl lab exec node2 -- gridctl nodes
+    Exec {
+        /// Such as node2
+        node: String,
+        #[command(flatten)]
+        which: Lab,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Pull a node's power cord. Example: sudo gridctl lab kill node3
+    Kill {
+        /// Such as node3
+        node: String,
+        #[command(flatten)]
+        which: Lab,
+    },
+    /// Pull a node's network cable. Example: sudo gridctl lab cut node3
+    Cut {
+        /// Such as node3
+        node: String,
+        #[command(flatten)]
+        which: Lab,
+    },
+    /// Undo kill, cut and slow. Example: sudo gridctl lab heal node3
+    Heal {
+        /// Such as node3
+        node: String,
+        #[command(flatten)]
+        which: Lab,
+    },
+    /// Make a node's line slow. Example: sudo gridctl lab slow node3 --delay 25ms --rate 1gbit --loss 0.1%
+    Slow {
+        /// Such as node3
+        node: String,
+        /// Added in each direction
+        #[arg(long, value_name = "TIME")]
+        delay: Option<String>,
+        /// The most in each direction, such as 100mbit
+        #[arg(long, value_name = "RATE")]
+        rate: Option<String>,
+        /// Packets lost at random, such as 0.1%
+        #[arg(long, value_name = "PERCENT")]
+        loss: Option<String>,
+        #[command(flatten)]
+        which: Lab,
+    },
+}
+
+/// Which lab.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Lab {
+    /// The lab's name
+    #[arg(long, default_value = "lab", value_name = "NAME")]
+    pub(crate) lab: String,
+}

@@ -1,0 +1,218 @@
+//! Jobs: submitting, watching, ending.
+
+use std::fs;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use libgrid::GridError;
+use libgrid::blocking::Grid;
+use libgrid::control::{Reply, Request, Stream, Streams};
+use libgrid::ids::Selector;
+use libgrid::spec::JobSpec;
+use libgrid::status::{JobStatus, signal_number};
+use serde::Serialize;
+
+use crate::args::{Options, Submit, Which};
+use crate::{Done, inputs, show};
+
+/// The job that the options describe, on top of what a file says.
+pub(crate) fn spec(mut spec: JobSpec, options: &Options) -> anyhow::Result<JobSpec> {
+    spec.cpus = options.cpus.unwrap_or(spec.cpus);
+    spec.memory = options.mem.unwrap_or(spec.memory);
+    spec.time = options.time.or(spec.time);
+    spec.name = options.name.clone().or(spec.name);
+    spec.stage_in.extend(options.stage_in.iter().cloned());
+    spec.stage_out.extend(options.stage_out.iter().cloned());
+    spec.nodes.extend(options.node.iter().cloned());
+    for pair in &options.env {
+        let Some((key, value)) = pair.split_once('=') else {
+            bail!("--env {pair:?} has no '=': write KEY=VALUE");
+        };
+        spec.env.insert(key.to_owned(), value.to_owned());
+    }
+    if !options.no_auto_stage {
+        let folder = std::env::current_dir().context("the current folder is gone: change to another")?;
+        inputs::stage_named_files(&mut spec, &folder)?;
+    }
+    Ok(spec)
+}
+
+pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
+    let base = match &submit.file {
+        Some(path) => {
+            let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            JobSpec::from_toml(&text).with_context(|| path.display().to_string())?
+        }
+        None if submit.options.command.is_empty() => {
+            bail!("there is no program to run: write gridctl submit -- PROGRAM, or gridctl submit FILE.toml")
+        }
+        None => JobSpec::command(submit.options.command.iter().cloned()),
+    };
+    let mut spec = spec(base, &submit.options)?;
+    spec.array = submit.array.or(spec.array);
+    spec.restart &= !submit.no_restart;
+    let job = inputs::submit(grid, spec, None)?;
+    if json { show::json(&job) } else { show::text(job) }
+}
+
+#[derive(Serialize)]
+struct Listing<'a> {
+    jobs: &'a [libgrid::status::JobSummary],
+    silent: &'a [libgrid::ids::NodeId],
+}
+
+pub(crate) fn ps(grid: &mut Grid, all: bool, everywhere: bool, json: bool) -> Done {
+    match grid.ask(&Request::Jobs { everywhere, done: all })? {
+        Reply::Jobs { jobs, silent } if json => show::json(&Listing { jobs: &jobs, silent: &silent }),
+        Reply::Jobs { jobs, silent } => {
+            show::text(show::jobs(&jobs))?;
+            for node in silent {
+                eprintln!("gridctl: node {node} did not answer; its jobs are missing here");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => Err(GridError::Unexpected.into()),
+    }
+}
+
+pub(crate) fn status(grid: &mut Grid, job: Selector, json: bool) -> Done {
+    let status = grid.job(job)?;
+    if json { show::json(&status) } else { show::text(show::status(&status)) }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    stream: Stream,
+    offset: u64,
+    text: &'a str,
+}
+
+pub(crate) fn logs(grid: &mut Grid, job: Selector, follow: bool, which: Which, json: bool) -> Done {
+    let streams = match which {
+        Which::Stdout => Streams::Stdout,
+        Which::Stderr => Streams::Stderr,
+        Which::Both => Streams::Both,
+    };
+    // All that there are, in order; with one task there is nothing to tell apart.
+    let mut indices = Vec::new();
+    let mut from = Some(0);
+    while let Some(next) = from {
+        let status = match grid.ask(&Request::Job { job, from: next })? {
+            Reply::Job(status) => *status,
+            _ => return Err(GridError::Unexpected.into()),
+        };
+        indices.extend(status.tasks.iter().map(|task| task.index));
+        from = status.more;
+    }
+    let many = indices.len() > 1;
+    for index in indices {
+        let task = job.job().task(index);
+        if many && !json {
+            println!("==> {task} <==");
+        }
+        grid.logs(task, streams, follow, |stream, offset, bytes| write_output(stream, offset, bytes, json))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes each stream to its own, at once.
+pub(crate) fn write_output(stream: Stream, offset: u64, bytes: &[u8], json: bool) -> io::Result<()> {
+    if json {
+        let line = Line { stream, offset, text: &String::from_utf8_lossy(bytes) };
+        let mut out = io::stdout().lock();
+        serde_json::to_writer(&mut out, &line)?;
+        return writeln!(out);
+    }
+    let write = |out: &mut dyn Write| out.write_all(bytes).and_then(|()| out.flush());
+    match stream {
+        Stream::Stdout => write(&mut io::stdout().lock()),
+        Stream::Stderr => write(&mut io::stderr().lock()),
+    }
+}
+
+pub(crate) fn wait(grid: &Grid, jobs: &[Selector], json: bool) -> Done {
+    let mut highest = 0;
+    for job in jobs {
+        let status = watch(grid, *job)?;
+        let exit = match job {
+            Selector::Job(_) => status.summary.exit_status.unwrap_or(0),
+            Selector::Task(_) => status
+                .tasks
+                .iter()
+                .filter_map(|task| task.outcome.as_ref())
+                .map(|o| o.exit_status())
+                .max()
+                .unwrap_or(0),
+        };
+        highest = highest.max(exit);
+        if json {
+            show::json(&status)?;
+        } else {
+            tell_failures(&status);
+        }
+    }
+    Ok(exit_code(highest))
+}
+
+/// Says of each task that failed why, on standard error.
+pub(crate) fn tell_failures(status: &JobStatus) {
+    let failed = status.tasks.iter().filter_map(|task| Some((task, task.outcome.as_ref()?)));
+    let mut failed = failed.filter(|(_, outcome)| !outcome.is_success());
+    for (task, outcome) in failed.by_ref().take(10) {
+        eprintln!("gridctl: {}/{} {outcome}", status.summary.id, task.index);
+    }
+    let rest = failed.count();
+    if rest > 0 {
+        eprintln!("gridctl: and {rest} more: see gridctl status {}", status.summary.id);
+    }
+}
+
+/// A status as a process can end with it.
+pub(crate) fn exit_code(status: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(status).unwrap_or(1))
+}
+
+fn watch(grid: &Grid, job: Selector) -> anyhow::Result<JobStatus> {
+    let template = "{prefix}  {wide_bar}  {pos}/{len} done  {msg}  {elapsed}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(0).with_style(style).with_prefix(job.to_string());
+    let status = grid.watch(job, |status| {
+        let counts = status.summary.counts;
+        bar.set_length(counts.total().into());
+        bar.set_position(counts.done().into());
+        bar.set_message(match &status.summary.why {
+            Some(why) if counts.running + counts.placed == 0 => why.clone(),
+            _ => format!("{} running", counts.running + counts.placed),
+        });
+    });
+    bar.finish_and_clear();
+    Ok(status?)
+}
+
+#[derive(Serialize)]
+struct Signalled {
+    job: Selector,
+    tasks: u32,
+}
+
+pub(crate) fn kill(grid: &mut Grid, jobs: &[Selector], signal: Option<&str>, json: bool) -> Done {
+    // 0 lets the agent end it: TERM, and KILL if that is not enough.
+    let number = match signal {
+        None => 0,
+        Some(text) => match signal_number(text) {
+            Some(number) => number,
+            None => bail!("{text:?} is no signal: use a name such as INT, or a number from 1 to 64"),
+        },
+    };
+    for job in jobs {
+        match grid.ask(&Request::Kill { job: *job, signal: number })? {
+            Reply::Signalled(tasks) if json => drop(show::json(&Signalled { job: *job, tasks })?),
+            Reply::Signalled(0) => eprintln!("gridctl: {job} was done already"),
+            Reply::Signalled(_) => (),
+            _ => return Err(GridError::Unexpected.into()),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

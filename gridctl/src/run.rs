@@ -1,0 +1,141 @@
+//! `gridctl run`: a program on the grid as if it were here.
+//!
+//! The job is an ordinary one with an input. Its output is followed by offsets, so nothing of it is lost or
+//! doubled whatever happens to a connection; typed bytes go the other way. With a terminal on both ends, ours is
+//! raw: Ctrl-C is a byte, and the terminal over there turns it into a signal. Without one, the signals that end
+//! this process go to the task.
+
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::bail;
+use libgrid::blocking::{Grid, Keyboard};
+use libgrid::control::{Input, Request, Stdin, Streams};
+use libgrid::ids::{JobId, Selector};
+use libgrid::spec::JobSpec;
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use signal_hook::iterator::Signals;
+
+use crate::args::Options;
+use crate::{Done, inputs, job, show};
+
+pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
+    if options.command.is_empty() {
+        bail!("there is no program to run: write gridctl run -- PROGRAM");
+    }
+    let size = (io::stdin().is_terminal() && io::stdout().is_terminal()).then(terminal_size);
+    let mut spec = job::spec(JobSpec::command(options.command.iter().cloned()), options)?.restart(false);
+    if size.is_some()
+        && let Ok(term) = std::env::var("TERM")
+    {
+        spec.env.entry("TERM".into()).or_insert(term);
+    }
+    let stdin = size.map_or(Stdin::Pipe, |(rows, cols)| Stdin::Terminal { rows, cols });
+    let id = inputs::submit(grid, spec, Some(stdin))?;
+    let status = {
+        let _raw = if size.is_some() { Raw::enter() } else { None };
+        attend(grid, id, size.is_some())?
+    };
+    if json {
+        show::json(&status)?;
+    } else {
+        for task in status.tasks.iter().filter(|task| task.outcome.as_ref().is_some_and(abnormal)) {
+            eprintln!("gridctl: {id} {}", task.outcome.as_ref().map(ToString::to_string).unwrap_or_default());
+        }
+    }
+    Ok(status.summary.exit_status.map_or(ExitCode::FAILURE, job::exit_code))
+}
+
+/// An end that the program did not choose, and cannot have told of.
+fn abnormal(outcome: &libgrid::status::Outcome) -> bool {
+    !matches!(outcome, libgrid::status::Outcome::Exited(_) | libgrid::status::Outcome::Killed(_))
+}
+
+/// Passes everything on both ways until the task has ended.
+fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::status::JobStatus> {
+    let task = id.task(0);
+    let keyboard = grid.type_into(task)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut signals = Signals::new([SIGWINCH, SIGINT, SIGTERM, SIGHUP])?;
+    let handle = signals.handle();
+    let mut resizing = keyboard.try_clone()?;
+    let over = ended.clone();
+    let attendant = thread::spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGWINCH if terminal => {
+                    let (rows, cols) = terminal_size();
+                    // A task that has ended needs no size.
+                    let _ = resizing.send(&Input::Resize { rows, cols });
+                }
+                SIGWINCH => (),
+                signal => {
+                    let ended = over.load(Ordering::Relaxed);
+                    if !ended && let Ok(mut grid) = Grid::connect() {
+                        let _ = grid.ask(&Request::Kill { job: Selector::Job(id), signal });
+                    }
+                }
+            }
+        }
+    });
+    // Reads until our input ends; when the task ends first, the process does not wait for it.
+    thread::spawn(move || type_all(keyboard));
+    grid.logs(task, Streams::Both, true, |stream, offset, bytes| {
+        job::write_output(stream, offset, bytes, false)
+    })?;
+    ended.store(true, Ordering::Relaxed);
+    handle.close();
+    // Its signals end with the handle.
+    let _ = attendant.join();
+    Ok(grid.watch(Selector::Job(id), |_| ())?)
+}
+
+fn type_all(mut keyboard: Keyboard) {
+    let mut buffer = [0; 64 << 10];
+    let mut stdin = io::stdin().lock();
+    loop {
+        let input = match stdin.read(&mut buffer) {
+            Ok(0) | Err(_) => Input::End,
+            Ok(read) => Input::Bytes(buffer[..read].to_vec()),
+        };
+        if keyboard.send(&input).is_err() {
+            return;
+        }
+        if input == Input::End {
+            // The task may read its end, and go on writing.
+            let _ = keyboard.closed();
+            return;
+        }
+    }
+}
+
+/// Lines and columns.
+fn terminal_size() -> (u16, u16) {
+    // 24 by 80 is what every program expects of a terminal that does not say.
+    terminal_size::terminal_size().map_or((24, 80), |(cols, rows)| (rows.0, cols.0))
+}
+
+/// Our terminal without its own handling of keys; as it was when this is dropped.
+struct Raw(Termios);
+
+impl Raw {
+    fn enter() -> Option<Self> {
+        let stdin = io::stdin();
+        let before = tcgetattr(stdin.as_fd()).ok()?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &self.0);
+    }
+}

@@ -1,0 +1,186 @@
+//! How things look: tables for people, JSON for programs.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use libgrid::control::{Finding, NodeState, NodeStatus, Verdict};
+use libgrid::ids::NodeId;
+use libgrid::status::{JobStatus, JobSummary, TaskState, Usage};
+use libgrid::units::{Bytes, Cpus, Span};
+use serde::Serialize;
+
+use crate::Done;
+
+/// Prints one line of JSON.
+pub(crate) fn json(value: &impl Serialize) -> Done {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints text as it is.
+pub(crate) fn text(text: impl std::fmt::Display) -> Done {
+    writeln!(io::stdout().lock(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().map(|title| Cell::new(title)));
+    table
+}
+
+fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+pub(crate) fn nodes(nodes: &[NodeStatus]) -> String {
+    let mut table = table(&[
+        "",
+        "NODE",
+        "NAME",
+        "STATE",
+        "FREE CORES",
+        "FREE MEMORY",
+        "LOAD",
+        "TASKS",
+        "TIER",
+        "ADDRESS",
+    ]);
+    for NodeStatus { info, state, this } in nodes {
+        let up = matches!(state, NodeState::Up | NodeState::Suspect);
+        let amount = |text: String| right(if up { text } else { "-".into() });
+        let cpu = |milli: u32| if milli == 0 { "0".into() } else { Cpus::from_milli(milli).to_string() };
+        table.add_row([
+            Cell::new(if *this { "*" } else { "" }),
+            right(info.node),
+            Cell::new(&info.name),
+            Cell::new(state),
+            amount(format!("{} / {}", cpu(info.free.cpu), cpu(info.total.cpu))),
+            amount(format!("{} / {}", Bytes(info.free.memory), Bytes(info.total.memory))),
+            amount(format!("{:.2}", f64::from(info.load) / 100.0)),
+            amount(info.tasks.to_string()),
+            Cell::new(info.tier),
+            Cell::new(info.addrs.first().map(ToString::to_string).unwrap_or_default()),
+        ]);
+    }
+    trimmed(&table)
+}
+
+pub(crate) fn doctor(findings: &[Finding]) -> String {
+    let mut table = table(&[]);
+    for finding in findings {
+        let mark = match finding.verdict {
+            Verdict::Good => "ok",
+            Verdict::Missing => "missing",
+            Verdict::Bad => "BAD",
+        };
+        table.add_row([Cell::new(mark), Cell::new(&finding.subject), Cell::new(&finding.text)]);
+    }
+    trimmed(&table)
+}
+
+pub(crate) fn jobs(jobs: &[JobSummary]) -> String {
+    let mut table = table(&["JOB", "NAME", "OWNER", "STATE", "TASKS", "NODES", "AGE", "WHY"]);
+    for job in jobs {
+        table.add_row([
+            Cell::new(job.id),
+            Cell::new(&job.name),
+            Cell::new(&job.owner),
+            Cell::new(job.state()),
+            right(format!("{} / {}", job.counts.done(), job.counts.total())),
+            Cell::new(list(&job.nodes)),
+            right(age(job.submitted)),
+            Cell::new(job.why.as_deref().unwrap_or("")),
+        ]);
+    }
+    trimmed(&table)
+}
+
+/// A job in full.
+pub(crate) fn status(status: &JobStatus) -> String {
+    let JobStatus { summary, spec, tasks, more } = status;
+    let counts = summary.counts;
+    let mut lines = vec![
+        format!("{}  {}  {}", summary.id, summary.name, summary.state()),
+        format!("  command    {}", spec.command.join(" ")),
+        format!("  owner      {}", summary.owner),
+        format!("  submitted  {} ago", age(summary.submitted)),
+        format!("  needs      {} cores, {} of memory{}", spec.cpus, spec.memory, time_limit(spec.time)),
+    ];
+    if counts.total() > 1 {
+        lines.push(format!(
+            "  tasks      {} waiting, {} running, {} succeeded, {} failed",
+            counts.waiting,
+            counts.placed + counts.running,
+            counts.succeeded,
+            counts.failed
+        ));
+    }
+    if let Some(why) = &summary.why {
+        lines.push(format!("  waits      {why}"));
+    }
+    let mut table =
+        table(&["TASK", "STATE", "NODE", "RUN", "TIME", "CPU", "MEMORY", "READ", "WRITTEN", "HOW IT IS"]);
+    for task in tasks {
+        let how =
+            task.outcome.as_ref().map(ToString::to_string).or_else(|| task.why.clone()).unwrap_or_default();
+        let Usage { peak_memory, read, written, wall, .. } = task.usage;
+        let wall = match task.state {
+            TaskState::Running => task.started.and_then(|at| at.elapsed().ok()).unwrap_or_default(),
+            _ => wall,
+        };
+        table.add_row([
+            Cell::new(format!("{}/{}", summary.id, task.index)),
+            Cell::new(task.state),
+            right(task.node.map(|node| node.to_string()).unwrap_or_default()),
+            right(task.epoch),
+            right(short(wall)),
+            right(short(task.usage.cpu())),
+            right(Bytes(peak_memory)),
+            right(Bytes(read)),
+            right(Bytes(written)),
+            Cell::new(how),
+        ]);
+    }
+    lines.push(trimmed(&table));
+    if let Some(more) = more {
+        lines.push(format!("tasks from {more} on: gridctl status {}/{more}", summary.id));
+    }
+    lines.join("\n")
+}
+
+fn time_limit(limit: Option<Span>) -> String {
+    limit.map(|limit| format!(", at most {limit}")).unwrap_or_default()
+}
+
+fn list(nodes: &[NodeId]) -> String {
+    let shown: Vec<_> = nodes.iter().take(8).map(ToString::to_string).collect();
+    let rest = nodes.len().saturating_sub(8);
+    if rest > 0 { format!("{} +{rest}", shown.join(",")) } else { shown.join(",") }
+}
+
+fn age(since: SystemTime) -> String {
+    let age = since.elapsed().unwrap_or_default();
+    Span(Duration::from_secs(age.as_secs())).to_string()
+}
+
+/// A length of time with three digits.
+pub(crate) fn short(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds >= 60.0 {
+        Span(Duration::from_secs(time.as_secs())).to_string()
+    } else if seconds >= 1.0 {
+        format!("{seconds:.1}s")
+    } else {
+        format!("{:.1}ms", seconds * 1000.0)
+    }
+}
+
+/// Without the blanks that fill the last column.
+fn trimmed(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
