@@ -29,7 +29,7 @@ pub(crate) fn text(text: impl std::fmt::Display) -> Done {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.iter().map(|title| Cell::new(title)));
+    table.load_style(presets::NOTHING).set_header(header.iter().map(Cell::new));
     table
 }
 
