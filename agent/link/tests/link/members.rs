@@ -117,7 +117,7 @@ async fn datagrams_arrive_and_call_the_peer_if_need_be() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_both_call_at_once_one_connection_remains_and_nothing_fails() {
-    for _ in 0..10 {
+    for _ in 0..5 {
         let directory = Arc::default();
         let (a, b) = (node(&directory, 1), node(&directory, 2));
         introduce(&a, &b);
