@@ -199,7 +199,10 @@ impl Group {
     /// # Errors
     /// [`CgroupError::Io`], mostly because processes are still in it.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        self.folders.iter().rev().try_for_each(|folder| file::remove_folder(folder))
+        // That by which `Cgroups::names` finds it goes last.
+        let last = self.memory_folder();
+        let others = self.folders.iter().enumerate().filter(|(at, _)| *at != last).map(|(_, folder)| folder);
+        others.chain([&self.folders[last]]).try_for_each(|folder| file::remove_folder(folder))
     }
 
     fn memory_folder(&self) -> usize {

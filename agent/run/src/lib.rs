@@ -1,9 +1,9 @@
 //! Starting a task and keeping it: the shim.
 //!
 //! ```text
-//!   gridosd ──socket── gridos-shim ──clone── init (pid 1 of the task) ──vfork── program (pid 2)
-//!   may be restarted   keeps tasks of        own pid, mount, ipc and       own uid, cgroup,
-//!                      one job               uts namespace; reaps          session; no new rights
+//!   gridosd ──socket── gridos-shim ──vfork── gridos-init (pid 1) ──vfork── program (pid 2)
+//!   may be restarted   keeps tasks of        own pid, mount, ipc and     own uid, cgroup,
+//!                      one job               uts namespace; reaps        session; no new rights
 //! ```
 //!
 //! The **shim** is a small process with one thread that keeps the tasks of one job on this node. It makes each
@@ -23,5 +23,6 @@
 
 pub mod logs;
 pub mod protocol;
+mod record;
 pub mod shim;
 pub mod spawn;

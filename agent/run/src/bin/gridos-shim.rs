@@ -18,7 +18,8 @@ fn main() -> ExitCode {
         Some("serve") => {
             let cgroup_root = args.next().map(PathBuf::from).unwrap_or_default();
             let cgroup_parent = words(args).concat();
-            serve(Config { socket: first, cgroup_root, cgroup_parent })
+            let init = env::current_exe().unwrap_or_default().with_file_name("gridos-init");
+            serve(Config { socket: first, cgroup_root, cgroup_parent, init })
         }
         Some("pack") => pack(&first, &words(args)),
         Some("unpack") => archive::unpack(&first, io::stdin().lock()).map_err(|error| error.to_string()),

@@ -1,10 +1,8 @@
 //! Making a task: its folder, control group, pipes and namespaces.
 
-use std::ffi::CString;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
@@ -14,7 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::unistd::pipe2;
 
-use super::inside::{CStrings, Inside};
+use super::start::Init;
 use crate::logs;
 use crate::protocol::Launch;
 
@@ -49,7 +47,7 @@ struct Theirs {
 ///
 /// # Errors
 /// One sentence that says what failed and why; nothing but the task's folder is left then.
-pub(super) fn launch(launch: &Launch, cgroups: &Cgroups) -> Result<Launched, String> {
+pub(super) fn launch(launch: &Launch, cgroups: &Cgroups, program: &Path) -> Result<Launched, String> {
     if launch.uid == 0 {
         return Err("jobs never run as root".into());
     }
@@ -58,7 +56,7 @@ pub(super) fn launch(launch: &Launch, cgroups: &Cgroups) -> Result<Launched, Str
     let name =
         launch.folder.file_name().and_then(|name| name.to_str()).ok_or("the task's folder has no name")?;
     let group = cgroups.create(name, limits).map_err(|error| error.to_string())?;
-    start(launch, &group)
+    start(launch, &group, program)
         .inspect_err(|_| {
             // The failure of the start is the one to tell.
             let _ = group.remove();
@@ -74,50 +72,21 @@ pub(super) fn launch(launch: &Launch, cgroups: &Cgroups) -> Result<Launched, Str
         })
 }
 
-fn start(launch: &Launch, group: &Group) -> Result<(OwnedFd, libc::pid_t, OwnedFd, Streams), String> {
+fn start(
+    launch: &Launch,
+    group: &Group,
+    program: &Path,
+) -> Result<(OwnedFd, libc::pid_t, OwnedFd, Streams), String> {
     let entrances = group.entrances().map_err(|error| error.to_string())?;
     let (streams, theirs) =
         open_streams(launch).map_err(|error| format!("cannot make the task's streams: {error}"))?;
     let (status, status_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(|error| format!("cannot make a pipe: {error}"))?;
-    let words =
-        |error: std::ffi::NulError| format!("cannot pass a word with a zero byte to the program: {error}");
-    let env = launch.env.iter().map(|(key, value)| CString::new(format!("{key}={value}")));
-    let path = |path: &Path| CString::new(path.as_os_str().as_encoded_bytes());
-    let inside = (|| {
-        Ok(Inside {
-            programs: places(launch)?,
-            argv: CStrings::new(
-                launch.command.iter().map(|w| CString::new(w.as_str())).collect::<Result<_, _>>()?,
-            ),
-            envp: CStrings::new(env.collect::<Result<_, _>>()?),
-            work: path(&launch.folder.join("work"))?,
-            workdir: path(&launch.workdir)?,
-            tmp: path(&launch.folder.join("tmp"))?,
-            stdio: theirs.stdio,
-            terminal: streams.terminal.is_some(),
-            status: status_end.as_raw_fd(),
-            entrances: entrances.iter().map(AsRawFd::as_raw_fd).collect(),
-            uid: launch.uid,
-        })
-    })()
-    .map_err(words)?;
-    let (pid, init) =
-        clone_init(&inside).map_err(|error| format!("cannot make the task's namespaces: {error}"))?;
+    let terminal = streams.terminal.is_some();
+    let (pid, init) = Init::new(program, launch, theirs.stdio, terminal, &status_end, &entrances)
+        .and_then(|init| init.start())
+        .map_err(|error| format!("cannot start the task's init: {error}"))?;
     Ok((init, pid, status, streams))
-}
-
-/// Where the program may be: itself if it has a slash, else below each folder of the task's `PATH`.
-fn places(launch: &Launch) -> Result<Vec<CString>, std::ffi::NulError> {
-    let program = launch.command.first().map_or("", String::as_str);
-    if program.contains('/') {
-        return Ok(vec![CString::new(program)?]);
-    }
-    let path = launch.env.get("PATH").map_or("", String::as_str);
-    path.split(':')
-        .filter(|folder| !folder.is_empty())
-        .map(|folder| CString::new(format!("{folder}/{program}")))
-        .collect()
 }
 
 fn make_folders(launch: &Launch) -> Result<(), String> {
@@ -178,29 +147,4 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
-}
-
-/// Clones this process into new namespaces; the child is the task's init and never comes back.
-fn clone_init(inside: &Inside) -> io::Result<(libc::pid_t, OwnedFd)> {
-    let mut pidfd: i32 = -1;
-    let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    // SAFETY: zeros are valid for every field of clone_args.
-    let mut args: libc::clone_args = unsafe { mem::zeroed() };
-    args.flags = (namespaces | libc::CLONE_PIDFD) as u64;
-    args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    // SAFETY: without CLONE_VM the child has its own copy of this memory, and this process has one thread, so
-    // the copy is consistent; `args` lives for the call.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
-    match pid {
-        0 => {
-            // SAFETY: this is the child of such a clone.
-            unsafe { inside.init() }
-        }
-        pid if pid > 0 => {
-            // SAFETY: the kernel opened this descriptor for us.
-            Ok((pid as libc::pid_t, unsafe { OwnedFd::from_raw_fd(pidfd) }))
-        }
-        _ => Err(io::Error::last_os_error()),
-    }
 }

@@ -1,8 +1,8 @@
 //! The shim: one thread, one epoll, the tasks of one job.
 
-mod inside;
 mod launch;
 mod link;
+mod start;
 mod task;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -36,6 +36,8 @@ pub struct Config {
     pub cgroup_root: PathBuf,
     /// The agent's parent group.
     pub cgroup_parent: String,
+    /// The program `gridos-init`.
+    pub init: PathBuf,
 }
 
 /// A shim cannot do its work.
@@ -48,6 +50,12 @@ pub enum ShimError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Tasks cannot be started.
+    #[error("there is no {}: install it beside gridos-shim", path.display())]
+    NoInit {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// Tasks cannot be limited.
     #[error(transparent)]
@@ -79,6 +87,8 @@ enum Due {
 
 struct Shim {
     cgroups: Cgroups,
+    /// The program `gridos-init`.
+    init: PathBuf,
     epoll: Epoll,
     timer: TimerFd,
     agent: Option<Link>,
@@ -99,6 +109,9 @@ struct Shim {
 /// # Errors
 /// [`ShimError`]; tasks that run then end with the shim.
 pub fn serve(config: Config, agent: UnixStream) -> Result<(), ShimError> {
+    if !config.init.exists() {
+        return Err(ShimError::NoInit { path: config.init });
+    }
     let _ = std::fs::remove_file(&config.socket);
     let listener = UnixListener::bind(&config.socket)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
@@ -109,6 +122,7 @@ pub fn serve(config: Config, agent: UnixStream) -> Result<(), ShimError> {
     let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, timer_flags).map_err(io::Error::from)?;
     let mut shim = Shim {
         cgroups,
+        init: config.init,
         epoll,
         timer,
         agent: None,
@@ -349,7 +363,7 @@ impl Shim {
     // === tasks ===
 
     fn launch(&mut self, launch: Box<Launch>) {
-        let launched = launch::launch(&launch, &self.cgroups);
+        let launched = launch::launch(&launch, &self.cgroups, &self.init);
         let slot = self.next_slot;
         self.next_slot = self.next_slot.wrapping_add(1);
         let mut task = Task::new(launch, launched);

@@ -12,9 +12,9 @@ use nix::fcntl::{SpliceFFlags, splice};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::inside::{RECORD, Record, Step};
 use super::launch::Launched;
 use crate::logs;
+use crate::record::{RECORD, Record, Step};
 use libgrid::ids::Run;
 
 use crate::protocol::{Ending, How, Kept, Launch};
