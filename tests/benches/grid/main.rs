@@ -1,0 +1,41 @@
+//! Benchmarks of the grid beside its peers, side by side in one run.
+//!
+//! `make bench`, or `make bench ONLY=throughput`. Prints medians of at least three runs, ours and the peers' in
+//! turn, and writes `target/bench/results.json`: a list of
+//! `{"bench", "case", "subject", "metric", "unit", "value", "runs"}`. A peer that is not installed is named and left
+//! out.
+//!
+//! | bench | what is measured |
+//! | --- | --- |
+//! | `throughput` | jobs a second: an array of 1,000 `/bin/true`, 200 single submissions by one client; Slurm, Ray, Dask |
+//! | `latency` | from `submit` to the program's first instruction, paced and back to back; `srun` |
+//! | `idle` | memory and processor time of an agent that has nothing to do |
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends here")]
+
+mod idle;
+mod latency;
+mod python;
+mod report;
+mod slurm;
+mod throughput;
+
+use report::Report;
+
+fn main() {
+    // cargo passes --bench; a word of ours chooses.
+    let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    if let Some(why) = grid_tests::obstacle() {
+        println!("SKIPPED: benchmarks: {why}");
+        return;
+    }
+    let mut report = Report::default();
+    let benches: [(&str, fn(&mut Report)); 3] =
+        [("throughput", throughput::run), ("latency", latency::run), ("idle", idle::run)];
+    for (name, run) in benches {
+        if only.is_empty() || only.iter().any(|word| word == name) {
+            println!("\n{name}");
+            run(&mut report);
+        }
+    }
+    report.write();
+}
