@@ -9,9 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use libgrid::GridError;
 use libgrid::blocking::Grid;
 use libgrid::control::{Reply, Request, Stream, Streams};
-use libgrid::ids::Selector;
+use libgrid::ids::{Selector, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{JobStatus, signal_number};
+use libgrid::units::Bytes;
 use serde::Serialize;
 
 use crate::args::{Options, Submit, Which};
@@ -112,23 +113,48 @@ pub(crate) fn logs(grid: &mut Grid, job: Selector, follow: bool, which: Which, j
         if many && !json {
             println!("==> {task} <==");
         }
-        grid.logs(task, streams, follow, |stream, offset, bytes| write_output(stream, offset, bytes, json))?;
+        let mut printer = Printer::new(task, json);
+        grid.logs(task, streams, follow, |stream, offset, bytes| printer.print(stream, offset, bytes))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes each stream to its own, at once.
-pub(crate) fn write_output(stream: Stream, offset: u64, bytes: &[u8], json: bool) -> io::Result<()> {
-    if json {
-        let line = Line { stream, offset, text: &String::from_utf8_lossy(bytes) };
-        let mut out = io::stdout().lock();
-        serde_json::to_writer(&mut out, &line)?;
-        return writeln!(out);
+/// Writes what a task printed, each stream to its own, at once; says where some of it is missing.
+pub(crate) struct Printer {
+    task: TaskId,
+    json: bool,
+    /// Where the next piece of standard output and of standard error begins, if nothing is missing.
+    next: [u64; 2],
+}
+
+impl Printer {
+    pub(crate) fn new(task: TaskId, json: bool) -> Self {
+        Self { task, json, next: [0; 2] }
     }
-    let write = |out: &mut dyn Write| out.write_all(bytes).and_then(|()| out.flush());
-    match stream {
-        Stream::Stdout => write(&mut io::stdout().lock()),
-        Stream::Stderr => write(&mut io::stderr().lock()),
+
+    pub(crate) fn print(&mut self, stream: Stream, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.json {
+            let line = Line { stream, offset, text: &String::from_utf8_lossy(bytes) };
+            let mut out = io::stdout().lock();
+            serde_json::to_writer(&mut out, &line)?;
+            return writeln!(out);
+        }
+        let (next, name) = match stream {
+            Stream::Stdout => (&mut self.next[0], "output"),
+            Stream::Stderr => (&mut self.next[1], "error output"),
+        };
+        // An offset before it is a task that began again.
+        let missing = offset.saturating_sub(*next);
+        *next = offset + bytes.len() as u64;
+        if missing > 0 {
+            let (task, missing) = (self.task, Bytes(missing));
+            eprintln!("gridctl: {missing} of the {name} of {task} are missing here: over the job's log_limit");
+        }
+        let write = |out: &mut dyn Write| out.write_all(bytes).and_then(|()| out.flush());
+        match stream {
+            Stream::Stdout => write(&mut io::stdout().lock()),
+            Stream::Stderr => write(&mut io::stderr().lock()),
+        }
     }
 }
 

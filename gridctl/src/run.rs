@@ -85,9 +85,8 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::sta
     });
     // Reads until our input ends; when the task ends first, the process does not wait for it.
     thread::spawn(move || type_all(keyboard));
-    grid.logs(task, Streams::Both, true, |stream, offset, bytes| {
-        job::write_output(stream, offset, bytes, false)
-    })?;
+    let mut printer = job::Printer::new(task, false);
+    grid.logs(task, Streams::Both, true, |stream, offset, bytes| printer.print(stream, offset, bytes))?;
     ended.store(true, Ordering::Relaxed);
     handle.close();
     // Its signals end with the handle.

@@ -13,7 +13,7 @@ use grid_vo::RevocationList;
 use libgrid::control::{Chunk, Failure, Kind, MAX_CHUNK};
 use libgrid::ids::{JobId, NodeId};
 use libgrid::node::NodeInfo;
-use libgrid::units::Bytes;
+use libgrid::units::{Bytes, Span};
 use libgrid::wire::{WireError, stream};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
@@ -88,7 +88,7 @@ impl Grid {
         let core =
             Core::start(me, home, Host::new(me, total), store, outlets).map_err(|error| internal(&error))?;
         for kept in &found.kept {
-            let limits = (Bytes(kept.limits.memory), None);
+            let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
             let end = kept.end.clone().map(|end| runner::end_of(end, limits));
             let (run, needs, started) = (kept.run, kept.limits, kept.started);
             core.host(host::Event::Adopted { run, needs, started, end });

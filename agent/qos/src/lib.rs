@@ -128,6 +128,18 @@ impl Cgroups {
         Ok(group)
     }
 
+    /// A group that [`Group::is_as_new`] said can be used again, with the limits that it has.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`] where it is not there.
+    pub fn reuse(&self, name: &str) -> Result<Group, CgroupError> {
+        let group = self.group(name);
+        if let Version::V1(_) = self.version {
+            v1::reset(&group.folders)?;
+        }
+        Ok(group)
+    }
+
     /// The group of this name, whether it is there or not.
     pub fn group(&self, name: &str) -> Group {
         let folders = match &self.version {
@@ -192,6 +204,12 @@ impl Group {
             Version::V1(_) => v1::used(&self.folders),
             Version::V2(_) => v2::used(&self.folders[0]),
         }
+    }
+
+    /// Whether the group, once it is empty, counts for another task as if it were new: making one costs more than
+    /// most of a short task's start. Version 2 cannot set its counters back, and makes one folder instead of four.
+    pub fn is_as_new(&self, used: &Used) -> bool {
+        matches!(self.version, Version::V1(_)) && v1::is_as_new(used)
     }
 
     /// Removes the group; one that is not there is fine.

@@ -58,6 +58,18 @@ pub(crate) fn create(folders: &[PathBuf], limits: Limits) -> Result<(), CgroupEr
     file::write(&folders[PIDS].join("pids.max"), &limits.pids.to_string())
 }
 
+/// What a task may leave in its group, in page cache, without the next one noticing; in bytes.
+const NOTHING: u64 = 1 << 20;
+
+/// A count of ended processes stays, and so does memory that was charged: a group with either is not used again.
+pub(crate) fn is_as_new(used: &Used) -> bool {
+    used.oom_kills == 0 && used.peak_memory <= NOTHING
+}
+
+pub(crate) fn reset(folders: &[PathBuf]) -> Result<(), CgroupError> {
+    file::write(&folders[MEMORY].join("memory.max_usage_in_bytes"), "0")
+}
+
 pub(crate) fn freeze(folders: &[PathBuf], frozen: bool) -> Result<(), CgroupError> {
     let state = if frozen { "FROZEN" } else { "THAWED" };
     file::write(&folders[FREEZER].join("freezer.state"), state)

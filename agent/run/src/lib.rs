@@ -25,4 +25,5 @@ pub mod logs;
 pub mod protocol;
 mod record;
 pub mod shim;
+pub mod slot;
 pub mod spawn;

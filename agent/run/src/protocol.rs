@@ -33,6 +33,8 @@ pub struct Launch {
     pub limits: Resources,
     /// Processes and threads.
     pub pids: u32,
+    /// Whether the control group of the folder's name is there with these limits: [`Ending::group_kept`] said so.
+    pub group_ready: bool,
     /// How long it may run.
     pub time: Option<Duration>,
     /// How much of each output stream is kept, in bytes.
@@ -134,6 +136,8 @@ pub struct Kept {
     pub uid: u32,
     /// What it takes from the node.
     pub limits: Resources,
+    /// How long it may run.
+    pub time: Option<Duration>,
     /// When it started.
     pub started: SystemTime,
     /// How it ended, if it did.
@@ -147,6 +151,7 @@ impl Kept {
             folder: launch.folder.clone(),
             uid: launch.uid,
             limits: launch.limits,
+            time: launch.time,
             started: SystemTime::now(),
             end: None,
         }
@@ -162,6 +167,8 @@ pub struct Ending {
     pub usage: Usage,
     /// Bytes of output that it wrote, dropped ones included.
     pub printed: u64,
+    /// Whether its control group is as new, and was kept for another task.
+    pub group_kept: bool,
 }
 
 /// The ways to end.

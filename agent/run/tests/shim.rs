@@ -107,6 +107,7 @@ impl Bench {
             uid: UID,
             limits: Resources { cpu: 1000, memory: 64 << 20 },
             pids: 64,
+            group_ready: false,
             time: None,
             log_limit: 1 << 20,
             stdin: None,
@@ -221,7 +222,7 @@ fn an_unhandled_signal_ends_the_task_and_all_of_its_processes() {
     bench.until("three processes", || groups.group("t1").processes().unwrap().len() == 3);
     bench.send(&ToShim::Signal { run: run(1), signal: libc::SIGINT, grace: None });
     assert_eq!(bench.ended(1).how, How::Killed(libc::SIGINT));
-    assert_eq!(groups.names().unwrap(), Vec::<String>::new());
+    assert!(groups.group("t1").processes().unwrap_or_default().is_empty());
 
     let launch = bench.launch(2, &["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"]);
     bench.start(launch);
@@ -259,6 +260,28 @@ fn use_is_counted() {
         "{:?}",
         end.usage
     );
+}
+
+#[test]
+fn a_used_group_and_folder_are_as_new_or_gone() {
+    let Some(mut bench) = bench() else { return };
+    let launch = bench.launch(1, &["true"]);
+    bench.send(&ToShim::Launch(Box::new(launch)));
+    let end = bench.ended(1);
+    let groups = Cgroups::open(Path::new(ROOT), &bench.shims.cgroup_parent).unwrap();
+    assert_eq!(end.group_kept, groups.version() == 1);
+    assert!(grid_run::slot::clean(&bench.folder(1), end.printed > 0).unwrap(), "nothing was touched");
+    assert!(bench.folder(1).join("work").exists());
+
+    let hog = "touch /tmp/trace; head -c 20M /dev/zero | tail -c 20M | wc -c";
+    let mut launch = bench.launch(1, &["sh", "-c", hog]);
+    (launch.group_ready, launch.run) = (end.group_kept, run(2));
+    bench.send(&ToShim::Launch(Box::new(launch)));
+    let end = bench.ended(2);
+    assert!(!end.group_kept && end.usage.peak_memory > 20 << 20, "{end:?}");
+    assert_eq!(groups.names().unwrap(), Vec::<String>::new());
+    assert!(!grid_run::slot::clean(&bench.folder(1), true).unwrap());
+    assert!(!bench.folder(1).exists());
 }
 
 #[test]

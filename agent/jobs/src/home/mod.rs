@@ -389,7 +389,8 @@ impl Home {
                 if self.confirm(run, from, started) {
                     actions.push(Action::Changed(run.task.job));
                 }
-            } else if run.task.job.home == self.me && !self.is_settled(run) {
+            } else if run.task.job.home == self.me {
+                // Its epoch is over, or its end is written down, be it that it was given up as lost.
                 fence.push(run);
             }
         }
@@ -414,10 +415,18 @@ impl Home {
         });
         let origin = &job.record.origin;
         let collect = end.printed || results.is_some();
+        let needs = job.record.spec.needs();
         let action = Action::Collect { run, node: from, results, origin: origin.clone() };
         let Some(task) = job.task_mut(run.task.index) else { return };
         if matches!(task.state, State::Ending { collecting: true, .. }) {
             return;
+        }
+        // Told for the first time: the host has the room again, and the next heartbeat is a second away.
+        if !matches!(task.state, State::Ending { .. })
+            && let Some(node) = self.nodes.get_mut(&from)
+        {
+            node.free = node.free.plus(needs);
+            self.stirred = true;
         }
         task.usage = end.usage;
         if collect {
@@ -497,6 +506,7 @@ impl Home {
 
     fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.give_up_asking(now);
+        self.believe_overlay();
         self.start_again(now, actions);
         let silent: Vec<Run> = self
             .nodes
@@ -539,12 +549,6 @@ impl Home {
     fn place_of(&self, run: Run) -> Option<NodeId> {
         let task = self.task(run.task).filter(|task| task.epoch == run.epoch)?;
         task.state.node()
-    }
-
-    /// Whether the end of exactly this run is written down: its host has not heard `Settled` yet.
-    fn is_settled(&self, run: Run) -> bool {
-        let task = self.task(run.task).filter(|task| task.epoch == run.epoch);
-        task.is_some_and(|task| matches!(task.state, State::Done { .. }))
     }
 
     fn placed_at(&self, run: Run) -> Duration {

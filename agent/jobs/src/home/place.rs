@@ -4,7 +4,7 @@
 //! ones behind it, of which [`BACKFILL`] are looked at. Tasks go to the node with the most free processors, this
 //! one if equal, a few at a time, so that an array spreads over the grid.
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,6 +139,19 @@ impl Home {
         }
         // A node's pause may be over.
         self.stirred = true;
+    }
+
+    /// A node without runs of ours sends no heartbeats: what it tells everybody is the newest word of its room.
+    /// Too high an estimate costs a reservation that is refused, too low a one would leave tasks waiting for ever.
+    pub(super) fn believe_overlay(&mut self) {
+        let asked: BTreeSet<NodeId> = self.asked.values().map(|asked| asked.node).collect();
+        for (id, node) in &mut self.nodes {
+            if node.runs.is_empty() && !asked.contains(id) {
+                let told = node.info.free;
+                node.free.cpu = node.free.cpu.max(told.cpu);
+                node.free.memory = node.free.memory.max(told.memory);
+            }
+        }
     }
 
     /// Sends each `Start` again that the host has not told of.

@@ -6,8 +6,9 @@
 
 pub(crate) mod inputs;
 mod shim;
+mod slots;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use grid_jobs::host::{self, Action};
 use grid_jobs::message::{End, Order};
 use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
+use grid_run::slot;
 use grid_run::spawn::Shims;
 use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::spec::JobSpec;
@@ -27,16 +29,13 @@ use tracing::{info, warn};
 
 use self::inputs::Inputs;
 use self::shim::{ShimId, ShimNews};
+use self::slots::{Slot, Slots};
 use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
 use crate::peers::Peers;
 
 /// How many shims wait without tasks.
 const SPARE: usize = 2;
-
-/// The first of the local users that tasks run as, and how many there are. Above the ranges that systemd gives
-/// to containers, below 2^31, which some programs take for the end.
-const UIDS: std::ops::Range<u32> = 1_900_000_000..1_900_065_536;
 
 /// How much typed input may be on its way to a task.
 const TYPED: usize = 256 << 10;
@@ -49,6 +48,8 @@ pub(crate) enum Query {
     Keyboard { run: Run, reply: oneshot::Sender<Option<Keyboard>> },
     /// A shim's news.
     Shim(ShimId, ShimNews),
+    /// A slot can be used again.
+    Cleaned(Slot),
     /// Inputs are in place, or cannot be.
     Staged { run: Run, result: Result<Box<Launch>, String> },
 }
@@ -84,13 +85,14 @@ struct Shim {
 }
 
 struct Local {
-    folder: PathBuf,
-    uid: u32,
+    slot: Slot,
     shim: Option<ShimId>,
     staging: Option<tokio::task::AbortHandle>,
     limits: (Bytes, Option<Span>),
     progress: watch::Sender<Progress>,
     watched: bool,
+    /// Whether there may be output in its folder.
+    printed: bool,
     room: Arc<Semaphore>,
     fenced: bool,
 }
@@ -104,12 +106,12 @@ pub(crate) struct Runner {
     queries: mpsc::UnboundedSender<Query>,
     live: BTreeMap<ShimId, Shim>,
     runs: HashMap<Run, Local>,
-    uids: HashSet<u32>,
-    next_uid: u32,
+    slots: Slots,
     next_shim: u64,
     /// The deadline of each home's tasks.
     leases: HashMap<NodeId, u64>,
-    removing: VecDeque<PathBuf>,
+    /// Slots of forgotten runs, and whether there may be output in them.
+    cleaning: Vec<(Slot, bool)>,
 }
 
 /// The folders and programs that the runner needs are not as they should be.
@@ -224,6 +226,7 @@ pub(crate) fn start(
     (queries, queries_end): Queries,
     actions: mpsc::UnboundedReceiver<Action>,
 ) {
+    let slots = Slots::new(config.tasks_dir());
     let inputs = Inputs::new(config.clone(), me, core.clone(), peers, shims.clone());
     let mut runner = Runner {
         config,
@@ -234,11 +237,10 @@ pub(crate) fn start(
         queries,
         live: BTreeMap::new(),
         runs: HashMap::new(),
-        uids: HashSet::new(),
-        next_uid: UIDS.start,
+        slots,
         next_shim: 0,
         leases: HashMap::new(),
-        removing: VecDeque::new(),
+        cleaning: Vec::new(),
     };
     found.shims.into_iter().for_each(|connected| runner.adopt(connected));
     tokio::spawn(runner.run(actions, queries_end));
@@ -260,7 +262,7 @@ impl Runner {
                 },
                 Some(query) = queries.recv() => self.answer(query),
             }
-            self.remove_some();
+            self.clean();
         }
     }
 
@@ -273,9 +275,9 @@ impl Runner {
             let run = kept.run;
             shim.job = Some(run.task.job);
             shim.runs.insert(run);
-            self.uids.insert(kept.uid);
-            let limits = (Bytes(kept.limits.memory), None);
-            let local = Local { shim: Some(id), ..Local::new(kept.folder, kept.uid, limits) };
+            let Some(slot) = self.slots.adopt(kept.uid) else { continue };
+            let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
+            let local = Local { shim: Some(id), printed: true, ..Local::new(slot, limits) };
             if kept.end.is_some() {
                 local.progress.send_modify(|progress| progress.ended = true);
             }
@@ -312,14 +314,14 @@ impl Runner {
     }
 
     fn launch(&mut self, run: Run, order: &Order) {
-        let Some(uid) = self.take_uid() else {
+        let spec = &order.spec;
+        let limits = grid_qos::Limits { cpu: spec.cpus.milli(), memory: spec.memory.0, pids: spec.pids };
+        let Some((slot, group_ready)) = self.slots.take(limits) else {
             return self
                 .not_started(run, "every local user for tasks is in use: wait until some have ended".into());
         };
-        let name = format!("{}-{}.{}", run.task.job, run.task.index, run.epoch);
-        let folder = self.config.tasks_dir().join(name);
-        let spec = &order.spec;
-        self.runs.insert(run, Local::new(folder.clone(), uid, (spec.memory, spec.time)));
+        let (folder, uid) = (self.slots.folder(&slot), slot.uid());
+        self.runs.insert(run, Local::new(slot, (spec.memory, spec.time)));
         let launch = Box::new(Launch {
             run,
             command: spec.command.iter().map(|word| JobSpec::for_task(word, run.task.index)).collect(),
@@ -329,6 +331,7 @@ impl Runner {
             uid,
             limits: spec.needs(),
             pids: spec.pids,
+            group_ready,
             time: spec.time.map(|limit| limit.0),
             log_limit: spec.log_limit.0,
             stdin: order.stdin,
@@ -413,8 +416,7 @@ impl Runner {
 
     fn forget(&mut self, run: Run) {
         let Some(local) = self.runs.remove(&run) else { return };
-        self.uids.remove(&local.uid);
-        self.removing.push_back(local.folder);
+        self.cleaning.push((local.slot, local.printed));
         self.inputs.release(run.task.job, self.runs.keys().any(|other| other.task.job == run.task.job));
         let Some(shim) = local.shim.and_then(|id| self.live.get_mut(&id)) else { return };
         let _ = shim.sender.send(ToShim::Forget(run));
@@ -425,12 +427,26 @@ impl Runner {
         }
     }
 
-    /// Removes folders of forgotten runs on a thread that may block.
-    fn remove_some(&mut self) {
-        if !self.removing.is_empty() {
-            let folders = std::mem::take(&mut self.removing);
-            tokio::task::spawn_blocking(move || folders.iter().for_each(|folder| remove(folder)));
+    /// Cleans the slots of forgotten runs on a thread that may block.
+    fn clean(&mut self) {
+        if self.cleaning.is_empty() {
+            return;
         }
+        let slots: Vec<_> = std::mem::take(&mut self.cleaning)
+            .into_iter()
+            .map(|(slot, printed)| (self.slots.folder(&slot), slot, printed))
+            .collect();
+        let queries = self.queries.clone();
+        tokio::task::spawn_blocking(move || {
+            for (folder, slot, printed) in slots {
+                if let Err(error) = slot::clean(&folder, printed) {
+                    warn!(path = %folder.display(), %error, "cannot be removed");
+                    // Never given to another task.
+                    continue;
+                }
+                let _ = queries.send(Query::Cleaned(slot));
+            }
+        });
     }
 
     fn answer(&mut self, query: Query) {
@@ -439,8 +455,8 @@ impl Runner {
                 let following = self.runs.get_mut(&run).map(|local| {
                     local.watched = true;
                     Following {
-                        folder: local.folder.clone(),
-                        uid: local.uid,
+                        folder: self.slots.folder(&local.slot),
+                        uid: local.slot.uid(),
                         progress: local.progress.subscribe(),
                     }
                 });
@@ -460,6 +476,15 @@ impl Runner {
                     })
                 });
                 let _ = reply.send(keyboard);
+            }
+            Query::Cleaned(slot) => {
+                if let Some(surplus) = self.slots.give_back(slot) {
+                    let groups =
+                        grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
+                    let _ = groups.map(|groups| groups.group(&surplus.name()).remove());
+                    let folder = self.slots.folder(&surplus);
+                    tokio::task::spawn_blocking(move || remove(&folder));
+                }
             }
             Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
             Query::Shim(id, ShimNews::Gone) => self.lose(id),
@@ -482,9 +507,13 @@ impl Runner {
                 }
             }
             FromShim::Ended { run, end } => {
-                let Some(local) = self.runs.get(&run) else { return };
+                let Some(local) = self.runs.get_mut(&run) else { return };
                 local.progress.send_modify(|progress| progress.ended = true);
                 local.room.close();
+                local.printed = end.printed > 0;
+                if !end.group_kept {
+                    local.slot.forget_group();
+                }
                 let event = if local.fenced {
                     host::Event::Gone(run)
                 } else {
@@ -527,9 +556,10 @@ impl Runner {
                     local.room.close();
                     let groups =
                         grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
-                    let name = local.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                     // What stays is swept up at the next start.
-                    let _ = groups.map(|groups| groups.group(name).remove());
+                    let _ = groups.map(|groups| groups.group(&local.slot.name()).remove());
+                    local.slot.forget_group();
+                    local.printed = true;
                     self.core.host(host::Event::Gone(run));
                 }
             }
@@ -546,31 +576,18 @@ impl Runner {
         self.core
             .host(host::Event::Ended { run, end: End { outcome, usage: Usage::default(), printed: false } });
     }
-
-    fn take_uid(&mut self) -> Option<u32> {
-        if self.uids.len() >= UIDS.len() {
-            return None;
-        }
-        loop {
-            let uid = self.next_uid;
-            self.next_uid = if uid + 1 == UIDS.end { UIDS.start } else { uid + 1 };
-            if self.uids.insert(uid) {
-                return Some(uid);
-            }
-        }
-    }
 }
 
 impl Local {
-    fn new(folder: PathBuf, uid: u32, limits: (Bytes, Option<Span>)) -> Self {
+    fn new(slot: Slot, limits: (Bytes, Option<Span>)) -> Self {
         Self {
-            folder,
-            uid,
+            slot,
             shim: None,
             staging: None,
             limits,
             progress: watch::Sender::new(Progress::default()),
             watched: false,
+            printed: false,
             room: Arc::new(Semaphore::new(TYPED)),
             fenced: false,
         }

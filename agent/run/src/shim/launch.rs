@@ -55,7 +55,8 @@ pub(super) fn launch(launch: &Launch, cgroups: &Cgroups, program: &Path) -> Resu
     let limits = Limits { cpu: launch.limits.cpu, memory: launch.limits.memory, pids: launch.pids };
     let name =
         launch.folder.file_name().and_then(|name| name.to_str()).ok_or("the task's folder has no name")?;
-    let group = cgroups.create(name, limits).map_err(|error| error.to_string())?;
+    let ready = if launch.group_ready { cgroups.reuse(name).ok() } else { None };
+    let group = ready.map_or_else(|| cgroups.create(name, limits), Ok).map_err(|error| error.to_string())?;
     start(launch, &group, program)
         .inspect_err(|_| {
             // The failure of the start is the one to tell.

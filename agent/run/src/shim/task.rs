@@ -56,6 +56,7 @@ impl Task {
                     how: How::NotStarted { why, status: 126 },
                     usage: Usage::default(),
                     printed: 0,
+                    group_kept: false,
                 }),
             ),
         };
@@ -82,6 +83,7 @@ impl Task {
             folder: self.launch.folder.clone(),
             uid: self.launch.uid,
             limits: self.launch.limits,
+            time: self.launch.time,
             started: self.started,
             end: self.end.clone(),
         }
@@ -235,9 +237,12 @@ impl Task {
             (usage.read, usage.written) = (used.read, used.written);
         }
         let how = self.how(read_records(&live.status), used.oom_kills);
-        // Its processes are all reaped; a group that stays all the same is swept up by the agent's next start.
-        let _ = live.group.remove();
-        self.end = Some(Ending { how, usage, printed: stdout + stderr });
+        let group_kept = live.group.is_as_new(&used);
+        if !group_kept {
+            // Its processes are all reaped; a group that stays all the same is swept up by the agent's next start.
+            let _ = live.group.remove();
+        }
+        self.end = Some(Ending { how, usage, printed: stdout + stderr, group_kept });
     }
 
     fn readable(&self, at: usize) -> bool {
