@@ -592,7 +592,7 @@ impl Home {
 }
 
 /// Signals that are sent to end a program.
-const ENDING: [i32; 5] = [1, 2, 3, 9, 15];
+pub const ENDING: [i32; 5] = [1, 2, 3, 9, 15];
 
 fn started(outcome: &Outcome) -> bool {
     !matches!(outcome, Outcome::NotStarted { .. })

@@ -8,13 +8,15 @@ pub(crate) mod inputs;
 mod shim;
 mod slots;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use grid_jobs::home;
 use grid_jobs::host::{self, Action};
 use grid_jobs::message::{End, Order};
 use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
@@ -36,6 +38,9 @@ use crate::peers::Peers;
 
 /// How many shims wait without tasks.
 const SPARE: usize = 2;
+
+/// How many tasks are being started at once; others wait without taking a place. Enough to keep every shim busy.
+const STARTING: usize = 64;
 
 /// How much typed input may be on its way to a task.
 const TYPED: usize = 256 << 10;
@@ -110,8 +115,12 @@ pub(crate) struct Runner {
     next_shim: u64,
     /// The deadline of each home's tasks.
     leases: HashMap<NodeId, u64>,
-    /// Slots of forgotten runs, and whether there may be output in them.
-    cleaning: Vec<(Slot, bool)>,
+    /// Runs that have a place, and whose processes do not run yet.
+    starting: HashSet<Run>,
+    /// Runs that wait for their turn to be started.
+    backlog: VecDeque<(Run, Order)>,
+    /// Takes slots of forgotten runs, and whether there may be output in them.
+    cleaner: std::sync::mpsc::Sender<(Slot, bool)>,
 }
 
 /// The folders and programs that the runner needs are not as they should be.
@@ -227,6 +236,7 @@ pub(crate) fn start(
     actions: mpsc::UnboundedReceiver<Action>,
 ) {
     let slots = Slots::new(config.tasks_dir());
+    let cleaner = start_cleaner(config.tasks_dir(), queries.clone());
     let inputs = Inputs::new(config.clone(), me, core.clone(), peers, shims.clone());
     let mut runner = Runner {
         config,
@@ -240,7 +250,9 @@ pub(crate) fn start(
         slots,
         next_shim: 0,
         leases: HashMap::new(),
-        cleaning: Vec::new(),
+        starting: HashSet::new(),
+        backlog: VecDeque::new(),
+        cleaner,
     };
     found.shims.into_iter().for_each(|connected| runner.adopt(connected));
     tokio::spawn(runner.run(actions, queries_end));
@@ -262,7 +274,7 @@ impl Runner {
                 },
                 Some(query) = queries.recv() => self.answer(query),
             }
-            self.clean();
+            self.start_some();
         }
     }
 
@@ -289,8 +301,8 @@ impl Runner {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Launch { run, order } => self.launch(run, &order),
-            Action::Signal { run, signal, grace } => self.tell(run, ToShim::Signal { run, signal, grace }),
+            Action::Launch { run, order } => self.backlog.push_back((run, order)),
+            Action::Signal { run, signal, grace } => self.signal(run, signal, grace),
             Action::Fence(run) => self.fence(run),
             Action::Lease { home, until } => {
                 self.leases.insert(home, deadline(until));
@@ -310,6 +322,27 @@ impl Runner {
         if let Some(shim) = shim {
             // A shim that is gone is told of by its reader.
             let _ = shim.sender.send(message);
+        }
+    }
+
+    /// Starts those whose turn it is.
+    fn start_some(&mut self) {
+        while self.starting.len() < STARTING
+            && let Some((run, order)) = self.backlog.pop_front()
+        {
+            self.starting.insert(run);
+            self.launch(run, &order);
+        }
+    }
+
+    fn signal(&mut self, run: Run, signal: i32, grace: Option<Duration>) {
+        let Some(at) = self.backlog.iter().position(|(waiting, _)| *waiting == run) else {
+            return self.tell(run, ToShim::Signal { run, signal, grace });
+        };
+        // It has no processes: what would end a program that handles nothing ends it before it begins.
+        if home::ENDING.contains(&signal) {
+            self.backlog.remove(at);
+            self.end_unstarted(run, Outcome::Killed(signal));
         }
     }
 
@@ -400,6 +433,7 @@ impl Runner {
 
     fn fence(&mut self, run: Run) {
         let Some(local) = self.runs.get_mut(&run) else {
+            self.backlog.retain(|(waiting, _)| *waiting != run);
             return self.core.host(host::Event::Gone(run));
         };
         local.fenced = true;
@@ -415,8 +449,10 @@ impl Runner {
     }
 
     fn forget(&mut self, run: Run) {
+        self.starting.remove(&run);
         let Some(local) = self.runs.remove(&run) else { return };
-        self.cleaning.push((local.slot, local.printed));
+        // Fails only when the agent stops; the next one sweeps.
+        let _ = self.cleaner.send((local.slot, local.printed));
         self.inputs.release(run.task.job, self.runs.keys().any(|other| other.task.job == run.task.job));
         let Some(shim) = local.shim.and_then(|id| self.live.get_mut(&id)) else { return };
         let _ = shim.sender.send(ToShim::Forget(run));
@@ -425,28 +461,6 @@ impl Runner {
             shim.job = None;
             self.spare();
         }
-    }
-
-    /// Cleans the slots of forgotten runs on a thread that may block.
-    fn clean(&mut self) {
-        if self.cleaning.is_empty() {
-            return;
-        }
-        let slots: Vec<_> = std::mem::take(&mut self.cleaning)
-            .into_iter()
-            .map(|(slot, printed)| (self.slots.folder(&slot), slot, printed))
-            .collect();
-        let queries = self.queries.clone();
-        tokio::task::spawn_blocking(move || {
-            for (folder, slot, printed) in slots {
-                if let Err(error) = slot::clean(&folder, printed) {
-                    warn!(path = %folder.display(), %error, "cannot be removed");
-                    // Never given to another task.
-                    continue;
-                }
-                let _ = queries.send(Query::Cleaned(slot));
-            }
-        });
     }
 
     fn answer(&mut self, query: Query) {
@@ -501,12 +515,14 @@ impl Runner {
     fn hear(&mut self, id: ShimId, message: FromShim) {
         match message {
             FromShim::Started { run, at } => {
+                self.starting.remove(&run);
                 self.core.host(host::Event::Started { run, at });
                 if self.runs.get(&run).is_some_and(|local| local.watched) {
                     self.tell(run, ToShim::Watch(run));
                 }
             }
             FromShim::Ended { run, end } => {
+                self.starting.remove(&run);
                 let Some(local) = self.runs.get_mut(&run) else { return };
                 local.progress.send_modify(|progress| progress.ended = true);
                 local.room.close();
@@ -552,6 +568,7 @@ impl Runner {
                 let ended = local.progress.borrow().ended;
                 if !ended {
                     warn!(%run, "shim_lost");
+                    self.starting.remove(&run);
                     local.progress.send_modify(|progress| progress.ended = true);
                     local.room.close();
                     let groups =
@@ -568,14 +585,37 @@ impl Runner {
     }
 
     fn not_started(&mut self, run: Run, why: String) {
+        self.end_unstarted(run, Outcome::NotStarted { why, status: 126 });
+    }
+
+    fn end_unstarted(&mut self, run: Run, outcome: Outcome) {
+        self.starting.remove(&run);
         if let Some(local) = self.runs.get(&run) {
             local.progress.send_modify(|progress| progress.ended = true);
             local.room.close();
         }
-        let outcome = Outcome::NotStarted { why, status: 126 };
-        self.core
-            .host(host::Event::Ended { run, end: End { outcome, usage: Usage::default(), printed: false } });
+        let end = End { outcome, usage: Usage::default(), printed: false };
+        self.core.host(host::Event::Ended { run, end });
     }
+}
+
+/// Cleans slots on a thread of its own, as removing a task's files may take long.
+fn start_cleaner(
+    folder: PathBuf,
+    queries: mpsc::UnboundedSender<Query>,
+) -> std::sync::mpsc::Sender<(Slot, bool)> {
+    let (sender, receiver) = std::sync::mpsc::channel::<(Slot, bool)>();
+    std::thread::spawn(move || {
+        for (slot, printed) in receiver {
+            let path = folder.join(slot.name());
+            match slot::clean(&path, printed) {
+                Ok(_) => drop(queries.send(Query::Cleaned(slot))),
+                // Never given to another task.
+                Err(error) => warn!(path = %path.display(), %error, "cannot be removed"),
+            }
+        }
+    });
+    sender
 }
 
 impl Local {
