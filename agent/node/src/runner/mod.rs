@@ -26,6 +26,10 @@ use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 use libgrid::units::{Bytes, Span};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::Pid;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
@@ -44,6 +48,9 @@ const STARTING: usize = 64;
 
 /// How much typed input may be on its way to a task.
 const TYPED: usize = 256 << 10;
+
+/// How long the tasks of a shim that was ended may take to die, before the agent goes on without it.
+const DYING: Duration = Duration::from_secs(2);
 
 /// What others ask of the runner.
 pub(crate) enum Query {
@@ -166,12 +173,20 @@ pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError>
     let mut found = Found { shims: Vec::new(), kept: Vec::new() };
     let sockets = shims.find().map_err(|source| RunnerError::Folder { path: config.shims_dir(), source })?;
     for (socket, stream) in sockets {
+        // Of a connected socket: who listens on it.
+        let listener = getsockopt(&stream, PeerCredentials).map(|peer| Pid::from_raw(peer.pid()));
         match shim::adopt(stream).await {
             Ok(connected) => {
                 found.kept.extend(connected.kept.iter().cloned());
                 found.shims.push(connected);
             }
-            Err(error) => warn!(socket = %socket.display(), %error, "a shim does not answer"),
+            Err(error) => {
+                warn!(socket = %socket.display(), %error, "a shim does not answer: it is ended, with its tasks");
+                // Its tasks count as lost and start again: they must not run on.
+                if let Err(error) = listener.and_then(|pid| kill(pid, Signal::SIGKILL)) {
+                    warn!(socket = %socket.display(), %error, "a shim cannot be ended");
+                }
+            }
         }
     }
     sweep(config, &found.kept)?;
@@ -182,11 +197,15 @@ pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError>
 fn sweep(config: &Config, kept: &[Kept]) -> Result<(), RunnerError> {
     let names: HashSet<_> = kept.iter().filter_map(|kept| kept.folder.file_name()?.to_str()).collect();
     let groups = grid_qos::Cgroups::open(&config.cgroup_root, &config.cgroup_parent)?;
-    for name in groups.names()? {
-        if !names.contains(name.as_str())
-            && let Err(error) = groups.group(&name).remove()
-        {
-            warn!(group = name, %error, "a control group stays");
+    let patience = Instant::now() + DYING;
+    for name in groups.names()?.iter().filter(|name| !names.contains(name.as_str())) {
+        // The tasks of a shim that was just ended are dying: nothing may start again before they are dead.
+        while let Err(error) = groups.group(name).remove() {
+            if Instant::now() > patience {
+                warn!(group = name, %error, "a control group stays");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
     let tasks = config.tasks_dir();
