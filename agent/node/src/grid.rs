@@ -75,7 +75,10 @@ impl Grid {
         let (serial, stored) = store.load().map_err(|error| internal(&error))?;
         let now = core::now();
         let mut home = Home::new(me, rand::random(), serial, config.retention.0);
-        let spooled: Vec<u64> = stored.iter().filter_map(|(_, record, _)| record.origin.inputs).collect();
+        let unfinished = stored.iter().filter(|(_, record, tasks)| {
+            tasks.iter().filter(|(_, task)| task.ended.is_some()).count() < record.spec.tasks() as usize
+        });
+        let spooled: Vec<u64> = unfinished.filter_map(|(_, record, _)| record.origin.inputs).collect();
         let jobs = stored.len();
         stored.into_iter().for_each(|(id, record, tasks)| home.restore(now, id, record, tasks));
         sweep_spool(&config, &spooled);
@@ -322,8 +325,11 @@ impl Grid {
                 let response = control::type_into(keyboard, &mut duplex).await?;
                 answer_once(&mut duplex, &response).await
             }
+            Request::Usage(runs) if runs.iter().all(|run| run.task.job.home == node) => {
+                answer_once(&mut duplex, &self.output.usage(runs).await).await
+            }
             // Only a job's home may ask for what its tasks left.
-            Request::Logs { .. } | Request::Results { .. } | Request::Input(_) => Ok(()),
+            Request::Logs { .. } | Request::Results { .. } | Request::Input(_) | Request::Usage(_) => Ok(()),
             Request::Renew { public_key } => {
                 let identity = self.identity.clone();
                 let admitted = blocking(move || identity.renew(node, public_key)).await;
@@ -373,7 +379,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-/// Removes archives of jobs that were never accepted.
+/// Removes archives of jobs that were never accepted, or are done.
 fn sweep_spool(config: &Config, in_use: &[u64]) {
     let entries = fs::read_dir(config.spool_dir()).into_iter().flatten().flatten();
     for entry in entries {

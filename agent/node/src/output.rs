@@ -21,6 +21,7 @@ use grid_run::logs::{self, Reader};
 use grid_run::spawn::{Shims, User};
 use libgrid::control::{MAX_CHUNK, Stream};
 use libgrid::ids::{JobId, NodeId, Run, TaskId};
+use libgrid::status::Usage;
 use libgrid::wire::stream;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -70,9 +71,19 @@ impl Output {
         answer.await.ok().flatten()
     }
 
+    /// What runs that are here have used so far.
+    pub(crate) async fn usage(&self, runs: Vec<Run>) -> Vec<(Run, Usage)> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.queries.send(Query::Usage { runs, reply });
+        match asked {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
     // === bringing home ===
 
-    /// Carries out [`Action::Collect`] and [`Action::Forget`] of the home.
+    /// Carries out [`Action::Collect`], [`Action::Spent`] and [`Action::Forget`] of the home.
     pub(crate) async fn collect_all(self, mut actions: mpsc::UnboundedReceiver<Action>) {
         let places = Arc::new(Semaphore::new(AT_ONCE));
         while let Some(action) = actions.recv().await {
@@ -85,6 +96,11 @@ impl Output {
                         debug!(%run, ?result, "collected");
                         output.core.home(home::Event::Collected { run, result });
                     });
+                }
+                Action::Spent(inputs) => {
+                    // What stays after a failure is swept up at the next start.
+                    let archive = self.config.spool_dir().join(format!("{inputs}.tar"));
+                    tokio::task::spawn_blocking(move || fs::remove_file(archive));
                 }
                 Action::Forget(job) => {
                     let logs = self.job_logs(job);

@@ -10,6 +10,7 @@
 //! | `Logs` | [`Piece`] frames |
 //! | `Results` | [`Piece`] frames |
 //! | `Input` | the asker sends [`libgrid::control::Input`] frames; a [`libgrid::control::Response`] at the end |
+//! | `Usage` | one `Vec<(Run, Usage)>` frame |
 //! | `Join`, `Renew` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
 //!
@@ -44,6 +45,8 @@ pub(crate) enum Request {
     Results { run: Run, patterns: Option<Vec<String>> },
     /// Typing into a run.
     Input(Run),
+    /// What runs have used so far.
+    Usage(Vec<Run>),
     /// A token's bearer wants in.
     Join { public_key: [u8; 32], name: String },
     /// A node wants its certificate renewed.

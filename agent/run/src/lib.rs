@@ -27,3 +27,4 @@ mod record;
 pub mod shim;
 pub mod slot;
 pub mod spawn;
+pub mod usage;

@@ -117,7 +117,9 @@ pub enum Action {
     },
     /// Something of this job changed; whoever waits for it wants to look.
     Changed(JobId),
-    /// The job is forgotten: remove its logs and its spool.
+    /// A job is done, so nobody fetches its inputs any more: remove them ([`Origin::inputs`]).
+    Spent(u64),
+    /// The job is forgotten: remove its logs.
     Forget(JobId),
 }
 
@@ -463,6 +465,7 @@ impl Home {
         job.active.remove(&index);
         if job.is_done() {
             job.ended = Some(now.wall);
+            actions.extend(job.record.origin.inputs.map(Action::Spent));
         }
         let Some(task) = job.task_mut(index) else { return };
         task.state = State::Done { outcome: outcome.clone(), at: now.wall };

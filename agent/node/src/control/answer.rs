@@ -1,12 +1,13 @@
 //! Requests about nodes and jobs: answered here, or by the job's home node.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use grid_jobs::home;
 use libgrid::control::{Failure, Kind, NodeStatus, Reply, Request, Response};
-use libgrid::ids::{NodeId, Selector};
-use libgrid::status::JobSummary;
+use libgrid::ids::{NodeId, Run, Selector};
+use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus, Usage};
 use libgrid::wire::{WireError, stream};
 
 use super::{Answer, Caller, Stream, follow};
@@ -15,6 +16,9 @@ use crate::peers;
 
 /// How long other nodes have to list their jobs.
 const LIST: Duration = Duration::from_secs(2);
+
+/// How long a node has to say what its tasks have used.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How long a task has after the default signal.
 const GRACE: Duration = Duration::from_secs(10);
@@ -103,7 +107,9 @@ async fn local<S: Stream>(
         Request::Jobs { everywhere, done } => jobs(grid, caller, everywhere, done).await?,
         Request::Job { job, from } => {
             let status = grid.core.look(move |view| view.home.status(job, from)).await?;
-            Reply::Job(Box::new(status.ok_or_else(|| missing(job))?))
+            let mut status = status.ok_or_else(|| missing(job))?;
+            add_usage(grid, &mut status).await;
+            Reply::Job(Box::new(status))
         }
         Request::Kill { job, signal } => {
             owned(grid, caller, job).await?;
@@ -141,6 +147,33 @@ async fn owned(grid: &Arc<Grid>, caller: &Caller, job: Selector) -> Result<(), A
     });
     let record = found.await?.ok_or_else(|| missing(job))?;
     Ok(caller.owns(job, &record)?)
+}
+
+/// Fills in what the tasks that run have used so far, as far as their nodes say it in time.
+async fn add_usage(grid: &Arc<Grid>, status: &mut JobStatus) {
+    let job = status.summary.id;
+    let mut places: BTreeMap<NodeId, Vec<Run>> = BTreeMap::new();
+    for task in status.tasks.iter().filter(|task| task.state == TaskState::Running) {
+        let run = Run { task: job.task(task.index), epoch: task.epoch };
+        task.node.into_iter().for_each(|node| places.entry(node).or_default().push(run));
+    }
+    for (node, runs) in places {
+        let used = if node == grid.me {
+            grid.output.usage(runs).await
+        } else {
+            let answer = tokio::time::timeout(LOOK, async {
+                let mut duplex = grid.peers.ask(node, &peers::Request::Usage(runs)).await.ok()?;
+                stream::read::<Vec<(Run, Usage)>, _>(&mut duplex).await.ok()
+            });
+            answer.await.ok().flatten().unwrap_or_default()
+        };
+        for (run, usage) in used {
+            let same = |task: &&mut TaskStatus| task.index == run.task.index && task.epoch == run.epoch;
+            if let Some(task) = status.tasks.iter_mut().find(same) {
+                task.usage = usage;
+            }
+        }
+    }
 }
 
 fn nodes(grid: &Arc<Grid>) -> Vec<NodeStatus> {

@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use grid_jobs::home;
 use grid_jobs::host::{self, Action};
@@ -22,6 +22,7 @@ use grid_jobs::message::{End, Order};
 use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
 use grid_run::slot;
 use grid_run::spawn::Shims;
+use grid_run::usage;
 use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
@@ -58,6 +59,8 @@ pub(crate) enum Query {
     Follow { run: Run, reply: oneshot::Sender<Option<Following>> },
     /// To type into a run.
     Keyboard { run: Run, reply: oneshot::Sender<Option<Keyboard>> },
+    /// What runs that are here have used so far.
+    Usage { runs: Vec<Run>, reply: oneshot::Sender<Vec<(Run, Usage)>> },
     /// A shim's news.
     Shim(ShimId, ShimNews),
     /// A slot can be used again.
@@ -103,6 +106,7 @@ struct Local {
     limits: (Bytes, Option<Span>),
     progress: watch::Sender<Progress>,
     watched: bool,
+    started: Option<SystemTime>,
     /// Whether there may be output in its folder.
     printed: bool,
     room: Arc<Semaphore>,
@@ -308,7 +312,8 @@ impl Runner {
             shim.runs.insert(run);
             let Some(slot) = self.slots.adopt(kept.uid) else { continue };
             let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
-            let local = Local { shim: Some(id), printed: true, ..Local::new(slot, limits) };
+            let started = Some(kept.started);
+            let local = Local { shim: Some(id), started, printed: true, ..Local::new(slot, limits) };
             if kept.end.is_some() {
                 local.progress.send_modify(|progress| progress.ended = true);
             }
@@ -510,6 +515,9 @@ impl Runner {
                 });
                 let _ = reply.send(keyboard);
             }
+            Query::Usage { runs, reply } => {
+                let _ = reply.send(self.usage(&runs));
+            }
             Query::Cleaned(slot) => {
                 if let Some(surplus) = self.slots.give_back(slot) {
                     let groups =
@@ -531,12 +539,25 @@ impl Runner {
         }
     }
 
+    fn usage(&self, runs: &[Run]) -> Vec<(Run, Usage)> {
+        let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
+        let Ok(groups) = groups else { return Vec::new() };
+        let used = |run: &Run| {
+            let local = self.runs.get(run).filter(|local| !local.progress.borrow().ended)?;
+            let group = groups.group(&local.slot.name());
+            Some((*run, usage::so_far(&group, local.started?, Path::new("/proc"))))
+        };
+        runs.iter().filter_map(used).collect()
+    }
+
     fn hear(&mut self, id: ShimId, message: FromShim) {
         match message {
             FromShim::Started { run, at } => {
                 self.starting.remove(&run);
                 self.core.host(host::Event::Started { run, at });
-                if self.runs.get(&run).is_some_and(|local| local.watched) {
+                let Some(local) = self.runs.get_mut(&run) else { return };
+                local.started = Some(at);
+                if local.watched {
                     self.tell(run, ToShim::Watch(run));
                 }
             }
@@ -646,6 +667,7 @@ impl Local {
             limits,
             progress: watch::Sender::new(Progress::default()),
             watched: false,
+            started: None,
             printed: false,
             room: Arc::new(Semaphore::new(TYPED)),
             fenced: false,
