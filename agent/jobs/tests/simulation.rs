@@ -142,7 +142,10 @@ impl Grid {
                     let at = self.now + Duration::from_millis(self.rng.random_range(10..500));
                     self.collects.push((at, id, run, node));
                 }
-                home::Action::Accepted { .. } | home::Action::Changed(_) | home::Action::Forget(_) => (),
+                home::Action::Accepted { .. }
+                | home::Action::Changed(_)
+                | home::Action::Spent(_)
+                | home::Action::Forget(_) => (),
             }
         }
     }

@@ -1,41 +1,37 @@
 //! This node's part of its grid: everything that runs once the node is in a VO, wired together.
 
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use grid_jobs::home::{self, Home};
 use grid_jobs::host::{self, Host};
-use grid_link::{Duplex, Incoming, Link, LinkConfig, Peer};
+use grid_link::{Incoming, Link, LinkConfig};
 use grid_vo::RevocationList;
-use libgrid::control::{Chunk, Failure, Kind, MAX_CHUNK};
-use libgrid::ids::{JobId, NodeId};
+use libgrid::control::{Failure, Kind};
+use libgrid::ids::NodeId;
 use libgrid::node::NodeInfo;
 use libgrid::units::{Bytes, Span};
-use libgrid::wire::{WireError, stream};
-use tokio::io::AsyncReadExt;
+use libgrid::wire::stream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
-use crate::control;
-use crate::core::{self, Core, Letter, Outlets};
+use crate::core::{self, Core, Outlets};
 use crate::identity::{self, FOUNDER, Identity, failure};
 use crate::machine;
 use crate::membership::{self, Members, News};
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
-use crate::runner::inputs::spooled;
 use crate::runner::{self, Keyboard, Query};
 use crate::store::Store;
 
 /// How long to wait after a renewal that failed.
 const RENEW_RETRY: Duration = Duration::from_secs(30);
 
-/// How long a peer may take to say what it wants.
-const REQUEST: Duration = Duration::from_secs(10);
+/// How long the authority may take to renew a certificate.
+const RENEW: Duration = Duration::from_secs(10);
 
 /// How long others have to take a revocation.
 const SPREAD: Duration = Duration::from_secs(5);
@@ -56,12 +52,13 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// Takes up this node's work: finds its tasks and jobs again, and then the other nodes.
+    /// Takes up this node's work: finds its tasks and jobs again, and then the other nodes. What those ask comes
+    /// through the receiver.
     pub(crate) async fn start(
         config: Arc<Config>,
         identity: Identity,
         contacts: Vec<SocketAddr>,
-    ) -> Result<Arc<Self>, Failure> {
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Incoming>), Failure> {
         let internal = |error: &dyn std::fmt::Display| failure(Kind::Internal, error);
         let identity = Arc::new(identity);
         let me = identity.node();
@@ -145,9 +142,13 @@ impl Grid {
         membership::start(start, news_end);
         let grid =
             Arc::new(Self { config, me, identity, link, peers, core, members, output, addrs, queries, news });
-        tokio::spawn(grid.clone().serve(incoming));
         tokio::spawn(grid.clone().keep_certificate());
-        Ok(grid)
+        Ok((grid, incoming))
+    }
+
+    /// Hands the overlay a datagram, or drops it: a datagram may get lost.
+    pub(crate) fn datagram(&self, from: NodeId, bytes: Vec<u8>) {
+        let _ = self.news.try_send(News::Datagram { from, bytes });
     }
 
     /// Says goodbye to the others. Tasks run on; their shims wait for the next agent.
@@ -182,7 +183,7 @@ impl Grid {
     }
 
     /// Takes a list of revoked nodes, acts on what is new, and passes it on.
-    async fn learn(self: &Arc<Self>, list: RevocationList) {
+    pub(crate) async fn learn(self: &Arc<Self>, list: RevocationList) {
         let identity = self.identity.clone();
         let copy = list.clone();
         let news = match blocking(move || identity.learn(copy)).await {
@@ -201,7 +202,7 @@ impl Grid {
         }
     }
 
-    async fn pass_on(self: Arc<Self>, node: NodeId, list: RevocationList) {
+    pub(crate) async fn pass_on(self: Arc<Self>, node: NodeId, list: RevocationList) {
         if self.identity.is_revoked(node) {
             return;
         }
@@ -241,137 +242,16 @@ impl Grid {
         } else {
             let request = Request::Renew { public_key };
             let mut duplex = self.peers.ask(FOUNDER, &request).await.map_err(|error| error.to_string())?;
-            let answer = tokio::time::timeout(REQUEST, stream::read::<Admitted, _>(&mut duplex));
+            let answer = tokio::time::timeout(RENEW, stream::read::<Admitted, _>(&mut duplex));
             answer.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())??
         };
         self.identity.renewed(&admission).map_err(|failure| failure.message)?;
         self.link.set_identity(self.identity.shown()).map_err(|error| error.to_string())
     }
-
-    // === other nodes ===
-
-    async fn serve(self: Arc<Self>, mut incoming: mpsc::Receiver<Incoming>) {
-        while let Some(event) = incoming.recv().await {
-            match event {
-                Incoming::Datagram { peer, bytes } => {
-                    // A datagram may get lost; one that finds no room does.
-                    let _ = self.news.try_send(News::Datagram { from: peer, bytes: bytes.to_vec() });
-                }
-                Incoming::Stream { peer, duplex } => {
-                    let grid = self.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = grid.answer(peer, duplex).await {
-                            debug!(?peer, %error, "a peer's request ended");
-                        }
-                    });
-                }
-                Incoming::Connected(node) => {
-                    if let Some(list) = self.identity.revocations() {
-                        tokio::spawn(self.clone().pass_on(node, list));
-                    }
-                }
-                Incoming::Disconnected(_) => (),
-            }
-        }
-    }
-
-    async fn answer(self: Arc<Self>, peer: Peer, mut duplex: Duplex) -> Result<(), WireError> {
-        let request = tokio::time::timeout(REQUEST, stream::read::<Request, _>(&mut duplex)).await;
-        let request = request.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        match (peer, request) {
-            (Peer::Node(node), request) => self.answer_node(node, request, duplex).await,
-            (Peer::Bearer(token), Request::Join { public_key, name }) => {
-                let identity = self.identity.clone();
-                let admitted = blocking(move || identity.redeem(&token, public_key, &name)).await;
-                answer_once(&mut duplex, &admitted).await
-            }
-            // A token is for joining alone.
-            (Peer::Bearer(_), _) => Ok(()),
-        }
-    }
-
-    async fn answer_node(
-        self: Arc<Self>,
-        node: NodeId,
-        request: Request,
-        mut duplex: Duplex,
-    ) -> Result<(), WireError> {
-        match request {
-            Request::Letters => loop {
-                match stream::read::<Letter, _>(&mut duplex).await? {
-                    Letter::Host(message) => self.core.host(host::Event::Message { from: node, message }),
-                    Letter::Home(message) => self.core.home(home::Event::Message { from: node, message }),
-                }
-            },
-            Request::Control { caller, request } => {
-                // Its node vouches for the user; what that may do is decided here.
-                let caller = caller.at_node(node);
-                control::relayed(&self, &caller, *request, &mut duplex).await?;
-                duplex.send.finish();
-                let _ = duplex.send.delivered().await;
-                Ok(())
-            }
-            Request::Inputs(job) => self.send_inputs(job, &mut duplex).await,
-            Request::Logs { run, from, follow } if run.task.job.home == node => {
-                self.output.send_logs(run, from, follow, &mut duplex).await?;
-                finish(&mut duplex).await
-            }
-            Request::Results { run, patterns } if run.task.job.home == node => {
-                self.output.send_results(run, patterns, &mut duplex).await?;
-                finish(&mut duplex).await
-            }
-            Request::Input(run) if run.task.job.home == node => {
-                let keyboard = self.keyboard(run).await;
-                let response = control::type_into(keyboard, &mut duplex).await?;
-                answer_once(&mut duplex, &response).await
-            }
-            Request::Usage(runs) if runs.iter().all(|run| run.task.job.home == node) => {
-                answer_once(&mut duplex, &self.output.usage(runs).await).await
-            }
-            // Only a job's home may ask for what its tasks left.
-            Request::Logs { .. } | Request::Results { .. } | Request::Input(_) | Request::Usage(_) => Ok(()),
-            Request::Renew { public_key } => {
-                let identity = self.identity.clone();
-                let admitted = blocking(move || identity.renew(node, public_key)).await;
-                answer_once(&mut duplex, &admitted).await
-            }
-            Request::Revocations(list) => {
-                self.learn(list).await;
-                Ok(())
-            }
-            Request::Join { .. } => {
-                let refused: Admitted = Err("this node is in the VO already".into());
-                answer_once(&mut duplex, &refused).await
-            }
-        }
-    }
-
-    async fn send_inputs(&self, job: JobId, duplex: &mut Duplex) -> Result<(), WireError> {
-        let path = spooled(&self.config, &self.core, job).await.map_err(io::Error::other)?;
-        let mut file = tokio::fs::File::open(path).await?;
-        loop {
-            let mut bytes = Vec::with_capacity(MAX_CHUNK);
-            let read = (&mut file).take(MAX_CHUNK as u64).read_to_end(&mut bytes).await?;
-            stream::write(duplex, &Chunk(bytes)).await?;
-            if read == 0 {
-                return finish(duplex).await;
-            }
-        }
-    }
-}
-
-async fn answer_once<T: serde::Serialize>(duplex: &mut Duplex, answer: &T) -> Result<(), WireError> {
-    stream::write(duplex, answer).await?;
-    finish(duplex).await
-}
-
-async fn finish(duplex: &mut Duplex) -> Result<(), WireError> {
-    duplex.send.finish();
-    Ok(duplex.send.delivered().await?)
 }
 
 /// Runs what writes files on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         // Only a panic ends it early: let it go on where it is seen.

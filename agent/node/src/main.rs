@@ -3,7 +3,7 @@
 //! ```text
 //!   users ── control.sock ──▶ control ─┐                  ┌─ runner ──▶ shims ──▶ tasks
 //!                                      ├─▶ core (thread) ─┤
-//!   nodes ── QUIC ── link ──▶ grid ────┘    home, host    ├─ peers ──▶ other nodes
+//!   nodes ── QUIC ── link ──▶ serve ───┘    home, host    ├─ peers ──▶ other nodes
 //!                     ▲                     store (redb)  └─ output ─▶ logs, results
 //!                     └── membership ── overlay
 //! ```
@@ -15,6 +15,7 @@
 //! Stopping the agent, or killing it, stops no task.
 #![forbid(unsafe_code)]
 
+mod caller;
 mod config;
 mod control;
 mod core;
@@ -26,10 +27,11 @@ mod membership;
 mod output;
 mod peers;
 mod runner;
+mod serve;
 mod store;
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -104,7 +106,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
         made.with_context(|| format!("cannot make {}", folder.display()))?;
     }
     let _alone = alone(&config)?;
-    let agent = Arc::new(Agent::new(config.clone()));
+    let agent = Arc::new(Agent::new(config.clone(), |grid, incoming| {
+        drop(tokio::spawn(serve::serve(grid, incoming)))
+    }));
     agent.resume().await?;
     let serving = tokio::spawn(agent.clone().serve());
     info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket().display(), "agent_ready");
@@ -127,7 +131,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
 /// A lock that two agents with the same state cannot have.
 fn alone(config: &Config) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
     let path = config.state_dir.join("lock");
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    // Root's alone: whoever can open it can hold the lock.
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
         let state = config.state_dir.display();

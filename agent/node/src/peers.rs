@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::control::Caller;
+use crate::caller::Caller;
 use crate::core::Letter;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

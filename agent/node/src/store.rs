@@ -4,6 +4,8 @@
 //! [`libgrid::wire`]; a record of another format version is refused at start, never misread.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,6 +59,8 @@ impl Store {
     /// Opens the store, or makes it. After a crash it is as the last transaction left it.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let database = Database::builder().set_cache_size(CACHE).create(path)?;
+        // What jobs say, such as their environment, is between their users and root.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(redb::StorageError::from)?;
         let transaction = database.begin_write()?;
         {
             let mut meta = transaction.open_table(META)?;
@@ -174,7 +178,7 @@ mod tests {
             });
             store.apply(&[change].into_iter().chain(tasks).collect::<Vec<_>>()).unwrap();
             let copy = folder.path().join("copy.redb");
-            std::fs::copy(&path, &copy).unwrap();
+            fs::copy(&path, &copy).unwrap();
             let (_, stored) = Store::open(&copy).unwrap().load().unwrap();
             assert_eq!(stored.len(), serial as usize);
             assert!(stored.iter().all(|(_, _, tasks)| tasks.len() == 10));

@@ -10,7 +10,8 @@ use libgrid::ids::{NodeId, Run, Selector};
 use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus, Usage};
 use libgrid::wire::{WireError, stream};
 
-use super::{Answer, Caller, Stream, follow};
+use super::{Answer, Stream, follow};
+use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::peers;
 

@@ -1,18 +1,5 @@
 //! Serves the control protocol of [`libgrid::control`], to users of this machine and, through their own agents, to
 //! users of other nodes.
-//!
-//! # Who may do what
-//!
-//! | who | may |
-//! | --- | --- |
-//! | any user of a node of the VO | submit; see nodes and jobs; read the output of their own jobs, type into them, and end them |
-//! | root of a node of the VO | that with everybody's jobs |
-//! | root of this machine | found and join a VO |
-//! | root of the founding node | make tokens, revoke nodes |
-//!
-//! "Their own" are the jobs that the same user submitted on the same node. The kernel says who a local caller is; of
-//! a remote one, that node's agent says it, for its own users alone. Finer rules are the VO's policies, which are to
-//! come.
 
 mod answer;
 mod follow;
@@ -23,36 +10,22 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use grid_jobs::record::JobRecord;
+use grid_link::Incoming;
 use libgrid::control::{AgentInfo, Failure, Kind, Reply, Request, Response};
-use libgrid::ids::NodeId;
 use libgrid::wire::{WireError, stream};
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tracing::{debug, warn};
 
 pub(crate) use self::answer::relayed;
 pub(crate) use self::follow::type_into;
 
+use crate::caller::Caller;
 use crate::config::Config;
 use crate::doctor;
 use crate::grid::Grid;
 use crate::identity::Identity;
-
-/// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Caller {
-    /// The name on their machine, or the number where there is none.
-    user: String,
-    uid: u32,
-    gid: u32,
-    /// The name of their node.
-    node_name: String,
-    /// The number of their node, if it is another one.
-    node: Option<NodeId>,
-}
 
 /// The agent, in a VO or not yet.
 pub(crate) struct Agent {
@@ -60,58 +33,15 @@ pub(crate) struct Agent {
     grid: RwLock<Option<Arc<Grid>>>,
     /// Held while a VO is founded or joined.
     entering: Mutex<()>,
+    serve: Serve,
 }
 
-impl Caller {
-    fn of(stream: &UnixStream, config: &Config) -> io::Result<Self> {
-        let peer = stream.peer_cred()?;
-        let known = nix::unistd::User::from_uid(peer.uid().into()).ok().flatten();
-        Ok(Self {
-            user: known.map_or_else(|| peer.uid().to_string(), |user| user.name),
-            uid: peer.uid(),
-            gid: peer.gid(),
-            node_name: config.name.clone(),
-            node: None,
-        })
-    }
-
-    /// The same caller, as another node tells of it.
-    pub(crate) fn at_node(self, node: NodeId) -> Self {
-        Self { node: Some(node), ..self }
-    }
-
-    fn is_root(&self) -> bool {
-        self.uid == 0
-    }
-
-    /// How jobs name their owner.
-    fn owner(&self) -> String {
-        format!("{}@{}", self.user, self.node_name)
-    }
-
-    /// Nothing if the caller may read, type into and end this job.
-    fn owns(&self, job: impl std::fmt::Display, record: &JobRecord) -> Result<(), Failure> {
-        // A job's home is where it was submitted: its owner's own node is this one.
-        let same = self.node.is_none() && self.uid == record.origin.uid;
-        if self.is_root() || same {
-            return Ok(());
-        }
-        let owner = &record.origin.owner;
-        let why = format!("{job} is {owner}'s, and you are {}: ask them, or root", self.owner());
-        Err(Failure::new(Kind::Denied, why))
-    }
-
-    fn must_be_root(&self, what: &str) -> Result<(), Failure> {
-        if self.is_root() && self.node.is_none() {
-            return Ok(());
-        }
-        Err(Failure::new(Kind::Denied, format!("only root of this machine may {what}: use sudo")))
-    }
-}
+/// What answers other nodes once this one is in a VO.
+pub(crate) type Serve = fn(Arc<Grid>, mpsc::Receiver<Incoming>);
 
 impl Agent {
-    pub(crate) fn new(config: Arc<Config>) -> Self {
-        Self { config, grid: RwLock::new(None), entering: Mutex::new(()) }
+    pub(crate) fn new(config: Arc<Config>, serve: Serve) -> Self {
+        Self { config, grid: RwLock::new(None), entering: Mutex::new(()), serve }
     }
 
     /// Takes up the work in the VO that this node is in, if it is in one.
@@ -122,7 +52,8 @@ impl Agent {
         Ok(())
     }
 
-    fn enter(&self, grid: Arc<Grid>) {
+    fn enter(&self, (grid, incoming): (Arc<Grid>, mpsc::Receiver<Incoming>)) {
+        (self.serve)(grid.clone(), incoming);
         *self.grid.write().unwrap_or_else(PoisonError::into_inner) = Some(grid);
     }
 

@@ -11,7 +11,8 @@ use libgrid::units::Bytes;
 use libgrid::wire::stream;
 use tokio::io::AsyncWriteExt;
 
-use super::{Answer, Caller, Stream};
+use super::{Answer, Stream};
+use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::machine;
 

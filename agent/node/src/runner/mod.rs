@@ -4,22 +4,23 @@
 //! A shim keeps the tasks of one job. One that has none left waits, with at most [`SPARE`] others, for the next
 //! job, so that a task rarely waits for a process to be started.
 
+mod environment;
 pub(crate) mod inputs;
+mod keyboard;
+mod recover;
 mod shim;
 mod slots;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use grid_jobs::home;
 use grid_jobs::host::{self, Action};
 use grid_jobs::message::{End, Order};
-use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
+use grid_run::protocol::{FromShim, Launch, ToShim};
 use grid_run::slot;
 use grid_run::spawn::Shims;
 use grid_run::usage;
@@ -27,14 +28,15 @@ use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 use libgrid::units::{Bytes, Span};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
-use nix::unistd::Pid;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+pub(crate) use self::environment::end_of;
+use self::environment::environment;
 use self::inputs::Inputs;
+pub(crate) use self::keyboard::Keyboard;
+use self::recover::remove;
+pub(crate) use self::recover::{Found, find, shim_program};
 use self::shim::{ShimId, ShimNews};
 use self::slots::{Slot, Slots};
 use crate::config::Config;
@@ -46,12 +48,6 @@ const SPARE: usize = 2;
 
 /// How many tasks are being started at once; others wait without taking a place. Enough to keep every shim busy.
 const STARTING: usize = 64;
-
-/// How much typed input may be on its way to a task.
-const TYPED: usize = 256 << 10;
-
-/// How long the tasks of a shim that was ended may take to die, before the agent goes on without it.
-const DYING: Duration = Duration::from_secs(2);
 
 /// What others ask of the runner.
 pub(crate) enum Query {
@@ -81,16 +77,6 @@ pub(crate) struct Following {
 pub(crate) struct Progress {
     pub(crate) written: u64,
     pub(crate) ended: bool,
-}
-
-/// The way to a task's standard input.
-#[derive(Clone)]
-pub(crate) struct Keyboard {
-    run: Run,
-    shim: mpsc::UnboundedSender<ToShim>,
-    /// Bytes that may be sent before the task has taken earlier ones; closed when it takes no more.
-    room: Arc<Semaphore>,
-    progress: watch::Receiver<Progress>,
 }
 
 struct Shim {
@@ -132,117 +118,6 @@ pub(crate) struct Runner {
     backlog: VecDeque<(Run, Order)>,
     /// Takes slots of forgotten runs, and whether there may be output in them.
     cleaner: std::sync::mpsc::Sender<(Slot, bool)>,
-}
-
-/// The folders and programs that the runner needs are not as they should be.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RunnerError {
-    #[error("cannot use {}: {source}", path.display())]
-    Folder { path: PathBuf, source: io::Error },
-    #[error("there is no {}: install it beside gridosd", path.display())]
-    NoShim { path: PathBuf },
-    #[error(transparent)]
-    Cgroups(#[from] grid_qos::CgroupError),
-}
-
-/// What the shims of an earlier agent kept.
-pub(crate) struct Found {
-    shims: Vec<shim::Connected>,
-    pub(crate) kept: Vec<Kept>,
-}
-
-/// Makes the folders, finds the shims of an earlier agent, and sweeps up what no shim keeps.
-pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError> {
-    let folder = |path: &Path, mode: u32| {
-        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-        let made = made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
-        made.map_err(|source| RunnerError::Folder { path: path.to_owned(), source })
-    };
-    for path in [&config.spool_dir(), &config.inputs_dir(), &config.logs_dir(), &config.shims_dir()] {
-        folder(path, 0o700)?;
-    }
-    for path in [&config.state_dir, &config.tasks_dir(), &config.runtime_dir, &config.workdir()] {
-        folder(path, 0o711)?;
-    }
-    let program = shim_program();
-    if !program.exists() {
-        return Err(RunnerError::NoShim { path: program });
-    }
-    let shims = Shims {
-        program,
-        folder: config.shims_dir(),
-        cgroup_root: config.cgroup_root.clone(),
-        cgroup_parent: config.cgroup_parent.clone(),
-    };
-    let mut found = Found { shims: Vec::new(), kept: Vec::new() };
-    let sockets = shims.find().map_err(|source| RunnerError::Folder { path: config.shims_dir(), source })?;
-    for (socket, stream) in sockets {
-        // Of a connected socket: who listens on it.
-        let listener = getsockopt(&stream, PeerCredentials).map(|peer| Pid::from_raw(peer.pid()));
-        match shim::adopt(stream).await {
-            Ok(connected) => {
-                found.kept.extend(connected.kept.iter().cloned());
-                found.shims.push(connected);
-            }
-            Err(error) => {
-                warn!(socket = %socket.display(), %error, "a shim does not answer: it is ended, with its tasks");
-                // Its tasks count as lost and start again: they must not run on.
-                if let Err(error) = listener.and_then(|pid| kill(pid, Signal::SIGKILL)) {
-                    warn!(socket = %socket.display(), %error, "a shim cannot be ended");
-                }
-            }
-        }
-    }
-    sweep(config, &found.kept)?;
-    Ok((shims, found))
-}
-
-/// Removes folders and control groups of runs that no shim keeps: the machine, or a shim, went down with them.
-fn sweep(config: &Config, kept: &[Kept]) -> Result<(), RunnerError> {
-    let names: HashSet<_> = kept.iter().filter_map(|kept| kept.folder.file_name()?.to_str()).collect();
-    let groups = grid_qos::Cgroups::open(&config.cgroup_root, &config.cgroup_parent)?;
-    let patience = Instant::now() + DYING;
-    for name in groups.names()?.iter().filter(|name| !names.contains(name.as_str())) {
-        // The tasks of a shim that was just ended are dying: nothing may start again before they are dead.
-        while let Err(error) = groups.group(name).remove() {
-            if Instant::now() > patience {
-                warn!(group = name, %error, "a control group stays");
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-    let tasks = config.tasks_dir();
-    let entries = fs::read_dir(&tasks).map_err(|source| RunnerError::Folder { path: tasks, source })?;
-    for entry in entries.flatten() {
-        if entry.file_name().to_str().is_none_or(|name| !names.contains(name)) {
-            remove(&entry.path());
-        }
-    }
-    let inputs = fs::read_dir(config.inputs_dir()).into_iter().flatten().flatten();
-    inputs.for_each(|entry| remove(&entry.path()));
-    Ok(())
-}
-
-fn remove(path: &Path) {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = removed
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        warn!(path = %path.display(), %error, "cannot be removed");
-    }
-}
-
-/// `gridos-shim` lies beside this program.
-pub(crate) fn shim_program() -> PathBuf {
-    let beside = std::env::current_exe().unwrap_or_default();
-    // The kernel marks the path of a program that was replaced while it ran.
-    let beside = beside.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
-    Path::new(&beside).with_file_name("gridos-shim")
 }
 
 /// The runner's own channel, made before it.
@@ -506,12 +381,7 @@ impl Runner {
             Query::Keyboard { run, reply } => {
                 let keyboard = self.runs.get(&run).and_then(|local| {
                     let shim = self.live.get(&local.shim?)?.sender.clone();
-                    Some(Keyboard {
-                        run,
-                        shim,
-                        room: local.room.clone(),
-                        progress: local.progress.subscribe(),
-                    })
+                    Some(Keyboard::new(run, shim, local.room.clone(), local.progress.subscribe()))
                 });
                 let _ = reply.send(keyboard);
             }
@@ -669,78 +539,8 @@ impl Local {
             watched: false,
             started: None,
             printed: false,
-            room: Arc::new(Semaphore::new(TYPED)),
+            room: Arc::new(Semaphore::new(keyboard::TYPED)),
             fenced: false,
         }
     }
-}
-
-impl Keyboard {
-    /// Types; waits while the task has not taken what was typed before. False when it takes no more.
-    pub(crate) async fn press(&self, bytes: Vec<u8>) -> bool {
-        let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(TYPED as u32);
-        match self.room.acquire_many(count).await {
-            Ok(permit) => {
-                permit.forget();
-                self.shim.send(ToShim::Input { run: self.run, bytes }).is_ok()
-            }
-            Err(_) => false,
-        }
-    }
-
-    /// Waits until the task has ended.
-    pub(crate) async fn closed(&self) {
-        // An error means that the run was forgotten, so it has ended, too.
-        let _ = self.progress.clone().wait_for(|progress| progress.ended).await;
-    }
-
-    /// Sets the terminal's size.
-    pub(crate) fn resize(&self, rows: u16, cols: u16) {
-        let _ = self.shim.send(ToShim::Resize { run: self.run, rows, cols });
-    }
-}
-
-/// The whole environment of a task: what a login would give, what tells it about the grid, and what its user
-/// asked for.
-fn environment(config: &Config, me: NodeId, run: Run, order: &Order) -> BTreeMap<String, String> {
-    let workdir = config.workdir().display().to_string();
-    let spec = &order.spec;
-    let index = run.task.index;
-    let mut env: BTreeMap<String, String> = [
-        ("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games".into()),
-        ("HOME", workdir.clone()),
-        ("PWD", workdir),
-        ("USER", "grid".into()),
-        ("LOGNAME", "grid".into()),
-        ("SHELL", "/bin/sh".into()),
-        ("LANG", "C.UTF-8".into()),
-        ("TMPDIR", "/tmp".into()),
-        ("GRIDOS_JOB", run.task.job.to_string()),
-        ("GRIDOS_TASK", run.task.to_string()),
-        ("GRIDOS_INDEX", index.to_string()),
-        ("GRIDOS_EPOCH", run.epoch.to_string()),
-        ("GRIDOS_NODE", me.to_string()),
-        ("GRIDOS_NODE_NAME", config.name.clone()),
-        ("GRIDOS_CPUS", spec.cpus.to_string()),
-        ("GRIDOS_MEMORY", spec.memory.0.to_string()),
-    ]
-    .into_iter()
-    .map(|(key, value): (&str, String)| (key.to_owned(), value))
-    .collect();
-    env.extend(spec.env.iter().map(|(key, value)| (key.clone(), JobSpec::for_task(value, index))));
-    env
-}
-
-/// What the shim saw, in the terms of users.
-pub(crate) fn end_of(end: Ending, (memory, time): (Bytes, Option<Span>)) -> End {
-    let outcome = match end.how {
-        How::Exited(status) => Outcome::Exited(status),
-        How::Signaled(signal) => Outcome::Signaled(signal),
-        How::Killed(signal) => Outcome::Killed(signal),
-        How::OutOfMemory => Outcome::OutOfMemory { limit: memory },
-        How::TimeLimit => Outcome::TimeLimit { limit: time.unwrap_or(Span(end.usage.wall)) },
-        How::Fenced => Outcome::Killed(9),
-        How::NotStarted { why, status } => Outcome::NotStarted { why, status },
-    };
-    End { outcome, usage: end.usage, printed: end.printed > 0 }
 }

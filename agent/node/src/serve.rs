@@ -1,0 +1,143 @@
+//! Answers other nodes: what they ask is in [`crate::peers`], and who may ask it is decided here.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use grid_jobs::{home, host};
+use grid_link::{Duplex, Incoming, Peer};
+use libgrid::control::{Chunk, MAX_CHUNK};
+use libgrid::ids::{JobId, NodeId};
+use libgrid::wire::{WireError, stream};
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::control;
+use crate::core::Letter;
+use crate::grid::{Grid, blocking};
+use crate::peers::{Admitted, Request};
+use crate::runner::inputs::spooled;
+
+/// How long a peer may take to say what it wants.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// Serves other nodes until the link is closed.
+pub(crate) async fn serve(grid: Arc<Grid>, mut incoming: mpsc::Receiver<Incoming>) {
+    while let Some(event) = incoming.recv().await {
+        match event {
+            Incoming::Datagram { peer, bytes } => {
+                // A datagram may get lost; one that finds no room does.
+                grid.datagram(peer, bytes.to_vec());
+            }
+            Incoming::Stream { peer, duplex } => {
+                let grid = grid.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = answer(&grid, peer, duplex).await {
+                        debug!(?peer, %error, "a peer's request ended");
+                    }
+                });
+            }
+            Incoming::Connected(node) => {
+                if let Some(list) = grid.identity.revocations() {
+                    tokio::spawn(grid.clone().pass_on(node, list));
+                }
+            }
+            Incoming::Disconnected(_) => (),
+        }
+    }
+}
+
+async fn answer(grid: &Arc<Grid>, peer: Peer, mut duplex: Duplex) -> Result<(), WireError> {
+    let request = tokio::time::timeout(REQUEST, stream::read::<Request, _>(&mut duplex)).await;
+    let request = request.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    match (peer, request) {
+        (Peer::Node(node), request) => answer_node(grid, node, request, duplex).await,
+        (Peer::Bearer(token), Request::Join { public_key, name }) => {
+            let identity = grid.identity.clone();
+            let admitted = blocking(move || identity.redeem(&token, public_key, &name)).await;
+            answer_once(&mut duplex, &admitted).await
+        }
+        // A token is for joining alone.
+        (Peer::Bearer(_), _) => Ok(()),
+    }
+}
+
+async fn answer_node(
+    grid: &Arc<Grid>,
+    node: NodeId,
+    request: Request,
+    mut duplex: Duplex,
+) -> Result<(), WireError> {
+    match request {
+        Request::Letters => loop {
+            match stream::read::<Letter, _>(&mut duplex).await? {
+                Letter::Host(message) => grid.core.host(host::Event::Message { from: node, message }),
+                Letter::Home(message) => grid.core.home(home::Event::Message { from: node, message }),
+            }
+        },
+        Request::Control { caller, request } => {
+            // Its node vouches for the user; what that may do is decided here.
+            let caller = caller.at_node(node);
+            control::relayed(grid, &caller, *request, &mut duplex).await?;
+            duplex.send.finish();
+            let _ = duplex.send.delivered().await;
+            Ok(())
+        }
+        Request::Inputs(job) => send_inputs(grid, job, &mut duplex).await,
+        Request::Logs { run, from, follow } if run.task.job.home == node => {
+            grid.output.send_logs(run, from, follow, &mut duplex).await?;
+            finish(&mut duplex).await
+        }
+        Request::Results { run, patterns } if run.task.job.home == node => {
+            grid.output.send_results(run, patterns, &mut duplex).await?;
+            finish(&mut duplex).await
+        }
+        Request::Input(run) if run.task.job.home == node => {
+            let keyboard = grid.keyboard(run).await;
+            let response = control::type_into(keyboard, &mut duplex).await?;
+            answer_once(&mut duplex, &response).await
+        }
+        Request::Usage(runs) if runs.iter().all(|run| run.task.job.home == node) => {
+            answer_once(&mut duplex, &grid.output.usage(runs).await).await
+        }
+        // Only a job's home may ask for what its tasks left.
+        Request::Logs { .. } | Request::Results { .. } | Request::Input(_) | Request::Usage(_) => Ok(()),
+        Request::Renew { public_key } => {
+            let identity = grid.identity.clone();
+            let admitted = blocking(move || identity.renew(node, public_key)).await;
+            answer_once(&mut duplex, &admitted).await
+        }
+        Request::Revocations(list) => {
+            grid.learn(list).await;
+            Ok(())
+        }
+        Request::Join { .. } => {
+            let refused: Admitted = Err("this node is in the VO already".into());
+            answer_once(&mut duplex, &refused).await
+        }
+    }
+}
+
+async fn send_inputs(grid: &Grid, job: JobId, duplex: &mut Duplex) -> Result<(), WireError> {
+    let path = spooled(&grid.config, &grid.core, job).await.map_err(io::Error::other)?;
+    let mut file = tokio::fs::File::open(path).await?;
+    loop {
+        let mut bytes = Vec::with_capacity(MAX_CHUNK);
+        let read = (&mut file).take(MAX_CHUNK as u64).read_to_end(&mut bytes).await?;
+        stream::write(duplex, &Chunk(bytes)).await?;
+        if read == 0 {
+            return finish(duplex).await;
+        }
+    }
+}
+
+async fn answer_once<T: serde::Serialize>(duplex: &mut Duplex, answer: &T) -> Result<(), WireError> {
+    stream::write(duplex, answer).await?;
+    finish(duplex).await
+}
+
+async fn finish(duplex: &mut Duplex) -> Result<(), WireError> {
+    duplex.send.finish();
+    Ok(duplex.send.delivered().await?)
+}
