@@ -148,7 +148,9 @@ impl Printer {
         *next = offset + bytes.len() as u64;
         if missing > 0 {
             let (task, missing) = (self.task, Bytes(missing));
-            eprintln!("gridctl: {missing} of the {name} of {task} are missing here: over the job's log_limit");
+            eprintln!(
+                "gridctl: {missing} of the {name} of {task} are missing here: over the job's log_limit"
+            );
         }
         let write = |out: &mut dyn Write| out.write_all(bytes).and_then(|()| out.flush());
         match stream {

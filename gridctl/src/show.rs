@@ -71,7 +71,8 @@ pub(crate) fn nodes(nodes: &[NodeStatus]) -> String {
 }
 
 pub(crate) fn doctor(findings: &[Finding]) -> String {
-    let mut table = table(&[]);
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
     for finding in findings {
         let mark = match finding.verdict {
             Verdict::Good => "ok",

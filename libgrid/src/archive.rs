@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use globset::GlobBuilder;
+use globset::{GlobBuilder, GlobSet};
 
 /// Packing or unpacking failed.
 ///
@@ -42,6 +42,12 @@ pub enum ArchiveError {
     /// A path leads out of the folder.
     #[error("{} leads out of the folder: it is not unpacked", path.display())]
     Outside {
+        /// As the archive has it.
+        path: PathBuf,
+    },
+    /// An entry that nobody asked for.
+    #[error("{} is not among the results that were asked for: it is not unpacked", path.display())]
+    Unwanted {
         /// As the archive has it.
         path: PathBuf,
     },
@@ -94,16 +100,7 @@ pub fn pack_paths(base: &Path, paths: &[String], to: impl Write) -> Result<(), A
 /// assert!(files > 5);
 /// ```
 pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result<usize, ArchiveError> {
-    let mut set = globset::GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern.trim_end_matches('/')).literal_separator(true).build();
-        set.add(
-            glob.map_err(|error| ArchiveError::Pattern { pattern: pattern.clone(), why: error.to_string() })?,
-        );
-    }
-    let set = set
-        .build()
-        .map_err(|error| ArchiveError::Pattern { pattern: patterns.join(" "), why: error.to_string() })?;
+    let set = globs(patterns)?;
     let mut matching = BTreeSet::new();
     find(base, Path::new(""), &mut |path| {
         let hit = set.is_match(path);
@@ -120,33 +117,40 @@ pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result
     Ok(matching.len())
 }
 
-/// Unpacks an archive into `base`, replacing files of the same names, each only when it has arrived whole.
+/// Unpacks an archive into `base`, replacing files of the same names, each only when it has arrived whole. Where
+/// `wanted` holds patterns, nothing is unpacked that does not match one, by the rules of [`pack_matching`].
+///
+/// The archive may come from a machine that is not to be trusted: no entry is written outside `base`, not through a
+/// symbolic link either, and no file gets special rights (set-user-id and the like).
 ///
 /// # Errors
 /// [`ArchiveError`]; files unpacked before stay.
 ///
 /// ```
 /// let archive = [0; 1024];
-/// libgrid::archive::unpack("src".as_ref(), archive.as_slice()).unwrap();
+/// libgrid::archive::unpack("src".as_ref(), &[], archive.as_slice()).unwrap();
 /// ```
-pub fn unpack(base: &Path, from: impl Read) -> Result<(), ArchiveError> {
+pub fn unpack(base: &Path, wanted: &[String], from: impl Read) -> Result<(), ArchiveError> {
+    let wanted = if wanted.is_empty() { None } else { Some(globs(wanted)?) };
     let mut archive = tar::Archive::new(from);
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = clean(&entry.path()?)?;
+        let matches = |set: &GlobSet| path.ancestors().any(|part| set.is_match(part));
+        if wanted.as_ref().is_some_and(|set| !matches(set)) {
+            return Err(ArchiveError::Unwanted { path });
+        }
+        make_parents(base, &path)?;
         let target = base.join(&path);
         let written = |source| ArchiveError::File { what: "cannot write", path: target.clone(), source };
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).map_err(written)?;
-        }
         match entry.header().entry_type() {
-            tar::EntryType::Directory => fs::create_dir_all(&target).map_err(written)?,
+            tar::EntryType::Directory => make_folder(&target)?,
             tar::EntryType::Regular | tar::EntryType::Symlink => {
                 let mut name = target.file_name().unwrap_or_default().to_owned();
                 name.push(".gridos-part");
                 let partial = target.with_file_name(&name);
                 let _ = fs::remove_file(&partial);
-                entry.set_preserve_permissions(true);
+                entry.set_preserve_permissions(false);
                 let done = entry.unpack(&partial).map(drop).and_then(|()| fs::rename(&partial, &target));
                 done.map_err(|error| {
                     let _ = fs::remove_file(&partial);
@@ -160,6 +164,39 @@ pub fn unpack(base: &Path, from: impl Read) -> Result<(), ArchiveError> {
     // What follows the end mark is padding; reading it lets the sender finish.
     io::copy(&mut archive.into_inner(), &mut io::sink())?;
     Ok(())
+}
+
+/// Makes the folders above `path` below `base`, and follows no link on the way.
+fn make_parents(base: &Path, path: &Path) -> Result<(), ArchiveError> {
+    let mut folder = base.to_owned();
+    for part in path.parent().into_iter().flat_map(Path::components) {
+        folder.push(part);
+        make_folder(&folder)?;
+    }
+    Ok(())
+}
+
+fn make_folder(folder: &Path) -> Result<(), ArchiveError> {
+    match fs::symlink_metadata(folder) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(meta) if meta.is_symlink() => Err(ArchiveError::Outside { path: folder.to_owned() }),
+        _ => fs::create_dir(folder).map_err(|source| ArchiveError::File {
+            what: "cannot make",
+            path: folder.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn globs(patterns: &[String]) -> Result<GlobSet, ArchiveError> {
+    let mut set = globset::GlobSetBuilder::new();
+    for pattern in patterns {
+        let glob = GlobBuilder::new(pattern.trim_end_matches('/')).literal_separator(true).build();
+        set.add(
+            glob.map_err(|error| ArchiveError::Pattern { pattern: pattern.clone(), why: error.to_string() })?,
+        );
+    }
+    set.build().map_err(|error| ArchiveError::Pattern { pattern: patterns.join(" "), why: error.to_string() })
 }
 
 /// tar wraps the system's error into its own text; the system's says it best.
@@ -268,7 +305,7 @@ mod tests {
 
     fn unpacked(archive: &[u8]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        unpack(folder.path(), archive).unwrap();
+        unpack(folder.path(), &[], archive).unwrap();
         folder
     }
 
@@ -312,7 +349,7 @@ mod tests {
             header.set_cksum();
             let mut archive = tar::Builder::new(Vec::new());
             archive.append(&header, &b"x"[..]).unwrap();
-            let error = unpack(&base, archive.into_inner().unwrap().as_slice()).unwrap_err();
+            let error = unpack(&base, &[], archive.into_inner().unwrap().as_slice()).unwrap_err();
             assert!(matches!(error, ArchiveError::Outside { .. }), "{error}");
         }
         assert!(!parent.path().join("escaped").exists());
@@ -325,7 +362,7 @@ mod tests {
         let mut archive = Vec::new();
         pack_paths(from.path(), &["big".into()], &mut archive).unwrap();
         let to = tempfile::tempdir().unwrap();
-        assert!(unpack(to.path(), &archive[..50_000]).is_err());
+        assert!(unpack(to.path(), &[], &archive[..50_000]).is_err());
         assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
     }
 
@@ -333,5 +370,54 @@ mod tests {
     fn what_is_not_there_cannot_be_packed() {
         let error = pack_paths(Path::new("/nowhere"), &["x".into()], io::sink()).unwrap_err();
         assert_eq!(error.to_string(), "there is no x: name files and folders below /nowhere");
+    }
+
+    /// An archive as an honest packer would never write it.
+    fn forged(entries: &[(&str, tar::EntryType, &str, u32)]) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (name, kind, content, mode) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(*kind);
+            header.set_mode(*mode);
+            if *kind == tar::EntryType::Symlink {
+                header.set_size(0);
+                archive.append_link(&mut header, name, content).unwrap();
+            } else {
+                header.set_size(content.len() as u64);
+                archive.append_data(&mut header, name, content.as_bytes()).unwrap();
+            }
+        }
+        archive.into_inner().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_and_nothing_gets_special_rights() {
+        let parent = tempfile::tempdir().unwrap();
+        let (base, outside) = (parent.path().join("base"), parent.path().join("outside"));
+        fs::create_dir(&base).unwrap();
+        fs::create_dir(&outside).unwrap();
+        let link = ("way", tar::EntryType::Symlink, outside.to_str().unwrap(), 0o777);
+        let archive = forged(&[link, ("way/out", tar::EntryType::Regular, "x", 0o644)]);
+        let error = unpack(&base, &[], archive.as_slice()).unwrap_err();
+        assert!(matches!(error, ArchiveError::Outside { .. }), "{error}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+
+        let archive = forged(&[("tool", tar::EntryType::Regular, "x", 0o4755)]);
+        unpack(&base, &[], archive.as_slice()).unwrap();
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(base.join("tool")).unwrap().permissions());
+        assert_eq!(mode & 0o7111, 0o111);
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_unpacked() {
+        let base = tempfile::tempdir().unwrap();
+        let archive = forged(&[
+            ("out/deep/a.png", tar::EntryType::Regular, "x", 0o644),
+            (".bashrc", tar::EntryType::Regular, "x", 0o644),
+        ]);
+        let error = unpack(base.path(), &["out".into()], archive.as_slice()).unwrap_err();
+        assert!(matches!(error, ArchiveError::Unwanted { .. }), "{error}");
+        assert!(base.path().join("out/deep/a.png").exists() && !base.path().join(".bashrc").exists());
     }
 }

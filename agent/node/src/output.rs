@@ -128,10 +128,11 @@ impl Output {
             Err(_) => return Collected::Unreachable,
         };
         let mut keeper = Keeper::new(self.kept(run.task));
-        let mut delivery = match results.is_some().then(|| Delivery::start(&self.shims, origin)).transpose() {
-            Ok(delivery) => delivery,
-            Err(why) => return Collected::Failed(why),
-        };
+        let mut delivery =
+            match results.map(|wanted| Delivery::start(&self.shims, origin, &wanted)).transpose() {
+                Ok(delivery) => delivery,
+                Err(why) => return Collected::Failed(why),
+            };
         loop {
             let piece = match tokio::time::timeout(SILENCE, stream::read(&mut from)).await {
                 Ok(Ok(piece)) => piece,
@@ -162,7 +163,7 @@ impl Output {
         let Some(patterns) = results else { return Collected::Whole };
         let packed = async {
             let mut pack = self.pack(&following, &patterns)?;
-            let mut delivery = Delivery::start(&self.shims, origin)?;
+            let mut delivery = Delivery::start(&self.shims, origin, &patterns)?;
             let mut from = pack.stdout.take().ok_or("no pipe to the packer")?;
             let mut buffer = vec![0; MAX_CHUNK];
             loop {
@@ -336,9 +337,10 @@ struct Delivery {
 }
 
 impl Delivery {
-    fn start(shims: &Shims, origin: &Origin) -> Result<Self, String> {
+    fn start(shims: &Shims, origin: &Origin, wanted: &[String]) -> Result<Self, String> {
         let user = User::of_machine(origin.uid, origin.gid);
-        let mut command = shims.unpack(&user, &origin.folder);
+        // The other node is not to be trusted with more than what was asked for.
+        let mut command = shims.unpack(&user, &origin.folder, wanted);
         command.stdin(Stdio::piped()).stderr(Stdio::piped());
         let child = Command::from(command).kill_on_drop(true).spawn();
         let mut child =

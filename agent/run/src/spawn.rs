@@ -55,10 +55,10 @@ impl Shims {
         command
     }
 
-    /// What unpacks the archive on its standard input into a folder, as this user.
-    pub fn unpack(&self, user: &User, folder: &Path) -> Command {
+    /// What unpacks the archive on its standard input into a folder, as this user; with patterns, only what matches.
+    pub fn unpack(&self, user: &User, folder: &Path, wanted: &[String]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("unpack").arg(folder).stdout(Stdio::null());
+        command.arg("unpack").arg(folder).args(wanted).stdout(Stdio::null());
         user.apply(&mut command);
         command
     }

@@ -136,7 +136,7 @@ async fn unpack(shims: &Shims, launch: &Launch, archive: &Path) -> Result<(), St
     make_work(launch, &work).map_err(|error| format!("cannot make {}: {error}", work.display()))?;
     let archive =
         fs::File::open(archive).map_err(|error| format!("cannot read {}: {error}", archive.display()))?;
-    let mut command = shims.unpack(&User::of_task(launch.uid), &work);
+    let mut command = shims.unpack(&User::of_task(launch.uid), &work, &[]);
     command.stdin(archive).stderr(Stdio::piped());
     let output = Command::from(command).kill_on_drop(true).output().await;
     let output = output.map_err(|error| format!("cannot start {}: {error}", shims.program.display()))?;

@@ -22,7 +22,9 @@ fn main() -> ExitCode {
             serve(Config { socket: first, cgroup_root, cgroup_parent, init })
         }
         Some("pack") => pack(&first, &words(args)),
-        Some("unpack") => archive::unpack(&first, io::stdin().lock()).map_err(|error| error.to_string()),
+        Some("unpack") => {
+            archive::unpack(&first, &words(args), io::stdin().lock()).map_err(|error| error.to_string())
+        }
         _ => Err("gridos-shim is started by gridosd, not by hand: see gridctl --help".into()),
     };
     match done {
