@@ -153,7 +153,7 @@ pub enum Stdin {
 /// assert!(libgrid::control::Chunk(Vec::new()).0.is_empty());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chunk(pub Vec<u8>);
+pub struct Chunk(#[serde(with = "serde_bytes")] pub Vec<u8>);
 
 /// What a client sends to a task that it types into.
 ///
@@ -163,7 +163,7 @@ pub struct Chunk(pub Vec<u8>);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
     /// Typed bytes.
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Nothing more will be typed.
     End,
     /// The terminal has a new size.
@@ -247,6 +247,7 @@ pub enum Reply {
         /// Where the piece begins, counted from the task's start. A gap means that the oldest was dropped.
         offset: u64,
         /// The piece.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
 }

@@ -355,6 +355,15 @@ mod tests {
         assert!(matches!(decode::<Vec<u64>>(&bytes), Err(WireError::Malformed(_))));
     }
 
+    /// Byte for byte they would take a hundred times as long.
+    #[test]
+    fn bytes_in_bulk_look_like_a_vector() {
+        let chunk = crate::control::Chunk(vec![1, 2, 255]);
+        assert_eq!(encode(&chunk).unwrap(), encode(&vec![1u8, 2, 255]).unwrap());
+        assert_eq!(decode::<crate::control::Chunk>(&[3, 1, 2, 255]).unwrap(), chunk);
+        assert!(decode::<crate::control::Chunk>(&[0xfd, 0, 0, 0, 0, 0, 0, 0, 0x10]).is_err());
+    }
+
     #[test]
     fn a_truncated_frame_is_an_io_error_and_bytes_left_over_are_malformed() {
         let whole = frame(&"hello").unwrap();

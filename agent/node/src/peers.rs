@@ -59,9 +59,14 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Piece {
     /// Output.
-    Output { stream: Stream, offset: u64, bytes: Vec<u8> },
+    Output {
+        stream: Stream,
+        offset: u64,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
     /// A part of the archive of results.
-    Archive(Vec<u8>),
+    Archive(#[serde(with = "serde_bytes")] Vec<u8>),
     /// All of it came.
     End,
     /// It will not come: one sentence why.

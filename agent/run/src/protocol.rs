@@ -69,6 +69,7 @@ pub enum ToShim {
         /// To which.
         run: Run,
         /// Empty: the end of the input.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// The terminal has a new size.
