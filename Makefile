@@ -2,8 +2,10 @@
 
 CARGO := setup/cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PREFIX := /usr/local
+PROGRAMS := gridctl gridosd gridos-shim gridos-init gridos-lab
 
-.PHONY: help build test lint demo bench clean
+.PHONY: help build install test lint demo bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -11,6 +13,11 @@ help: ## this list
 build: ## the programs, as a user runs them (target/release)
 	setup/install build
 	$(CARGO) build --release --workspace --bins
+
+install: ## what was built, to /usr/local/bin; PREFIX=/usr for elsewhere
+	@test -x $(TARGET_DIR)/release/gridosd || { echo "nothing is built yet: run make build, as yourself" >&2; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install $(addprefix $(TARGET_DIR)/release/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
 
 test: ## installs what is missing and runs every test; ONLY=crate runs one crate's
 	setup/install build test

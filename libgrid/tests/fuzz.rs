@@ -1,0 +1,97 @@
+//! The functions of `fuzz/`, for a bounded time: random inputs, and those that once were wrong.
+//!
+//! Longer runs, guided by coverage: see `fuzz/Cargo.toml`.
+
+#[path = "../../fuzz/functions/job_file.rs"]
+mod job_file;
+#[path = "../../fuzz/functions/memory.rs"]
+mod memory;
+#[path = "../../fuzz/functions/mutation.rs"]
+mod mutation;
+mod samples;
+#[path = "../../fuzz/functions/wire.rs"]
+mod wire;
+
+use libgrid::control::{Request, Submission};
+use libgrid::spec::JobSpec;
+use libgrid::wire::MAX_FRAME;
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, any};
+use proptest::strategy::Strategy;
+use proptest::test_runner::TestRunner;
+
+/// How many inputs of each sort.
+const CASES: u32 = 40_000;
+
+fn try_all(inputs: impl Strategy<Value = Vec<u8>>, function: fn(&[u8])) {
+    // What fails is printed, to be kept as a test below; files of seeds say nothing to their reader.
+    let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
+    let done = TestRunner::new(config).run(&inputs, |input| {
+        function(&input);
+        Ok(())
+    });
+    if let Err(error) = done {
+        panic!("{error}");
+    }
+}
+
+/// The first byte chooses what the function does with the rest.
+fn after(first: u8, rest: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    rest.prop_map(move |mut bytes| {
+        bytes.insert(0, first);
+        bytes
+    })
+}
+
+#[test]
+fn random_bytes_are_no_message_or_a_whole_one() {
+    try_all(after(0, vec(any::<u8>(), 0..300)), wire::run);
+}
+
+#[test]
+fn damaged_messages_are_refused_or_read_whole() {
+    try_all(after(2, vec(any::<u8>(), 1..22)), wire::run);
+}
+
+#[test]
+fn a_random_stream_ends_at_the_first_wrong_frame() {
+    try_all(after(1, vec(any::<u8>(), 0..300)), wire::run);
+    try_all(after(3, vec(any::<u8>(), 0..22)), wire::run);
+}
+
+#[test]
+fn random_text_is_no_job_file() {
+    try_all(after(255, vec(any::<u8>(), 0..300)), job_file::run);
+    // What a keyboard types gets further.
+    let typed = "[ -~\n]{0,200}".prop_map(String::into_bytes);
+    try_all(after(255, typed), job_file::run);
+}
+
+#[test]
+fn a_damaged_job_file_is_refused_with_its_place_or_read_whole() {
+    for file in 0..4 {
+        try_all(after(file, vec(any::<u8>(), 1..22)), job_file::run);
+    }
+}
+
+#[test]
+fn a_frame_full_of_empty_texts_takes_no_more_memory_than_said() {
+    // Words of a byte each on the wire: so many that the decoder gives up, and almost so many.
+    for words in [MAX_FRAME - 200, MAX_FRAME / 8 - 200] {
+        let mut spec = samples::plain();
+        spec.command = vec![String::new(); words];
+        let request = Request::Submit(Box::new(Submission::new(spec, "/")));
+        let bytes = libgrid::wire::encode(&request).unwrap();
+        wire::run(&[&[0], bytes.as_slice()].concat());
+    }
+}
+
+#[test]
+fn deep_nesting_is_refused_before_the_stack_ends() {
+    for open in ["[", "{a=", "a.", "[[", "'''"] {
+        let text = format!("command = {}", open.repeat(100_000));
+        assert!(JobSpec::from_toml(&text).is_err());
+        job_file::run(&[&[255], text.as_bytes()].concat());
+        job_file::run(&[&[255], open.repeat(100_000).as_bytes()].concat());
+    }
+}

@@ -1,0 +1,247 @@
+//! One fixed value of everything that crosses the control socket.
+
+use std::time::{Duration, SystemTime};
+
+use libgrid::control::{
+    AgentInfo, Chunk, Failure, Finding, Input, Kind, NodeState, NodeStatus, Reply, Request, Response, Stdin,
+    Stream, Streams, Submission, Verdict,
+};
+use libgrid::ids::{JobId, NodeId, Selector};
+use libgrid::node::{NodeInfo, Resources, Tier};
+use libgrid::spec::JobSpec;
+use libgrid::status::{Counts, JobStatus, JobSummary, Outcome, TaskState, TaskStatus, Usage};
+use libgrid::units::{Bytes, Cpus, Span};
+
+/// A job that sets every field to something that is not its default.
+pub(crate) fn spec() -> JobSpec {
+    JobSpec {
+        name: Some("frames".into()),
+        command: vec!["./frame".into(), "{index}".into()],
+        env: [("QUALITY".into(), "high".into()), ("TONE".into(), "ä".into())].into(),
+        cpus: Cpus::from_milli(1500),
+        memory: Bytes(1 << 30),
+        time: Some(Span(Duration::from_secs(600))),
+        pids: 64,
+        array: "10-19".parse().ok(),
+        stage_in: vec!["in/".into()],
+        stage_out: vec!["out/*.png".into(), "log".into()],
+        restart: false,
+        log_limit: Bytes(1 << 20),
+        nodes: vec!["node2".into(), "3".into()],
+    }
+}
+
+/// The smallest job.
+pub(crate) fn plain() -> JobSpec {
+    JobSpec::command(["/bin/true"])
+}
+
+pub(crate) fn job() -> JobId {
+    JobId { home: NodeId(2), serial: 7 }
+}
+
+fn at(secs: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
+}
+
+/// Every request, with the name of its variant.
+pub(crate) fn requests() -> Vec<(&'static str, Request)> {
+    let submission = |input| Submission { upload: true, input, ..Submission::new(spec(), "/home/ann") };
+    let whole = Selector::Job(job());
+    let part = Selector::Task(job().task(3));
+    let requests = vec![
+        Request::Agent,
+        Request::CreateVo { name: "lab".into() },
+        Request::CreateToken { lifetime: Span(Duration::from_secs(86_400)) },
+        Request::Join { token: "grid1-abc".into() },
+        Request::Revoke { node: "node3".into() },
+        Request::Nodes,
+        Request::Doctor,
+        Request::Submit(Box::new(Submission::new(plain(), "/"))),
+        Request::Submit(Box::new(submission(Some(Stdin::Pipe)))),
+        Request::Submit(Box::new(submission(Some(Stdin::Terminal { rows: 24, cols: 80 })))),
+        Request::Jobs { everywhere: true, done: false },
+        Request::Job { job: whole, from: 1000 },
+        Request::Wait { job: part },
+        Request::Logs { task: job().task(3), streams: Streams::Stdout, follow: false },
+        Request::Logs { task: job().task(3), streams: Streams::Stderr, follow: false },
+        Request::Logs { task: job().task(3), streams: Streams::Both, follow: true },
+        Request::Kill { job: whole, signal: 15 },
+        Request::Input { task: job().task(0) },
+    ];
+    let name = |request: &Request| match request {
+        // A new variant does not compile until it has a name here; give it a value above, too.
+        Request::Agent => "agent",
+        Request::CreateVo { .. } => "create-vo",
+        Request::CreateToken { .. } => "create-token",
+        Request::Join { .. } => "join",
+        Request::Revoke { .. } => "revoke",
+        Request::Nodes => "nodes",
+        Request::Doctor => "doctor",
+        Request::Submit(_) => "submit",
+        Request::Jobs { .. } => "jobs",
+        Request::Job { .. } => "job",
+        Request::Wait { .. } => "wait",
+        Request::Logs { .. } => "logs",
+        Request::Kill { .. } => "kill",
+        Request::Input { .. } => "input",
+    };
+    requests.into_iter().map(|request| (name(&request), request)).collect()
+}
+
+/// Every reply and every kind of failure, with a name.
+pub(crate) fn responses() -> Vec<(&'static str, Response)> {
+    let agent = |vo: Option<&str>, node, ends| AgentInfo {
+        version: "0.1.0".into(),
+        pid: 300,
+        vo: vo.map(Into::into),
+        node,
+        authority: node.is_some(),
+        certificate_ends: ends,
+    };
+    let replies = vec![
+        Reply::Done,
+        Reply::Agent(agent(None, None, None)),
+        Reply::Agent(agent(Some("lab"), Some(NodeId(1)), Some(1_800_000_000))),
+        Reply::Token("grid1-abc".into()),
+        Reply::Nodes(nodes()),
+        Reply::Doctor(
+            [Verdict::Good, Verdict::Missing, Verdict::Bad]
+                .map(|verdict| Finding { subject: "disk".into(), verdict, text: "12G free".into() })
+                .into(),
+        ),
+        Reply::Submitted(job()),
+        Reply::Jobs { jobs: vec![summary()], silent: vec![NodeId(9)] },
+        Reply::Job(Box::new(status())),
+        Reply::Signalled(3),
+        Reply::Output { stream: Stream::Stdout, offset: 1 << 33, bytes: b"\xffout\n".to_vec() },
+        Reply::Output { stream: Stream::Stderr, offset: 0, bytes: Vec::new() },
+    ];
+    let name = |reply: &Reply| match reply {
+        Reply::Done => "done",
+        Reply::Agent(_) => "agent",
+        Reply::Token(_) => "token",
+        Reply::Nodes(_) => "nodes",
+        Reply::Doctor(_) => "doctor",
+        Reply::Submitted(_) => "submitted",
+        Reply::Jobs { .. } => "jobs",
+        Reply::Job(_) => "job",
+        Reply::Signalled(_) => "signalled",
+        Reply::Output { .. } => "output",
+    };
+    let kind = |kind: Kind| match kind {
+        Kind::Invalid => "failure-invalid",
+        Kind::Denied => "failure-denied",
+        Kind::Missing => "failure-missing",
+        Kind::State => "failure-state",
+        Kind::Unavailable => "failure-unavailable",
+        Kind::Internal => "failure-internal",
+    };
+    let kinds = [Kind::Invalid, Kind::Denied, Kind::Missing, Kind::State, Kind::Unavailable, Kind::Internal];
+    let replies = replies.into_iter().map(|reply| (name(&reply), Ok(reply)));
+    let failures = kinds.into_iter().map(|each| (kind(each), Err(Failure::new(each, "no"))));
+    replies.chain(failures).collect()
+}
+
+/// Every input, with the name of its variant.
+pub(crate) fn inputs() -> Vec<(&'static str, Input)> {
+    vec![
+        ("bytes", Input::Bytes(b"ls\n".to_vec())),
+        ("end", Input::End),
+        ("resize", Input::Resize { rows: 24, cols: 80 }),
+    ]
+}
+
+pub(crate) fn chunks() -> Vec<(&'static str, Chunk)> {
+    vec![("piece", Chunk(vec![0, 1, 0xff])), ("last", Chunk(Vec::new()))]
+}
+
+fn nodes() -> Vec<NodeStatus> {
+    let node = |number, tier, state| NodeStatus {
+        info: NodeInfo {
+            node: NodeId(number),
+            name: "node".into(),
+            addrs: ["192.0.2.7:7411", "[2001:db8::7]:7411"].iter().filter_map(|a| a.parse().ok()).collect(),
+            tier,
+            total: Resources { cpu: 4000, memory: 8 << 30 },
+            free: Resources { cpu: 500, memory: 1 << 30 },
+            load: 312,
+            tasks: 5,
+            version: "0.1.0".into(),
+        },
+        state,
+        this: number == 1,
+    };
+    vec![
+        node(1, Tier::Stack, NodeState::Up),
+        node(2, Tier::Ebpf, NodeState::Suspect),
+        node(3, Tier::Kernel, NodeState::Down),
+        node(70_000, Tier::Stack, NodeState::Revoked),
+    ]
+}
+
+fn summary() -> JobSummary {
+    JobSummary {
+        id: job(),
+        name: "frames".into(),
+        owner: "ann@node2".into(),
+        submitted: at(1_700_000_000),
+        ended: None,
+        counts: Counts { waiting: 1, placed: 2, running: 3, succeeded: 4, failed: 5 },
+        nodes: vec![NodeId(1), NodeId(300)],
+        exit_status: Some(137),
+        why: Some("needs 8 cores".into()),
+    }
+}
+
+/// A job with a task in each state, and one for each way to end.
+pub(crate) fn status() -> JobStatus {
+    let ends = [
+        Outcome::Exited(0),
+        Outcome::Exited(3),
+        Outcome::Signaled(11),
+        Outcome::OutOfMemory { limit: Bytes(64 << 20) },
+        Outcome::TimeLimit { limit: Span(Duration::from_millis(1500)) },
+        Outcome::Killed(15),
+        Outcome::NotStarted { why: "no such program".into(), status: 127 },
+        Outcome::NodeLost { node: NodeId(3) },
+        Outcome::ResultsLost { why: "disk full".into() },
+    ];
+    for end in &ends {
+        // A new variant does not compile until it is named here; give it a value above, too.
+        match end {
+            Outcome::Exited(_)
+            | Outcome::Signaled(_)
+            | Outcome::OutOfMemory { .. }
+            | Outcome::TimeLimit { .. }
+            | Outcome::Killed(_)
+            | Outcome::NotStarted { .. }
+            | Outcome::NodeLost { .. }
+            | Outcome::ResultsLost { .. } => (),
+        }
+    }
+    let usage = Usage {
+        user: Duration::from_millis(2500),
+        system: Duration::from_micros(7),
+        peak_memory: 1 << 20,
+        read: 4096,
+        written: 1,
+        wall: Duration::from_secs(3),
+    };
+    let alive = [TaskState::Waiting, TaskState::Placed, TaskState::Running].into_iter().map(|state| {
+        let why = (state == TaskState::Waiting).then(|| "asking for room on 3 nodes".into());
+        TaskStatus { state, why, ..TaskStatus::waiting(10) }
+    });
+    let done = (13..).zip(ends).map(|(index, outcome)| TaskStatus {
+        index,
+        state: TaskState::Done,
+        node: Some(NodeId(1)),
+        epoch: 2,
+        started: Some(at(1_700_000_001)),
+        outcome: Some(outcome),
+        usage,
+        why: None,
+    });
+    let summary = JobSummary { ended: Some(at(1_700_000_060)), ..summary() };
+    JobStatus { summary, spec: spec(), tasks: alive.chain(done).collect(), more: Some(22) }
+}
