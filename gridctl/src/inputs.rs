@@ -64,6 +64,10 @@ fn covered(staged: &[String], path: &str) -> bool {
 /// Submits a job from the current folder, with the files that it names.
 pub(crate) fn submit(grid: &mut Grid, spec: JobSpec, input: Option<Stdin>) -> anyhow::Result<JobId> {
     let folder = env::current_dir().context("the current folder is gone: change to another")?;
+    if folder.to_str().is_none() {
+        bail!("the name of the folder {} is not UTF-8: rename it, or submit from another", folder.display());
+    }
+    archive::check(&spec.stage_out)?;
     let paths = spec.stage_in.clone();
     for path in &paths {
         if !folder.join(path).exists() {

@@ -63,7 +63,8 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::sta
     let ended = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new([SIGWINCH, SIGINT, SIGTERM, SIGHUP])?;
     let handle = signals.handle();
-    let mut resizing = keyboard.try_clone()?;
+    let mut resizing = keyboard.another()?;
+    let socket = grid.path().to_owned();
     let over = ended.clone();
     let attendant = thread::spawn(move || {
         for signal in signals.forever() {
@@ -76,7 +77,7 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::sta
                 SIGWINCH => (),
                 signal => {
                     let ended = over.load(Ordering::Relaxed);
-                    if !ended && let Ok(mut grid) = Grid::connect() {
+                    if !ended && let Ok(mut grid) = Grid::connect_to(&socket) {
                         let _ = grid.ask(&Request::Kill { job: Selector::Job(id), signal });
                     }
                 }

@@ -110,7 +110,7 @@ pub(crate) fn status(status: &JobStatus) -> String {
         format!("  command    {}", spec.command.join(" ")),
         format!("  owner      {}", summary.owner),
         format!("  submitted  {} ago", age(summary.submitted)),
-        format!("  needs      {} cores, {} of memory{}", spec.cpus, spec.memory, time_limit(spec.time)),
+        format!("  needs      {}, {} of memory{}", cores(spec.cpus), spec.memory, time_limit(spec.time)),
     ];
     if counts.total() > 1 {
         lines.push(format!(
@@ -152,6 +152,10 @@ pub(crate) fn status(status: &JobStatus) -> String {
         lines.push(format!("tasks from {more} on: gridctl status {}/{more}", summary.id));
     }
     lines.join("\n")
+}
+
+fn cores(cpus: Cpus) -> String {
+    if cpus == Cpus::cores(1) { "1 core".into() } else { format!("{cpus} cores") }
 }
 
 fn time_limit(limit: Option<Span>) -> String {

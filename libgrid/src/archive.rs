@@ -117,6 +117,19 @@ pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result
     Ok(matching.len())
 }
 
+/// Nothing if these patterns can be understood.
+///
+/// # Errors
+/// [`ArchiveError::Pattern`].
+///
+/// ```
+/// assert!(libgrid::archive::check(&["out/*.png".into()]).is_ok());
+/// assert!(libgrid::archive::check(&["[".into()]).is_err());
+/// ```
+pub fn check(patterns: &[String]) -> Result<(), ArchiveError> {
+    globs(patterns).map(drop)
+}
+
 /// Unpacks an archive into `base`, replacing files of the same names, each only when it has arrived whole. Where
 /// `wanted` holds patterns, nothing is unpacked that does not match one, by the rules of [`pack_matching`].
 ///

@@ -7,6 +7,8 @@ use std::env;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::GridError;
 use crate::control::{
@@ -15,7 +17,7 @@ use crate::control::{
 use crate::ids::{JobId, Selector, TaskId};
 use crate::spec::JobSpec;
 use crate::status::{JobStatus, JobSummary};
-use crate::wire::{self, Hello};
+use crate::wire::{self, Hello, WireError};
 
 /// A connection to the agent of this machine.
 ///
@@ -41,7 +43,22 @@ pub struct Grid {
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Keyboard(UnixStream);
+pub struct Keyboard {
+    grid: Grid,
+    task: TaskId,
+}
+
+/// How long an agent may take to come back before whoever waits for something gives up.
+const RESTART: Duration = Duration::from_secs(30);
+
+/// How often it is tried.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Whether the connection ended, as it does when the agent is stopped or killed.
+fn is_broken(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
 
 /// The socket that the environment (`GRIDOS_SOCKET`) names, or else [`DEFAULT_SOCKET`].
 ///
@@ -49,7 +66,8 @@ pub struct Keyboard(UnixStream);
 /// assert!(libgrid::blocking::socket_path().is_absolute());
 /// ```
 pub fn socket_path() -> PathBuf {
-    env::var_os("GRIDOS_SOCKET").map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
+    let named = env::var_os("GRIDOS_SOCKET").filter(|path| !path.is_empty());
+    named.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
 }
 
 impl Grid {
@@ -207,7 +225,8 @@ impl Grid {
         self.watch(Selector::Job(job), |_| ()).map(|status| status.summary)
     }
 
-    /// Waits until a job, or one task of it, is done, and shows every change to `seen`.
+    /// Waits until a job, or one task of it, is done, and shows every change to `seen`. Outlasts a restart of the
+    /// agent.
     ///
     /// # Errors
     /// As [`Grid::job`].
@@ -218,27 +237,51 @@ impl Grid {
     /// # Ok::<(), libgrid::GridError>(())
     /// ```
     pub fn watch(&self, job: Selector, mut seen: impl FnMut(&JobStatus)) -> Result<JobStatus, GridError> {
-        let mut own = Self::connect_to(&self.path)?;
-        own.send(&Request::Wait { job })?;
-        loop {
-            match own.receive()? {
-                Reply::Job(status) => {
-                    seen(&status);
-                    let done = match job {
-                        Selector::Job(_) => status.summary.is_done(),
-                        Selector::Task(_) => status.tasks.iter().all(|task| task.outcome.is_some()),
-                    };
-                    if done {
-                        return Ok(*status);
+        self.outlast(|own| {
+            own.send(&Request::Wait { job })?;
+            loop {
+                match own.receive()? {
+                    Reply::Job(status) => {
+                        seen(&status);
+                        let done = match job {
+                            Selector::Job(_) => status.summary.is_done(),
+                            Selector::Task(_) => status.tasks.iter().all(|task| task.outcome.is_some()),
+                        };
+                        if done {
+                            return Ok(*status);
+                        }
                     }
+                    _ => return Err(GridError::Unexpected),
                 }
-                _ => return Err(GridError::Unexpected),
+            }
+        })
+    }
+
+    /// Does something that goes on over a connection of its own, and again over another when the agent is restarted
+    /// meanwhile.
+    fn outlast<T>(&self, mut work: impl FnMut(&mut Self) -> Result<T, GridError>) -> Result<T, GridError> {
+        let mut own = Self::connect_to(&self.path)?;
+        loop {
+            match work(&mut own) {
+                Err(GridError::Wire(WireError::Io(error))) if is_broken(&error) => own = self.again()?,
+                done => return done,
+            }
+        }
+    }
+
+    /// A connection to the agent that takes the place of one that was restarted.
+    fn again(&self) -> Result<Self, GridError> {
+        let start = Instant::now();
+        loop {
+            match Self::connect_to(&self.path) {
+                Err(GridError::NoAgent { .. }) if start.elapsed() < RESTART => thread::sleep(RETRY),
+                other => return other,
             }
         }
     }
 
     /// Hands what a task writes to `sink`, with the stream and the offset of each piece; with `follow` until
-    /// the task ends. An error of `sink` ends it.
+    /// the task ends. An error of `sink` ends it. Outlasts a restart of the agent.
     ///
     /// # Errors
     /// As [`Grid::job`].
@@ -259,15 +302,25 @@ impl Grid {
         follow: bool,
         mut sink: impl FnMut(Stream, u64, &[u8]) -> io::Result<()>,
     ) -> Result<(), GridError> {
-        let mut own = Self::connect_to(&self.path)?;
-        own.send(&Request::Logs { task, streams, follow })?;
-        loop {
-            match own.receive()? {
-                Reply::Output { stream, offset, bytes } => sink(stream, offset, &bytes)?,
-                Reply::Done => return Ok(()),
-                _ => return Err(GridError::Unexpected),
+        let mut from = [0; 2];
+        let mut refused = None;
+        let done = self.outlast(|own| {
+            own.send(&Request::Logs { task, streams, from, follow })?;
+            loop {
+                match own.receive()? {
+                    Reply::Output { stream, offset, bytes } => {
+                        if let Err(error) = sink(stream, offset, &bytes) {
+                            refused = Some(error);
+                            return Ok(());
+                        }
+                        from[usize::from(stream == Stream::Stderr)] = offset + bytes.len() as u64;
+                    }
+                    Reply::Done => return Ok(()),
+                    _ => return Err(GridError::Unexpected),
+                }
             }
-        }
+        });
+        refused.map_or(done, |error| Err(error.into()))
     }
 
     /// Opens the typing half of a task that was submitted with input.
@@ -281,17 +334,28 @@ impl Grid {
     /// # Ok::<(), libgrid::GridError>(())
     /// ```
     pub fn type_into(&self, task: TaskId) -> Result<Keyboard, GridError> {
-        let mut own = Self::connect_to(&self.path)?;
-        own.send(&Request::Input { task })?;
-        Ok(Keyboard(own.stream))
+        let mut grid = Self::connect_to(&self.path)?;
+        grid.send(&Request::Input { task })?;
+        Ok(Keyboard { grid, task })
+    }
+
+    /// The agent's socket.
+    ///
+    /// ```no_run
+    /// let grid = libgrid::blocking::Grid::connect()?;
+    /// let another = libgrid::blocking::Grid::connect_to(grid.path())?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
 impl Keyboard {
-    /// Sends what was typed.
+    /// Sends what was typed. Outlasts a restart of the agent; what was on its way then may be lost.
     ///
     /// # Errors
-    /// [`GridError::Wire`] where the task or the connection ended.
+    /// [`GridError::Refused`] where the task takes no more, [`GridError::Wire`] where the connection ended.
     ///
     /// ```no_run
     /// # use libgrid::{blocking::Keyboard, control::Input};
@@ -300,21 +364,27 @@ impl Keyboard {
     /// # }
     /// ```
     pub fn send(&mut self, input: &Input) -> Result<(), GridError> {
-        Ok(wire::write(&mut self.0, input)?)
+        match wire::write(&mut self.grid.stream, input) {
+            Err(WireError::Io(error)) if is_broken(&error) => {
+                self.reopen()?;
+                Ok(wire::write(&mut self.grid.stream, input)?)
+            }
+            done => Ok(done?),
+        }
     }
 
-    /// A second handle, so that one thread can type while another resizes.
+    /// A second keyboard for the same task, so that one thread can type while another resizes.
     ///
     /// # Errors
-    /// Where the process has no descriptor left.
+    /// As [`Grid::type_into`].
     ///
     /// ```no_run
     /// # fn two(keyboard: libgrid::blocking::Keyboard) -> Result<(), libgrid::GridError> {
-    /// let other = keyboard.try_clone()?;
+    /// let other = keyboard.another()?;
     /// # Ok(()) }
     /// ```
-    pub fn try_clone(&self) -> Result<Self, GridError> {
-        Ok(Self(self.0.try_clone()?))
+    pub fn another(&self) -> Result<Self, GridError> {
+        self.grid.type_into(self.task)
     }
 
     /// Waits until the agent says that the task takes no more input.
@@ -328,8 +398,17 @@ impl Keyboard {
     /// # }
     /// ```
     pub fn closed(&mut self) -> Result<(), GridError> {
-        let response: Response = wire::read(&mut self.0)?;
-        response.map(drop).map_err(GridError::from)
+        loop {
+            match self.grid.receive() {
+                Err(GridError::Wire(WireError::Io(error))) if is_broken(&error) => self.reopen()?,
+                done => return done.map(drop),
+            }
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), GridError> {
+        self.grid = self.grid.again()?;
+        self.grid.send(&Request::Input { task: self.task })
     }
 }
 

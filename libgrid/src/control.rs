@@ -92,6 +92,8 @@ pub enum Request {
         task: TaskId,
         /// Which streams.
         streams: Streams,
+        /// Where to begin in standard output and in standard error: 0, or where a broken connection left off.
+        from: [u64; 2],
         /// Go on until the task ends.
         follow: bool,
     },

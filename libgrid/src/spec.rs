@@ -303,7 +303,7 @@ impl JobSpec {
                 SpecError::Toml {
                     line: before.matches('\n').count() + 1,
                     column: before[line_start..].chars().count() + 1,
-                    message: error.message().replace('\n', " "),
+                    message: printable(error.message()),
                 }
             })?
             .check()
@@ -320,7 +320,7 @@ impl JobSpec {
     /// assert_eq!(error.to_string(), "command: the program's name is empty: name a program to run");
     /// ```
     pub fn check(self) -> Result<Self, SpecError> {
-        let words: usize = self.command.iter().map(String::len).sum::<usize>()
+        let words: usize = self.command.iter().map(|word| word.len() + 1).sum::<usize>()
             + self.env.iter().map(|(key, value)| key.len() + value.len() + 2).sum::<usize>();
         let texts = self.command.iter().chain(self.env.keys()).chain(self.env.values());
         if self.command.first().is_none_or(String::is_empty) {
@@ -433,6 +433,11 @@ impl JobSpec {
     pub fn for_task(text: &str, index: u32) -> String {
         text.replace("{index}", &index.to_string())
     }
+}
+
+/// Control characters of a wrong file must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn field<T>(field: &'static str, message: impl Into<String>) -> Result<T, SpecError> {

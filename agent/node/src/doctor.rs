@@ -55,11 +55,15 @@ fn cgroups(config: &Config) -> Finding {
 }
 
 fn shim() -> Finding {
-    let path = shim_program();
-    if path.exists() {
-        finding("shim", Verdict::Good, path.display().to_string())
-    } else {
-        finding("shim", Verdict::Bad, format!("there is no {}: install it beside gridosd", path.display()))
+    let shim = shim_program();
+    let absent = [shim.clone(), shim.with_file_name("gridos-init")].into_iter().find(|path| !path.exists());
+    match absent {
+        None => finding("shim", Verdict::Good, shim.display().to_string()),
+        Some(path) => finding(
+            "shim",
+            Verdict::Bad,
+            format!("there is no {}: install it beside gridosd", path.display()),
+        ),
     }
 }
 

@@ -172,7 +172,10 @@ impl Grid {
             Failure::new(Kind::Missing, format!("there is no node {name}: see gridctl nodes"))
         })?;
         if node == self.me {
-            let why = "a node cannot put itself out of the VO: revoke it on the founding node";
+            let why = match self.identity.is_authority() {
+                true => "the founding node cannot be revoked: it holds the VO's authority",
+                false => "a node cannot put itself out of the VO: revoke it on the founding node",
+            };
             return Err(Failure::new(Kind::Invalid, why));
         }
         let identity = self.identity.clone();

@@ -32,7 +32,7 @@ mod store;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -105,7 +105,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(folder);
         made.with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    let _alone = alone(&config)?;
+    let _alone = [alone(&config.state_dir)?, alone(&config.runtime_dir)?];
     let agent = Arc::new(Agent::new(config.clone(), |grid, incoming| {
         drop(tokio::spawn(serve::serve(grid, incoming)))
     }));
@@ -128,14 +128,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A lock that two agents with the same state cannot have.
-fn alone(config: &Config) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
-    let path = config.state_dir.join("lock");
+/// A lock that two agents with the same folder cannot have.
+fn alone(folder: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
+    let path = folder.join("lock");
     // Root's alone: whoever can open it can hold the lock.
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
-        let state = config.state_dir.display();
-        anyhow::anyhow!("another agent uses {state}: stop it first, or give this one another state_dir")
+        let folder = folder.display();
+        anyhow::anyhow!(
+            "another agent uses {folder}: stop it first, or give this one another state_dir and runtime_dir"
+        )
     })
 }

@@ -63,9 +63,9 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Jobs { everywhere: true, done: false },
         Request::Job { job: whole, from: 1000 },
         Request::Wait { job: part },
-        Request::Logs { task: job().task(3), streams: Streams::Stdout, follow: false },
-        Request::Logs { task: job().task(3), streams: Streams::Stderr, follow: false },
-        Request::Logs { task: job().task(3), streams: Streams::Both, follow: true },
+        Request::Logs { task: job().task(3), streams: Streams::Stdout, from: [0; 2], follow: false },
+        Request::Logs { task: job().task(3), streams: Streams::Stderr, from: [0, 7], follow: false },
+        Request::Logs { task: job().task(3), streams: Streams::Both, from: [300, 0], follow: true },
         Request::Kill { job: whole, signal: 15 },
         Request::Input { task: job().task(0) },
     ];

@@ -117,9 +117,9 @@ async fn local<S: Stream>(
             Reply::Signalled(kill(grid, job, signal).await?)
         }
         Request::Wait { job } => return follow::wait(grid, job, client).await,
-        Request::Logs { task, streams, follow } => {
+        Request::Logs { task, streams, from, follow } => {
             owned(grid, caller, Selector::Task(task)).await?;
-            return follow::logs(grid, task, streams, follow, client).await;
+            return follow::logs(grid, task, streams, from, follow, client).await;
         }
         Request::Input { task } => {
             owned(grid, caller, Selector::Task(task)).await?;

@@ -71,11 +71,11 @@ pub(super) async fn logs<S: Stream>(
     grid: &Arc<Grid>,
     task: TaskId,
     streams: Streams,
+    mut offsets: [u64; 2],
     follow: bool,
     client: &mut S,
 ) -> Result<(), Answer> {
     let mut changes = grid.core.watch(task.job).await?;
-    let mut offsets = [0; 2];
     let mut current: Option<Run> = None;
     loop {
         changes.mark_unchanged();
