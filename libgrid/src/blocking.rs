@@ -273,10 +273,16 @@ impl Grid {
     fn again(&self) -> Result<Self, GridError> {
         let start = Instant::now();
         loop {
-            match Self::connect_to(&self.path) {
-                Err(GridError::NoAgent { .. }) if start.elapsed() < RESTART => thread::sleep(RETRY),
+            let absent = match Self::connect_to(&self.path) {
+                Err(absent @ GridError::NoAgent { .. }) => absent,
+                // It died with us in the queue.
+                Err(GridError::Wire(WireError::Io(error))) if is_broken(&error) => error.into(),
                 other => return other,
+            };
+            if start.elapsed() > RESTART {
+                return Err(absent);
             }
+            thread::sleep(RETRY);
         }
     }
 
