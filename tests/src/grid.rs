@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, Once, Weak};
 use std::time::Duration;
 
-use grid_lab::{LabConfig, LabGuard, Machine};
+use grid_lab::{Lab, LabConfig, LabGuard, Machine};
 use libgrid::blocking;
 use libgrid::control::{AgentInfo, NodeState, NodeStatus, Reply, Request, Streams, Submission};
 use libgrid::ids::{JobId, NodeId, Selector};
@@ -23,6 +23,12 @@ use crate::run::{self, Run, Running};
 use crate::traces::{self, Traces};
 use crate::until::{PATIENCE, until, until_some, until_within};
 use crate::witness::Witness;
+
+/// Where grids lie: not in `/tmp`, as tasks have one of their own.
+const PLACE: &str = "/var/tmp";
+
+/// How the folder of a grid is called, before the number of the test process.
+const PREFIX: &str = "gridtest-";
 
 /// Nodes in a lab, and the folder in which all of it lies. It goes down with this value.
 #[derive(Debug)]
@@ -68,7 +74,10 @@ impl GridConfig {
         let short: String = self.test.chars().filter(char::is_ascii_lowercase).take(12).collect();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{short}-{}-{serial}", std::process::id());
-        let dir = tempfile::Builder::new().prefix("grid-").tempdir_in("/var/tmp").unwrap();
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(PLACE).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let lab = LabGuard::up(LabConfig {
             nodes: self.nodes,
@@ -122,7 +131,8 @@ impl Grid {
         GridConfig::new(test, nodes).up()
     }
 
-    fn enter(&self, members: u32) {
+    /// Founds a VO on node 1 and lets the nodes up to `members` join it.
+    pub fn enter(&self, members: u32) {
         let name = "vo-of-test".to_owned();
         self.client(1).ask(&Request::CreateVo { name }).unwrap();
         for index in 2..=members {
@@ -145,8 +155,12 @@ impl Grid {
 
     /// Waits until node `index` sees `count` nodes up.
     pub fn until_up(&self, index: u32, count: usize) {
+        let begun = std::time::Instant::now();
         until(&format!("node{index} sees {count} nodes"), || {
-            self.nodes_at(index).iter().filter(|node| node.state == NodeState::Up).count() == count
+            let nodes = self.nodes_at(index);
+            let states: Vec<_> = nodes.iter().map(|node| (&node.info.name, node.state)).collect();
+            assert!(begun.elapsed() < PATIENCE, "node{index} sees {states:?}, not {count} nodes up");
+            nodes.iter().filter(|node| node.state == NodeState::Up).count() == count
         });
     }
 
@@ -341,22 +355,59 @@ impl Grid {
         traces::processes().filter(inside).collect()
     }
 
-    /// The control groups of tasks on a node.
-    pub fn task_cgroups(&self, index: u32) -> Vec<String> {
-        let parents = traces::cgroups_named(&format!("gridos-{}-node{index}", self.name));
-        let children = parents.iter().flat_map(|parent| fs::read_dir(parent).into_iter().flatten().flatten());
-        let folders = children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        folders.map(|entry| entry.path().display().to_string()).collect()
-    }
-
-    /// What a node keeps for tasks: their folders, fetched inputs, and spooled inputs.
+    /// What a node keeps of tasks: fetched and spooled inputs, and everything in the folders of tasks. Places that
+    /// wait for the next task (a folder `sN` with empty `work` and `tmp`, and its control group) are not counted.
     pub fn task_files(&self, index: u32) -> Vec<PathBuf> {
         let state = self.machine(index).dir().join("state");
-        ["tasks", "inputs", "spool"]
-            .iter()
-            .flat_map(|folder| fs::read_dir(state.join(folder)).into_iter().flatten().flatten())
-            .map(|entry| entry.path())
-            .collect()
+        let mut found: Vec<_> =
+            ["inputs", "spool"].iter().flat_map(|folder| entries(&state.join(folder))).collect();
+        for place in entries(&state.join("tasks")) {
+            for part in entries(&place) {
+                let is_frame = part.ends_with("work") || part.ends_with("tmp");
+                found.extend(if is_frame { entries(&part) } else { vec![part] });
+            }
+        }
+        found
+    }
+
+    /// The control groups of tasks on a node, those that wait for the next task included.
+    pub fn task_cgroups(&self, index: u32) -> Vec<PathBuf> {
+        let parents = traces::cgroups_named(&format!("gridos-{}-node{index}", self.name));
+        let children = parents.iter().flat_map(|parent| entries(Path::new(parent)));
+        children.filter(|path| path.is_dir()).collect()
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+impl Drop for Grid {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        // Gone in a moment: what the agents had to say may tell why the test failed.
+        for machine in self.lab.machines() {
+            let log = fs::read_to_string(machine.dir().join("agent.log")).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(30)..];
+            eprintln!("=== the agent of {} said last:\n{}", machine.name(), last.join("\n"));
+        }
+    }
+}
+
+/// Takes down what test processes left that were killed.
+fn sweep() {
+    for entry in fs::read_dir(PLACE).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // What cannot be taken down stays for people to look at.
+            if Lab::down_at(entry.path().join("lab")).is_ok() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 

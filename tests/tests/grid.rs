@@ -540,7 +540,6 @@ fn too_many_processes_are_refused_to_the_task_alone() {
 #[test]
 fn kill_sends_signals_and_escalates_by_default() {
     with("kill_sends_signals_and_escalates_by_default", grid, |grid| {
-        let witness = grid.witness("kill");
         let polite =
             grid.submit(1, sh("trap 'echo bye; exit 5' INT; echo ready; while :; do sleep 0.1; done"));
         let stubborn = grid.submit(1, sh("trap '' TERM; echo ready; while :; do sleep 0.1; done"));
@@ -567,7 +566,6 @@ fn kill_sends_signals_and_escalates_by_default() {
         assert!(matches!(status.tasks[0].outcome, Some(Outcome::Killed(9 | 15))), "{status:#?}");
         let again = grid.gridctl(1, ["kill", &array.to_string()]);
         assert!(again.status == 0 && again.stderr.contains("done already"), "{again:?}");
-        drop(witness);
     });
 }
 
@@ -625,54 +623,57 @@ fn exit_statuses_are_fit_for_scripts() {
 
 #[test]
 fn every_command_has_help_with_an_example_and_is_completed() {
-    with("every_command_has_help_with_an_example_and_is_completed", grid, |grid| {
-        let commands: [&[&str]; 22] = [
-            &["up"],
-            &["down"],
-            &["vo", "create"],
-            &["vo", "revoke"],
-            &["token", "create"],
-            &["join"],
-            &["nodes"],
-            &["doctor"],
-            &["submit"],
-            &["run"],
-            &["ps"],
-            &["status"],
-            &["logs"],
-            &["wait"],
-            &["kill"],
-            &["completion"],
-            &["lab", "up"],
-            &["lab", "down"],
-            &["lab", "exec"],
-            &["lab", "kill"],
-            &["lab", "cut"],
-            &["lab", "heal"],
-        ];
-        let run = |args: &[&str]| {
-            let output =
-                std::process::Command::new(grid_tests::program("gridctl")).args(args).output().unwrap();
-            assert!(output.status.success(), "{args:?}: {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        };
-        for command in commands {
-            let help = run(&[command, &["--help"]].concat());
-            let first = help.lines().next().unwrap();
-            assert!(first.contains("Example: "), "{command:?}: {first}");
-            assert!(first.contains("gridctl "), "{command:?}: {first}");
-            assert!(help.contains("--json"), "{command:?} has no --json");
-        }
-        for shell in ["bash", "zsh", "fish"] {
-            let script = run(&["completion", shell]);
-            assert!(script.contains("gridctl") && script.contains("submit"), "{shell}");
-        }
-        // The shell understands it.
-        let check = format!("{}\ncomplete -p gridctl", run(&["completion", "bash"]));
-        let output = std::process::Command::new("bash").args(["-c", &check]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        drop(grid);
-    });
+    with(
+        "every_command_has_help_with_an_example_and_is_completed",
+        || (),
+        |()| {
+            let commands: [&[&str]; 22] = [
+                &["up"],
+                &["down"],
+                &["vo", "create"],
+                &["vo", "revoke"],
+                &["token", "create"],
+                &["join"],
+                &["nodes"],
+                &["doctor"],
+                &["submit"],
+                &["run"],
+                &["ps"],
+                &["status"],
+                &["logs"],
+                &["wait"],
+                &["kill"],
+                &["completion"],
+                &["lab", "up"],
+                &["lab", "down"],
+                &["lab", "exec"],
+                &["lab", "kill"],
+                &["lab", "cut"],
+                &["lab", "heal"],
+            ];
+            let run = |args: &[&str]| {
+                let output =
+                    std::process::Command::new(grid_tests::program("gridctl")).args(args).output().unwrap();
+                assert!(output.status.success(), "{args:?}: {output:?}");
+                String::from_utf8(output.stdout).unwrap()
+            };
+            for command in commands {
+                let help = run(&[command, &["--help"]].concat());
+                let first = help.lines().next().unwrap();
+                assert!(first.contains("Example: "), "{command:?}: {first}");
+                assert!(first.contains("gridctl "), "{command:?}: {first}");
+                assert!(help.contains("--json"), "{command:?} has no --json");
+            }
+            for shell in ["bash", "zsh", "fish"] {
+                let script = run(&["completion", shell]);
+                assert!(script.contains("gridctl") && script.contains("submit"), "{shell}");
+            }
+            // The shell understands it.
+            let check = format!("{}\ncomplete -p gridctl", run(&["completion", "bash"]));
+            let output = std::process::Command::new("bash").args(["-c", &check]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        },
+    );
 }
 
 // === rights ===
@@ -680,36 +681,36 @@ fn every_command_has_help_with_an_example_and_is_completed() {
 #[test]
 fn an_ordinary_user_rules_their_own_jobs_alone() {
     with("an_ordinary_user_rules_their_own_jobs_alone", grid, |grid| {
-        let (mine, theirs) = (grid.folder("mine", 1001), grid.folder("theirs", 1002));
+        let (mine, theirs) = (grid.folder("mine", 61001), grid.folder("theirs", 61002));
         let submit = |uid: u32, folder: &Path| {
             let args = ["submit", "--cpus", "0.1", "--", "sh", "-c", "echo secret; sleep 1000"];
             grid.gridctl_as(1, uid, folder, args).ok().to_owned()
         };
-        let job = submit(1001, &mine);
+        let job = submit(61001, &mine);
         until("it runs", || grid.logs(1, job_of(&job), 0) == "secret\n");
         for node in 1..=3 {
             // The same number is another user on another node.
-            let stranger = if node == 1 { 1002 } else { 1001 };
+            let stranger = if node == 1 { 61002 } else { 61001 };
             let refused = |args: &[&str], status: i32| {
                 let run = grid.gridctl_as(node, stranger, &theirs, args);
-                assert!(run.refused(status).contains("1001@node1's, and you are"), "{run:?}");
+                assert!(run.refused(status).contains("61001@node1's, and you are"), "{run:?}");
             };
             refused(&["kill", &job], 1);
             refused(&["kill", "-s", "KILL", &format!("{job}/0")], 1);
             refused(&["logs", &job], 1);
             // Everybody sees that it is there.
-            assert!(grid.gridctl_as(node, stranger, &theirs, ["status", &job]).ok().contains("1001@node1"));
+            assert!(grid.gridctl_as(node, stranger, &theirs, ["status", &job]).ok().contains("61001@node1"));
         }
         assert_eq!(grid.job(1, job_of(&job)).tasks[0].state, TaskState::Running);
         for args in [&["token", "create"][..], &["vo", "revoke", "node3"], &["vo", "create", "mine"]] {
-            grid.gridctl_as(1, 1001, &mine, args).says(&["root", "sudo"]);
+            grid.gridctl_as(1, 61001, &mine, args).says(&["root", "sudo"]);
         }
         // Not even root, on a node that is not the founder.
         grid.gridctl(2, ["token", "create"]).says(&["only the node that founded the VO"]);
         grid.gridctl(2, ["vo", "revoke", "node3"]).says(&["only the node that founded the VO"]);
         assert_eq!(grid.nodes_at(1).len(), 3);
-        assert_eq!(grid.gridctl_as(1, 1001, &mine, ["logs", &job]).ok(), "secret");
-        assert_eq!(grid.gridctl_as(1, 1001, &mine, ["kill", &job]).status, 0);
+        assert_eq!(grid.gridctl_as(1, 61001, &mine, ["logs", &job]).ok(), "secret");
+        assert_eq!(grid.gridctl_as(1, 61001, &mine, ["kill", &job]).status, 0);
         assert_eq!(grid.wait(1, job_of(&job)).tasks[0].outcome, Some(Outcome::Killed(15)));
     });
 }

@@ -55,10 +55,12 @@ fn until_again(witness: &Witness, lost: &[u32], node: u32, limit: Duration) {
 
 /// Nothing of any task is left on the node.
 fn until_clean(grid: &Grid, node: u32) {
+    let begun = std::time::Instant::now();
     until(&format!("nothing is left on node{node}"), || {
-        grid.task_processes(node).is_empty()
-            && grid.task_cgroups(node).is_empty()
-            && grid.task_files(node).is_empty()
+        let (processes, files) = (grid.task_processes(node), grid.task_files(node));
+        let late = begun.elapsed() > grid_tests::PATIENCE / 2;
+        assert!(!late, "on node{node} there are still {processes:?} and {files:?}");
+        processes.is_empty() && files.is_empty()
     });
 }
 
