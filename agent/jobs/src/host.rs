@@ -262,10 +262,11 @@ impl Host {
                 }
             }
             ToHost::Pulse { seq, fence } => {
-                self.contact(from, seq, actions);
+                // First: the new lease thaws, and a run whose epoch is over is not to do a thing more.
                 for run in fence.into_iter().filter(|run| run.task.job.home == from) {
                     self.fence(run, actions);
                 }
+                self.contact(from, seq, actions);
             }
             ToHost::Settled(runs) => {
                 for run in runs.into_iter().filter(|run| run.task.job.home == from) {

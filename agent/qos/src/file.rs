@@ -70,10 +70,12 @@ pub(crate) fn write_if_there(path: &Path, text: &str) -> Result<(), CgroupError>
     }
 }
 
-pub(crate) fn make_folder(path: &Path) -> Result<(), CgroupError> {
+/// True if it was not there before.
+pub(crate) fn make_folder(path: &Path) -> Result<bool, CgroupError> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed("make", path)(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(failed("make", path)(error)),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -46,15 +46,20 @@ impl Trees {
 }
 
 pub(crate) fn create(folders: &[PathBuf], limits: Limits) -> Result<(), CgroupError> {
-    folders.iter().try_for_each(|folder| file::make_folder(folder))?;
+    for folder in folders {
+        file::make_folder(folder)?;
+    }
     let shares = (u64::from(limits.cpu) * 1024 / 1000).clamp(2, 262_144);
     let quota = u64::from(limits.cpu).div_ceil(1000) * PERIOD;
     file::write(&folders[CPU].join("cpu.shares"), &shares.to_string())?;
     file::write_if_there(&folders[CPU].join("cpu.cfs_quota_us"), &quota.to_string())?;
     let memory = limits.memory.to_string();
+    let with_swap = folders[MEMORY].join("memory.memsw.limit_in_bytes");
+    // Absent where swap is not accounted. It must never be below the limit without swap, which may rise here.
+    file::write_if_there(&with_swap, "-1")?;
     file::write(&folders[MEMORY].join("memory.limit_in_bytes"), &memory)?;
-    // Absent where swap is not accounted.
-    file::write_if_there(&folders[MEMORY].join("memory.memsw.limit_in_bytes"), &memory)?;
+    file::write_if_there(&with_swap, &memory)?;
+    reset(folders)?;
     file::write(&folders[PIDS].join("pids.max"), &limits.pids.to_string())
 }
 

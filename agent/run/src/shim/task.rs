@@ -181,6 +181,10 @@ impl Task {
             self.reason.get_or_insert(reason);
         }
         if signal == libc::SIGKILL {
+            // Each of them, not init alone: what is thawed below would run on until init has died and taken it along.
+            for pid in live.group.processes().unwrap_or_default() {
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
             // SAFETY: pidfd_send_signal with our own descriptor and no siginfo.
             unsafe {
                 libc::syscall(
