@@ -110,14 +110,13 @@ fn jobs_of_every_sort_leave_nothing_on_their_nodes() {
                     in_time(&processes);
                     processes.is_empty()
                 });
-                // Places are kept for the next tasks: by controller at most a group for each of them.
-                let tasks = grid.machine(index).dir().join("state/tasks");
-                until("no group without a place stays", || {
-                    let places = fs::read_dir(&tasks).unwrap().count();
-                    let groups = grid.task_cgroups(index);
-                    in_time(&(places, &groups));
-                    groups.len() <= 4 * places
-                });
+                // Groups are kept for the next tasks, with nobody in them, under names of places.
+                for group in grid.task_cgroups(index) {
+                    let name = group.file_name().unwrap().to_string_lossy().into_owned();
+                    let place = name.strip_prefix('s').and_then(|number| number.parse::<u32>().ok());
+                    assert!(place.is_some_and(|number| number < 256), "{name} is no group of a place");
+                    assert_eq!(fs::read_to_string(group.join("cgroup.procs")).unwrap(), "", "{name}");
+                }
                 until(&format!("node{index} keeps no files of tasks"), || {
                     let files = grid.task_files(index);
                     in_time(&files);

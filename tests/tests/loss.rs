@@ -1,7 +1,6 @@
 //! Node loss: what ran on a node that is gone runs again elsewhere, and nothing ever runs twice.
 //!
 //! The tasks tick into the witness, so who ran when is seen without asking any agent.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here, with the place and the cause")]
 
 use std::time::Duration;
 

@@ -246,20 +246,26 @@ fn an_agent_that_is_stopped_and_started_finds_its_tasks_and_jobs() {
 }
 
 #[test]
-fn whoever_waits_or_types_when_the_agent_dies_is_told() {
+fn whoever_waits_or_follows_outlasts_the_agent() {
     let make = || GridConfig::new("told", 2).up();
-    alone("whoever_waits_or_types_when_the_agent_dies_is_told", make, |grid| {
+    alone("whoever_waits_or_follows_outlasts_the_agent", make, |grid| {
         let witness = grid.witness("witness");
-        let job = grid.submit(1, sh(&witness.awaiting("end")));
+        let body = format!("echo begun; {}; echo ended; (exit 6)", witness.awaiting("end"));
+        let job = grid.submit(1, sh(&witness.script(&body)));
         grid.until_running(1, job);
         let waiting = grid.start(1, ["wait", &job.to_string()]);
-        // It waits once it has its connection: what it asked is answered at least once then.
-        until("it waits", || sockets_of(grid) > 0);
+        let following = grid.start(1, ["logs", "-f", &job.to_string()]);
+        // They are served once they are connected: the follower has what was printed before, too.
+        following.until_printed("begun\n");
+        until("both are connected", || sockets_of(grid) >= 2);
         grid.kill_agent(1);
-        let run = waiting.wait();
-        assert!(run.refused(255).contains("talking to the agent failed"), "{run:?}");
+        grid.until_running(1, job);
         witness.raise("end");
-        assert!(grid.wait(1, job).summary.succeeded());
+        let run = waiting.wait();
+        assert_eq!(run.status, 6, "{run:?}");
+        let run = following.wait();
+        assert_eq!((run.status, run.stdout.as_str()), (0, "begun\nended\n"), "{run:?}");
+        witness.ran_once(0);
     });
 }
 
