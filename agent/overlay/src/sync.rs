@@ -42,7 +42,8 @@ pub(crate) fn ask_about(sub_grid: SubGrid, node: NodeId) -> Datagram {
     Datagram { sub_grid, body: Body::Digest { first: node, last: node, has: Vec::new() } }
 }
 
-/// What answers a digest: all in its range that is newer here, and who is down to us though not to the asker.
+/// What answers a digest: all in its range that is newer here, who is down to us though not to the asker, and whom
+/// we suspect.
 pub(crate) fn answer<'a>(
     sub_grid: SubGrid,
     (first, last, has): (NodeId, NodeId, &[Has]),
@@ -57,6 +58,8 @@ pub(crate) fn answer<'a>(
         let ours = self::has(member, facts);
         let theirs = has.iter().find(|has| has.node == node);
         match (member.state(), theirs) {
+            // A suspicion that is gossiped no more is told again, or its victim could not object for ever.
+            (State::Suspect, _) => true,
             // Who is gone is of interest only to those who take it for alive; it may be the asker itself.
             (State::Down, theirs) => theirs.is_some_and(|theirs| ours.incarnation >= theirs.incarnation),
             (_, None) => true,
@@ -168,5 +171,8 @@ pub(crate) mod tests {
         let down = Member::down(mine[0].id().clone());
         let pushes = answer(SubGrid(0), (*first, *last, has), [&down].into_iter(), &my_facts.facts());
         assert!(pushes.is_empty(), "who is gone for both is not talked about");
+        let suspect = Member::new(mine[4].id().clone(), u16::MAX, State::Suspect);
+        let pushes = answer(SubGrid(0), (*first, *last, has), [&suspect].into_iter(), &my_facts.facts());
+        assert_eq!(pushes.len(), 1, "who is suspected hears of it");
     }
 }
