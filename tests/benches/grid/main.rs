@@ -21,6 +21,8 @@ mod throughput;
 
 use report::Report;
 
+type Bench = fn(&mut Report);
+
 fn main() {
     // cargo passes --bench; a word of ours chooses.
     let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
@@ -29,8 +31,7 @@ fn main() {
         return;
     }
     let mut report = Report::default();
-    let benches: [(&str, fn(&mut Report)); 3] =
-        [("throughput", throughput::run), ("latency", latency::run), ("idle", idle::run)];
+    let benches = [("throughput", throughput::run as Bench), ("latency", latency::run), ("idle", idle::run)];
     for (name, run) in benches {
         if only.is_empty() || only.iter().any(|word| word == name) {
             println!("\n{name}");
