@@ -22,7 +22,7 @@ pub(crate) struct Slurm {
 impl Slurm {
     /// Starts it, or says why not.
     pub(crate) fn start() -> Result<Self, String> {
-        let version = Command::new("sinfo").arg("--version").output().map_err(|_| "it is not installed")?;
+        let version = Command::new("slurmd").arg("-V").output().map_err(|_| "it is not installed")?;
         let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
         let folder = tempfile::Builder::new().prefix("gridos-slurm").tempdir_in("/var/tmp").unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
