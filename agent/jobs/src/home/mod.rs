@@ -12,6 +12,7 @@
 //!
 //! A `Start` that may have been lost is sent again until the host tells of the run or says that it is gone.
 
+mod end;
 mod explain;
 mod place;
 mod report;
@@ -404,109 +405,6 @@ impl Home {
         self.stirred = true;
     }
 
-    fn ended(&mut self, now: Now, from: NodeId, run: Run, end: End, actions: &mut Vec<Action>) {
-        if self.place_of(run) != Some(from) {
-            // Written down before, or its epoch is over: either way the host can forget it.
-            actions.push(Action::Send { to: from, message: ToHost::Settled(vec![run]) });
-            return;
-        }
-        let Some(job) = self.jobs.get_mut(&run.task.job) else { return };
-        let results = (!job.record.spec.stage_out.is_empty() && started(&end.outcome)).then(|| {
-            let patterns = job.record.spec.stage_out.iter();
-            patterns.map(|pattern| JobSpec::for_task(pattern, run.task.index)).collect::<Vec<_>>()
-        });
-        let origin = &job.record.origin;
-        let collect = end.printed || results.is_some();
-        let needs = job.record.spec.needs();
-        let action = Action::Collect { run, node: from, results, origin: origin.clone() };
-        let Some(task) = job.task_mut(run.task.index) else { return };
-        if matches!(task.state, State::Ending { collecting: true, .. }) {
-            return;
-        }
-        // Told for the first time: the host has the room again, and the next heartbeat is a second away.
-        if !matches!(task.state, State::Ending { .. })
-            && let Some(node) = self.nodes.get_mut(&from)
-        {
-            node.free = node.free.plus(needs);
-            self.stirred = true;
-        }
-        task.usage = end.usage;
-        if collect {
-            task.state = State::Ending { node: from, end: Box::new(end), collecting: true };
-            actions.push(action);
-            actions.push(Action::Changed(run.task.job));
-        } else {
-            self.done(now, run, end.outcome, actions);
-        }
-    }
-
-    fn collected(&mut self, now: Now, run: Run, result: Collected, actions: &mut Vec<Action>) {
-        let task = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index));
-        let Some(task) = task.filter(|task| task.epoch == run.epoch) else { return };
-        let State::Ending { end, collecting, .. } = &mut task.state else { return };
-        let outcome = end.outcome.clone();
-        match result {
-            Collected::Whole => self.done(now, run, outcome, actions),
-            Collected::Failed(why) if outcome.is_success() => {
-                self.done(now, run, Outcome::ResultsLost { why }, actions);
-            }
-            Collected::Failed(_) => self.done(now, run, outcome, actions),
-            Collected::Unreachable => *collecting = false,
-        }
-    }
-
-    /// Writes down how a task ended, and lets its host forget it.
-    fn done(&mut self, now: Now, run: Run, outcome: Outcome, actions: &mut Vec<Action>) {
-        let id = run.task.job;
-        let node = self.leave(run);
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let index = run.task.index;
-        job.waiting.remove(&index);
-        job.active.remove(&index);
-        if job.is_done() {
-            job.ended = Some(now.wall);
-            actions.extend(job.record.origin.inputs.map(Action::Spent));
-        }
-        let Some(task) = job.task_mut(index) else { return };
-        task.state = State::Done { outcome: outcome.clone(), at: now.wall };
-        let ended = Some((now.wall, outcome, task.usage));
-        let record = TaskRecord { epoch: task.epoch, node: task.last, started: task.started, ended };
-        actions.push(Action::Write(Change::Task(run.task, record)));
-        if let Some(node) = node {
-            actions.push(Action::Send { to: node, message: ToHost::Settled(vec![run]) });
-        }
-        if self.jobs.get(&id).is_some_and(|job| job.waiting.is_empty()) {
-            self.queue.remove(&id);
-        }
-        actions.push(Action::Changed(id));
-        self.stirred = true;
-    }
-
-    /// A run is gone for good: the task waits again, unless it was to end anyway.
-    fn lost(&mut self, now: Now, run: Run, actions: &mut Vec<Action>) {
-        let Some(node) = self.leave(run) else { return };
-        let id = run.task.job;
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let again = job.record.spec.restart && job.record.origin.stdin.is_none();
-        let Some(task) = job.task_mut(run.task.index) else { return };
-        task.state = State::Waiting;
-        task.started = None;
-        task.usage = Usage::default();
-        if let Some(signal) = task.doomed {
-            return self.done(now, run, Outcome::Killed(signal), actions);
-        }
-        if !again {
-            return self.done(now, run, Outcome::NodeLost { node }, actions);
-        }
-        let record = TaskRecord { epoch: task.epoch, node: None, started: None, ended: None };
-        job.active.remove(&run.task.index);
-        job.waiting.insert(run.task.index);
-        self.queue.insert(id);
-        self.stirred = true;
-        actions.push(Action::Write(Change::Task(run.task, record)));
-        actions.push(Action::Changed(id));
-    }
-
     fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.give_up_asking(now);
         self.believe_overlay();
@@ -596,10 +494,6 @@ impl Home {
 
 /// Signals that are sent to end a program.
 pub const ENDING: [i32; 5] = [1, 2, 3, 9, 15];
-
-fn started(outcome: &Outcome) -> bool {
-    !matches!(outcome, Outcome::NotStarted { .. })
-}
 
 // === impl Job ===
 
