@@ -79,16 +79,8 @@ fn beside(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn start_service(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<()> {
-    let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
-    // KillMode=process: the shims, and the tasks in them, outlive the agent.
-    let unit = format!(
-        "[Unit]\nDescription=GridOS node agent\nAfter=network-online.target\nWants=network-online.target\n\n\
-         [Service]\nExecStart={} {}\nRestart=always\nRestartSec=200ms\nKillMode=process\nDelegate=yes\n\
-         LimitNOFILE=1048576\nTasksMax=infinity\nOOMScoreAdjust=-900\n\n[Install]\nWantedBy=multi-user.target\n",
-        program.display(),
-        words.join(" ")
-    );
     let partial = format!("{UNIT}.part");
+    let unit = unit(program, arguments);
     fs::write(&partial, unit)
         .and_then(|()| fs::rename(&partial, UNIT))
         .with_context(|| format!("cannot write {UNIT}"))?;
@@ -103,6 +95,25 @@ fn start_service(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Re
         }
     }
     Ok(())
+}
+
+/// The service: what systemd is to run. The shims, and the tasks in them, outlive the agent: `KillMode=process`.
+fn unit(program: &Path, arguments: &[std::ffi::OsString]) -> String {
+    let words =
+        std::iter::once(program.to_string_lossy()).chain(arguments.iter().map(|word| word.to_string_lossy()));
+    let command: Vec<_> = words.map(|word| quoted(&word)).collect();
+    format!(
+        "[Unit]\nDescription=GridOS node agent\nAfter=network-online.target\nWants=network-online.target\n\n\
+         [Service]\nExecStart={}\nRestart=always\nRestartSec=200ms\nKillMode=process\nDelegate=yes\n\
+         LimitNOFILE=1048576\nTasksMax=infinity\n\n[Install]\nWantedBy=multi-user.target\n",
+        command.join(" ")
+    )
+}
+
+/// A word of a command line as systemd reads it (systemd.service(5), "Command lines").
+fn quoted(word: &str) -> String {
+    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    format!("\"{escaped}\"")
 }
 
 fn start_process(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<()> {
@@ -221,4 +232,17 @@ pub(crate) fn doctor(grid: &mut Grid, json: bool) -> Done {
     };
     let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_blanks_and_signs_stays_one_word_for_systemd() {
+        let unit =
+            unit(Path::new("/opt/my grid/gridosd"), &["--config".into(), "/etc/100%/$x\"y.toml".into()]);
+        let command = r#"ExecStart="/opt/my grid/gridosd" "--config" "/etc/100%%/$$x\"y.toml""#;
+        assert!(unit.lines().any(|line| line == command), "{unit}");
+    }
 }
