@@ -1,6 +1,7 @@
 //! Starting and finding shims; the agent's side.
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,6 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 /// What the agent needs to start shims.
 #[derive(Clone, Debug)]
@@ -49,17 +53,22 @@ impl Shims {
 
     /// What packs a folder's matching files into an archive on its standard output, as this user.
     pub fn pack(&self, user: &User, folder: &Path, patterns: &[String]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.arg("pack").arg(folder).args(patterns).stdin(Stdio::null());
-        user.apply(&mut command);
+        let mut command = self.helper("pack", user);
+        command.arg(folder).args(patterns).stdin(Stdio::null());
         command
     }
 
     /// What unpacks the archive on its standard input into a folder, as this user; with patterns, only what matches.
     pub fn unpack(&self, user: &User, folder: &Path, wanted: &[String]) -> Command {
+        let mut command = self.helper("unpack", user);
+        command.arg(folder).args(wanted).stdout(Stdio::null());
+        command
+    }
+
+    /// The program becomes the user by itself, first of all: the user need not be able to reach it.
+    fn helper(&self, mode: &str, user: &User) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("unpack").arg(folder).args(wanted).stdout(Stdio::null());
-        user.apply(&mut command);
+        command.arg(mode).arg(user.to_string());
         command
     }
 
@@ -113,26 +122,39 @@ impl User {
             let name = CString::new(user.name).ok()?;
             nix::unistd::getgrouplist(&name, gid.into()).ok()
         });
-        Self {
-            uid,
-            gid,
-            groups: groups.unwrap_or_default().into_iter().map(nix::unistd::Gid::as_raw).collect(),
-        }
+        Self { uid, gid, groups: groups.unwrap_or_default().into_iter().map(Gid::as_raw).collect() }
     }
 
-    fn apply(&self, command: &mut Command) {
-        let groups: Vec<libc::gid_t> = self.groups.clone();
-        let (uid, gid) = (self.uid, self.gid);
-        let become_user = move || {
-            // SAFETY: plain system calls; `groups` lives as long as the closure.
-            let done = unsafe {
-                libc::setgroups(groups.len(), groups.as_ptr()) == 0
-                    && libc::setresgid(gid, gid, gid) == 0
-                    && libc::setresuid(uid, uid, uid) == 0
-            };
-            if done { Ok(()) } else { Err(io::Error::last_os_error()) }
-        };
-        // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
-        unsafe { command.pre_exec(become_user) };
+    /// Gives this process the user's rights, and no other.
+    ///
+    /// # Errors
+    /// Where the process may not.
+    pub fn enter(&self) -> io::Result<()> {
+        let groups: Vec<_> = self.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        setgroups(&groups)?;
+        setresgid(gid, gid, gid)?;
+        setresuid(uid, uid, uid)?;
+        Ok(())
+    }
+}
+
+/// `UID:GID:GROUP,GROUP`, as the program takes it.
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups: Vec<_> = self.groups.iter().map(u32::to_string).collect();
+        write!(f, "{}:{}:{}", self.uid, self.gid, groups.join(","))
+    }
+}
+
+impl FromStr for User {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.splitn(3, ':');
+        let mut next = || parts.next().unwrap_or_default();
+        let (uid, gid, groups) = (next().parse()?, next().parse()?, next());
+        let groups = groups.split(',').filter(|group| !group.is_empty()).map(str::parse);
+        Ok(Self { uid, gid, groups: groups.collect::<Result<_, _>>()? })
     }
 }

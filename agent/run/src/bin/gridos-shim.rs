@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use grid_run::shim::{self, Config};
+use grid_run::spawn::User;
 use libgrid::archive;
 
 fn main() -> ExitCode {
@@ -21,10 +22,11 @@ fn main() -> ExitCode {
             let init = env::current_exe().unwrap_or_default().with_file_name("gridos-init");
             serve(Config { socket: first, cgroup_root, cgroup_parent, init })
         }
-        Some("pack") => pack(&first, &words(args)),
-        Some("unpack") => {
-            archive::unpack(&first, &words(args), io::stdin().lock()).map_err(|error| error.to_string())
-        }
+        Some("pack") => enter(&first).and_then(|()| pack(&folder(&mut args), &words(args))),
+        Some("unpack") => enter(&first).and_then(|()| {
+            let folder = folder(&mut args);
+            archive::unpack(&folder, &words(args), io::stdin().lock()).map_err(|error| error.to_string())
+        }),
         _ => Err("gridos-shim is started by gridosd, not by hand: see gridctl --help".into()),
     };
     match done {
@@ -34,6 +36,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Becomes the user that the agent named, before anything else is done.
+fn enter(user: &Path) -> Result<(), String> {
+    let user: User = user.to_string_lossy().parse().map_err(|error| format!("no user to become: {error}"))?;
+    user.enter().map_err(|error| format!("cannot become user {}: {error}", user.uid))
+}
+
+fn folder(args: &mut impl Iterator<Item = OsString>) -> PathBuf {
+    args.next().map(PathBuf::from).unwrap_or_default()
 }
 
 fn words(args: impl Iterator<Item = OsString>) -> Vec<String> {
