@@ -25,8 +25,10 @@
 //! | [`client`] | the connection to the agent, async |
 //! | [`blocking`] | the same without a runtime |
 //! | [`wire`] | framing, codec, version |
+//! | `io` | bulk data between files and sockets; with the feature of that name |
 //! | `archive` | inputs and results as archives; with the feature of that name |
-#![forbid(unsafe_code)]
+// One call of the kernel has no safe wrapper: io/info.rs.
+#![deny(unsafe_code)]
 
 #[cfg(feature = "archive")]
 pub mod archive;
@@ -36,6 +38,8 @@ pub mod client;
 pub mod control;
 mod error;
 pub mod ids;
+#[cfg(feature = "io")]
+pub mod io;
 pub mod node;
 pub mod spec;
 pub mod status;
