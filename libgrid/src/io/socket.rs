@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce, TcpCongestion};
-use nix::sys::socket::{getsockopt, setsockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, send, setsockopt};
 
 use super::{Broken, Congestion, PathInfo, Pending, Pipe, Plan, ReadAhead, Side};
 
@@ -79,15 +79,31 @@ impl Socket {
         // Headers between pieces of data must not wait for an acknowledgement.
         stream.set_nodelay(true)?;
         let socket = Self { stream };
+        socket.follow(plan)?;
+        Ok(socket)
+    }
+
+    /// Sets buffers and congestion control as the plan says.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    ///
+    /// ```no_run
+    /// # fn f(socket: &libgrid::io::Socket) -> std::io::Result<()> {
+    /// let plan = libgrid::io::Plan { buffer: Some(8 << 20), ..Default::default() };
+    /// socket.follow(&plan)
+    /// # }
+    /// ```
+    pub fn follow(&self, plan: &Plan) -> io::Result<()> {
         if let Some(bytes) = plan.buffer {
-            socket.buffer_setopt(BufferOption::Send, bytes)?;
-            socket.buffer_setopt(BufferOption::Receive, bytes)?;
+            self.buffer_setopt(BufferOption::Send, bytes)?;
+            self.buffer_setopt(BufferOption::Receive, bytes)?;
         }
         if let Congestion::Named(name) = &plan.congestion {
             // Not every user may choose every one; the default works, too.
-            let _ = setsockopt(&socket.stream, TcpCongestion, name);
+            let _ = setsockopt(&self.stream, TcpCongestion, name);
         }
-        Ok(socket)
+        Ok(())
     }
 
     /// How long a call may wait without moving a byte before it fails with [`Broken::stalled`].
@@ -175,6 +191,30 @@ impl Socket {
     /// ```
     pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
         (&self.stream).write_all(bytes)
+    }
+
+    /// Writes all of these bytes, to be sent together with what is written next (`MSG_MORE`).
+    ///
+    /// # Errors
+    /// As [`Socket::write`].
+    ///
+    /// ```no_run
+    /// # fn f(socket: &libgrid::io::Socket, file: &std::fs::File) -> Result<(), Box<dyn std::error::Error>> {
+    /// socket.write_more(b"a header")?;
+    /// socket.file_write(file, 0..4096, |_| ())?;
+    /// # Ok(()) }
+    /// ```
+    pub fn write_more(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            // nix has no name for it.
+            let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
+            match send(self.stream.as_raw_fd(), bytes, flags) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(Errno::EINTR) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Reads as many bytes as the buffer holds.

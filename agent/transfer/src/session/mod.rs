@@ -1,0 +1,76 @@
+//! Transfers between nodes.
+//!
+//! ```text
+//!             control: the agents' mutual TLS, passed on by both agents
+//!   source ◀═══════════════════════════════════════════════════════════▶ destination
+//!   (a process of the user)                                              (a process of the user)
+//!          ════ data: TCP connections of their own, bound by a key ════▶
+//! ```
+//!
+//! Each end is a process of the user on whose behalf it reads or writes, `gridos-mover`: the kernel decides about
+//! files, and neither a defect nor the load of a transfer touches the agent. The agents only carry the control stream
+//! between the two, which is authenticated and encrypted; the key for the data connections comes over it.
+//!
+//! **What makes it fast.** `sendfile` and `splice` ([`libgrid::io`]); as many connections as the path needs, found
+//! by measuring ([`libgrid::io::Tuner`]); small files packed in one flow ([`record`]); no question that waits for an
+//! answer between the first and the last message ([`message`]).
+//!
+//! **What makes it safe.** Each range and pack has a BLAKE3 checksum, compared with what is in the destination's page
+//! cache (or, with `verify`, on its disk). Nothing has its final name before it is whole ([`landing`]). A journal
+//! tells what has come ([`journal`]). A piece of work is outstanding until the destination has it, so connections
+//! may break or stall, and are replaced ([`source`]).
+
+mod conduit;
+mod destination;
+mod journal;
+mod landing;
+mod message;
+mod pace;
+mod queue;
+mod record;
+mod source;
+mod walk;
+
+use std::time::Duration;
+
+use libgrid::io::Fixed;
+use serde::{Deserialize, Serialize};
+
+pub use destination::{ReceiveOrder, receive};
+pub use message::{Landed, Trouble};
+pub use source::{SendOrder, send};
+
+/// How long a data connection on which something is under way may bring nothing until it is replaced.
+const STALL: Duration = Duration::from_secs(10);
+
+/// How to send.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Compare checksums at the destination.
+    pub checksums: bool,
+    /// Encrypt the data connections.
+    pub encrypt: bool,
+    /// The rate at most, in bytes a second.
+    pub limit: Option<u64>,
+    /// Data connections at most.
+    pub most_streams: usize,
+    /// What is not to be found by measuring.
+    pub fixed: Fixed,
+}
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes that are at the destination.
+    pub bytes: u64,
+    /// Bytes that were found so far.
+    pub of_bytes: u64,
+    /// Files, folders and links that were found so far.
+    pub of_items: u64,
+    /// Whether everything was found.
+    pub whole: bool,
+    /// Data connections.
+    pub streams: usize,
+    /// Pieces that had to be sent again.
+    pub sent_again: u64,
+}

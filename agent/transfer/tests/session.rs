@@ -1,0 +1,396 @@
+//! Transfers between two ends in this process, over loopback and through a network that misbehaves.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod net;
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use grid_transfer::root::Root;
+use grid_transfer::session::{Landed, Options, Progress, ReceiveOrder, SendOrder, Trouble, receive, send};
+use libgrid::io::Fixed;
+use net::{Fault, Network};
+
+/// A transfer to be made.
+struct Copy<'a> {
+    sources: Vec<PathBuf>,
+    target: &'a Path,
+    options: Options,
+    fsync: bool,
+    verify: bool,
+    fresh: bool,
+    network: Option<&'a Network>,
+}
+
+fn copy<'a>(source: &Path, target: &'a Path) -> Copy<'a> {
+    let sources = vec![source.strip_prefix("/").unwrap().to_owned()];
+    Copy {
+        sources,
+        target,
+        options: Options::default(),
+        fsync: false,
+        verify: false,
+        fresh: false,
+        network: None,
+    }
+}
+
+impl Copy<'_> {
+    fn run(&self) -> Result<Landed, Trouble> {
+        self.run_watched(&|_| ())
+    }
+
+    fn run_watched(&self, report: &dyn Fn(Progress)) -> Result<Landed, Trouble> {
+        let (here, there) = match self.network {
+            Some(network) => network.control(),
+            None => UnixStream::pair().unwrap(),
+        };
+        thread::scope(|scope| {
+            let end = scope.spawn(|| {
+                let order = ReceiveOrder {
+                    root: Root::everything().unwrap(),
+                    target: self.target.strip_prefix("/").unwrap().to_owned(),
+                    into: self.target.to_string_lossy().ends_with('/'),
+                    fsync: self.fsync,
+                    verify: self.verify,
+                    fresh: self.fresh,
+                    ports: self.network.map(|network| (network.port(), network.port())),
+                    listen: self.network.map(|_| net::DESTINATION),
+                };
+                receive(&there, &order)
+            });
+            let order = SendOrder {
+                root: Root::everything().unwrap(),
+                sources: self.sources.clone(),
+                recursive: true,
+                addresses: vec![self.network.map_or(Ipv4Addr::LOCALHOST.into(), |_| net::ENTRANCE)],
+                id: [7; 8],
+                options: self.options.clone(),
+            };
+            let sent = send(&here, &order, report);
+            let received = end.join().unwrap();
+            if let (Err(a), Err(b)) = (&sent, &received) {
+                eprintln!("source: {a}; destination: {b}");
+            }
+            sent
+        })
+    }
+}
+
+/// Bytes that no two places have alike.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .collect()
+}
+
+fn place() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("gridos-transfer-").tempdir().unwrap()
+}
+
+/// Everything below a folder: its path, kind, mode, time and contents.
+fn listing(top: &Path) -> Vec<(PathBuf, u32, SystemTime, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut open = vec![top.to_owned()];
+    while let Some(path) = open.pop() {
+        let meta = path.symlink_metadata().unwrap();
+        let below = path.strip_prefix(top).unwrap().to_owned();
+        let contents = if meta.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            Vec::new()
+        } else if meta.is_symlink() {
+            fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+        } else {
+            blake3::hash(&fs::read(&path).unwrap()).as_bytes().to_vec()
+        };
+        found.push((below, meta.mode(), meta.modified().unwrap(), contents));
+    }
+    found.sort();
+    found
+}
+
+/// A tree with everything in it that trees have.
+fn tree(top: &Path) {
+    fs::create_dir_all(top.join("a/b/empty")).unwrap();
+    fs::write(top.join("zero"), "").unwrap();
+    for (index, size) in [1, 4096, 262_143, 262_144, 262_145, 5_000_001].into_iter().enumerate() {
+        fs::write(top.join(format!("a/size-{size}")), noise(size, index as u64)).unwrap();
+    }
+    for index in 0..700 {
+        fs::write(top.join(format!("a/b/small {index}\n")), noise(index, 99)).unwrap();
+    }
+    symlink("../zero", top.join("a/link")).unwrap();
+    symlink("/nowhere", top.join("a/dangling")).unwrap();
+    fs::set_permissions(top.join("zero"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(top.join("a/b"), fs::Permissions::from_mode(0o750)).unwrap();
+    let old = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    fs::File::options().write(true).open(top.join("a/size-4096")).unwrap().set_modified(old).unwrap();
+}
+
+fn hidden_leftovers(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with('.'))
+        .collect()
+}
+
+#[test]
+fn files_of_all_sizes_arrive_whole_with_mode_and_time() {
+    let folder = place();
+    for size in [0, 1, 1000, 262_143, 262_144, 4 << 20, (4 << 20) + 1, 23_456_789] {
+        let (from, to) = (folder.path().join("from"), folder.path().join(format!("to-{size}")));
+        fs::write(&from, noise(size, 1)).unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o604)).unwrap();
+        let landed = copy(&from, &to).run().unwrap();
+        assert_eq!((landed.bytes, landed.items, &landed.path), (size as u64, 1, &to));
+        assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap(), "{size}");
+        let (a, b) = (from.metadata().unwrap(), to.metadata().unwrap());
+        assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()));
+    }
+    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn a_tree_arrives_as_it_was() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    tree(&from);
+    copy(&from, &to).run().unwrap();
+    assert_eq!(listing(&from), listing(&to));
+    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn a_tree_is_merged_into_one_that_is_there_and_unchanged_files_are_not_sent() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    tree(&from);
+    fs::create_dir(&to).unwrap();
+    copy(&from, &to).run().unwrap();
+    let inner = to.join("from");
+    fs::write(inner.join("mine"), "stays").unwrap();
+    fs::write(from.join("zero"), "no longer").unwrap();
+    let landed = copy(&from, &to).run().unwrap();
+    assert_eq!(landed.bytes, 9);
+    assert_eq!(fs::read(inner.join("zero")).unwrap(), b"no longer");
+    assert_eq!(fs::read(inner.join("mine")).unwrap(), b"stays");
+}
+
+#[test]
+fn holes_stay_holes_and_attributes_are_kept() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    let file = fs::File::create(&from).unwrap();
+    file.set_len(5 << 30).unwrap();
+    file.write_all_at(&noise(10_000, 3), 3 << 30).unwrap();
+    file.write_all_at(b"end", (5 << 30) - 3).unwrap();
+    let tagged = xattr::set(&from, "user.origin", b"telescope").is_ok();
+    let landed = copy(&from, &to).run().unwrap();
+    assert!(landed.bytes < 1 << 20, "{}", landed.bytes);
+    let meta = to.metadata().unwrap();
+    assert_eq!(meta.len(), 5 << 30);
+    assert!(meta.blocks() * 512 < 1 << 20, "{}", meta.blocks());
+    let mut back = vec![0; 10_000];
+    fs::File::open(&to).unwrap().read_exact_at(&mut back, 3 << 30).unwrap();
+    assert!(back == noise(10_000, 3));
+    if tagged {
+        assert_eq!(xattr::get(&to, "user.origin").unwrap().unwrap(), b"telescope");
+    }
+}
+
+#[test]
+fn the_target_is_understood_as_cp_understands_it() {
+    let folder = place();
+    let from = folder.path().join("from");
+    fs::write(&from, "x").unwrap();
+    let dir = folder.path().join("dir");
+    fs::create_dir(&dir).unwrap();
+    copy(&from, &dir).run().unwrap();
+    assert!(dir.join("from").exists());
+    let missing = folder.path().join("missing/");
+    let trouble = copy(&from, &missing).run().unwrap_err();
+    assert!(trouble.why.contains("a folder was asked for") && !trouble.retry, "{trouble}");
+    let deep = folder.path().join("no/such/folder");
+    assert!(copy(&from, &deep).run().unwrap_err().why.contains("cannot be written"));
+    let mut several = copy(&from, &dir);
+    several.sources.push(several.sources[0].with_file_name("dir*"));
+    several.target = folder.path();
+    // A folder into itself would not end: it is refused by its name being there.
+    let only_wild = Copy { sources: vec![several.sources[0].with_file_name("fr*")], ..copy(&from, &dir) };
+    only_wild.run().unwrap();
+    assert_eq!(fs::read(dir.join("from")).unwrap(), b"x");
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let folder = place();
+    let trouble = copy(&folder.path().join("none"), &folder.path().join("to")).run().unwrap_err();
+    assert!(trouble.why.contains("none cannot be read"), "{trouble}");
+    assert!(!trouble.retry);
+    let tree = folder.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let mut flat = copy(&tree, folder.path());
+    flat.sources = vec![tree.strip_prefix("/").unwrap().join("*.h5")];
+    assert!(flat.run().unwrap_err().why.contains("nothing matches"));
+}
+
+#[test]
+fn encrypted_limited_synced_and_verified_transfers_arrive_too() {
+    let folder = place();
+    let from = folder.path().join("from");
+    tree(&from);
+    let encrypted = Options { encrypt: true, ..Options::default() };
+    let unchecked = Options { checksums: false, ..Options::default() };
+    let several = Options { fixed: Fixed { streams: Some(4), ..Fixed::default() }, ..Options::default() };
+    let slow = Options { limit: Some(20_000_000), ..Options::default() };
+    for (index, options) in [encrypted, unchecked, several, slow].into_iter().enumerate() {
+        let to = folder.path().join(format!("to{index}"));
+        Copy { options, fsync: true, verify: index == 2, ..copy(&from, &to) }.run().unwrap();
+        assert_eq!(listing(&from), listing(&to), "{index}");
+    }
+}
+
+#[test]
+fn a_limit_on_the_rate_is_kept() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::write(&from, noise(4_000_000, 1)).unwrap();
+    let start = Instant::now();
+    let options = Options { limit: Some(8_000_000), ..Options::default() };
+    Copy { options, ..copy(&from, &to) }.run().unwrap();
+    // Half a second, less the burst.
+    assert!(start.elapsed() > Duration::from_millis(400), "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_the_network_damages_is_sent_again() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::write(&from, noise(30_000_000, 5)).unwrap();
+    let network = Network::start(Fault::Flip { every: 9_000_000 });
+    let mut again = 0;
+    let seen = std::sync::Mutex::new(&mut again);
+    Copy { network: Some(&network), ..copy(&from, &to) }
+        .run_watched(&|progress| **seen.lock().unwrap() = progress.sent_again)
+        .unwrap();
+    assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap());
+    assert!(again > 0, "nothing was damaged");
+}
+
+#[test]
+fn connections_that_break_or_stall_are_replaced() {
+    let folder = place();
+    let from = folder.path().join("from");
+    fs::create_dir(&from).unwrap();
+    tree(&from.join("tree"));
+    fs::write(from.join("large"), noise(40_000_000, 5)).unwrap();
+    for (index, fault) in
+        [Fault::Cut { every: 7_000_000 }, Fault::StallOnce { after: 3_000_000 }].into_iter().enumerate()
+    {
+        let network = Network::start(fault);
+        let to = folder.path().join(format!("to{index}"));
+        Copy { network: Some(&network), ..copy(&from, &to) }.run().unwrap();
+        assert_eq!(listing(&from), listing(&to), "{fault:?}");
+        assert!(network.faults() > 0, "{fault:?}");
+    }
+}
+
+#[test]
+fn a_transfer_that_is_cut_again_and_again_goes_on_where_it_ended() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    tree(&from.join("tree"));
+    fs::write(from.join("large"), noise(60_000_000, 5)).unwrap();
+    let total: u64 = listing(&from).len() as u64;
+    let mut tries = 0;
+    let mut sent = 0;
+    loop {
+        tries += 1;
+        assert!(tries < 300, "it does not come to its end");
+        // Everything breaks, control and data, after another number of bytes each time.
+        let network = Network::start(Fault::CutAll { after: 2_000_000 + 997_001 * (tries % 11) });
+        let result = Copy { network: Some(&network), ..copy(&from, &to) }.run();
+        sent += network.passed();
+        match result {
+            Ok(_) => break,
+            Err(trouble) => assert!(trouble.retry, "{trouble}"),
+        }
+        assert!(!to.exists(), "it has its name before it is whole");
+    }
+    assert!(tries > 3, "{tries}");
+    assert_eq!(listing(&from), listing(&to));
+    assert_eq!(listing(&to).len() as u64, total);
+    // What came was not sent again: twice as much is what a try loses at its end, and no more.
+    assert!(sent < 2 * 66_000_000 + tries * 8_000_000, "{sent} bytes in {tries} tries");
+    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn a_source_that_changed_meanwhile_is_sent_anew() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::write(&from, noise(40_000_000, 5)).unwrap();
+    let network = Network::start(Fault::CutAll { after: 20_000_000 });
+    Copy { network: Some(&network), ..copy(&from, &to) }.run().unwrap_err();
+    fs::write(&from, noise(40_000_000, 6)).unwrap();
+    copy(&from, &to).run().unwrap();
+    assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap());
+}
+
+#[test]
+fn a_full_disk_is_told_with_what_to_do_and_the_transfer_goes_on_after() {
+    let folder = place();
+    let disk = folder.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=16m", "gridos-test"])
+        .arg(&disk)
+        .status()
+        .unwrap();
+    if !mounted.success() {
+        println!("SKIPPED: no file system of a limited size can be mounted here: root is needed");
+        return;
+    }
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(disk.clone());
+    let (from, to) = (folder.path().join("from"), disk.join("to"));
+    fs::write(&from, noise(20_000_000, 5)).unwrap();
+    let trouble = copy(&from, &to).run().unwrap_err();
+    assert!(trouble.why.contains("at byte") && trouble.why.contains("No space left"), "{trouble}");
+    assert!(!to.exists());
+    let bigger =
+        std::process::Command::new("mount").args(["-o", "remount,size=64m"]).arg(&disk).status().unwrap();
+    assert!(bigger.success());
+    let landed = copy(&from, &to).run().unwrap();
+    assert!(landed.bytes < 20_000_000, "nothing was kept");
+    assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap());
+}
+
+#[test]
+fn a_stranger_on_the_data_port_disturbs_nothing() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::write(&from, noise(20_000_000, 5)).unwrap();
+    let network = Network::start(Fault::Strangers);
+    Copy { network: Some(&network), ..copy(&from, &to) }.run().unwrap();
+    assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap());
+    assert!(network.faults() > 0);
+}
