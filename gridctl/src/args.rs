@@ -101,6 +101,57 @@ pub(crate) enum Command {
         #[arg(long, short)]
         signal: Option<String>,
     },
+    /// Copy files between nodes. Example: gridctl cp -r node1:/data/run7 node3:/data/
+    Cp {
+        /// PATH here, NODE:/PATH, or grid:/PATH; the last is the target
+        #[arg(required = true, num_args = 2.., value_name = "PLACE")]
+        paths: Vec<String>,
+        /// Folders, too
+        #[arg(long, short)]
+        recursive: bool,
+        #[command(flatten)]
+        options: CopyOptions,
+    },
+    /// Copy files of this machine to a node or the grid. Example: gridctl put big.h5 grid:/physics/run7/
+    Put {
+        /// Paths here, then NODE:/PATH or grid:/PATH
+        #[arg(required = true, num_args = 2.., value_name = "PLACE")]
+        paths: Vec<String>,
+        #[command(flatten)]
+        options: CopyOptions,
+    },
+    /// Copy files of a node or the grid to this machine. Example: gridctl get grid:/physics/run7/big.h5
+    Get {
+        /// NODE:/PATH or grid:/PATH
+        #[arg(required = true, value_name = "PLACE")]
+        sources: Vec<String>,
+        /// Where to
+        #[arg(long, short, default_value = ".", value_name = "PATH")]
+        output: String,
+        #[command(flatten)]
+        options: CopyOptions,
+    },
+    /// List a folder of a node or the grid. Example: gridctl ls -l node3:/data
+    Ls {
+        /// PATH here, NODE:/PATH, or grid:/PATH
+        place: String,
+        /// Sizes, modes and times
+        #[arg(long, short)]
+        long: bool,
+    },
+    /// Lend a folder of this machine to the others. Example: sudo gridctl export --write --grid /physics /data
+    Export(ExportArgs),
+    /// Lend a folder no longer. Example: sudo gridctl unexport /data
+    Unexport {
+        /// The folder
+        path: PathBuf,
+    },
+    /// List what is lent. Example: gridctl exports --everywhere
+    Exports {
+        /// By the other nodes, too
+        #[arg(long, short)]
+        everywhere: bool,
+    },
     /// A grid on this machine alone, to try things out. Example: sudo gridctl lab up -n 3
     Lab {
         #[command(subcommand)]
@@ -111,6 +162,54 @@ pub(crate) enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// How to copy.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CopyOptions {
+    /// Data connections, from 1 to 64; auto measures
+    #[arg(long, short = 's', default_value = "auto", value_name = "N")]
+    pub(crate) streams: String,
+    /// The rate at most, in bytes a second, such as 50M
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) limit: Option<Bytes>,
+    /// Encrypt the data, and not only what is said about it
+    #[arg(long)]
+    pub(crate) encrypt: bool,
+    /// Do not compare checksums
+    #[arg(long, conflicts_with = "verify")]
+    pub(crate) no_checksum: bool,
+    /// Return only when the data is on the disk
+    #[arg(long)]
+    pub(crate) fsync: bool,
+    /// Compare checksums of what the destination's disk gives back
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Use nothing of what an interrupted copy left
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// The size of a connection's buffers, such as 8M; the kernel adapts them if absent
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) buffer: Option<Bytes>,
+    /// Their congestion control, such as cubic
+    #[arg(long, value_name = "NAME")]
+    pub(crate) congestion: Option<String>,
+}
+
+/// What to lend.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExportArgs {
+    /// The folder; nothing outside of it can be reached
+    pub(crate) path: PathBuf,
+    /// Others may write, too
+    #[arg(long, short)]
+    pub(crate) write: bool,
+    /// The user here with whose rights others act; the folder's owner if absent, and never root
+    #[arg(long = "as", value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// The path in the grid that stands for it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) grid: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,6 +13,7 @@
 
 mod agent;
 mod args;
+mod copy;
 mod inputs;
 mod job;
 mod lab;
@@ -86,6 +87,15 @@ fn dispatch(args: Args) -> Done {
         Command::Logs { job, follow, stream } => job::logs(&mut connect()?, job, follow, stream, json),
         Command::Wait { jobs } => job::wait(&connect()?, &jobs, json),
         Command::Kill { jobs, signal } => job::kill(&mut connect()?, &jobs, signal.as_deref(), json),
+        Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),
+        Command::Put { paths, options } => copy::put(&connect()?, &paths, &options, json),
+        Command::Get { sources, output, options } => {
+            copy::get(&connect()?, &sources, &output, &options, json)
+        }
+        Command::Ls { place, long } => copy::ls(&mut connect()?, &place, long, json),
+        Command::Export(args) => copy::export(&mut connect()?, args, json),
+        Command::Unexport { path } => copy::unexport(&mut connect()?, &path, json),
+        Command::Exports { everywhere } => copy::exports(&mut connect()?, everywhere, json),
         Command::Lab { command } => lab::lab(command, json),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "gridctl", &mut std::io::stdout());

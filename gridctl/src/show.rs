@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use libgrid::control::{Finding, NodeState, NodeStatus, Verdict};
+use libgrid::copy::{Entry, EntryKind, ExportOf};
 use libgrid::ids::NodeId;
 use libgrid::status::{JobStatus, JobSummary, TaskState, Usage};
 use libgrid::units::{Bytes, Cpus, Span};
@@ -65,6 +66,43 @@ pub(crate) fn nodes(nodes: &[NodeStatus]) -> String {
             amount(info.tasks.to_string()),
             Cell::new(info.tier),
             Cell::new(info.addrs.first().map(ToString::to_string).unwrap_or_default()),
+        ]);
+    }
+    trimmed(&table)
+}
+
+pub(crate) fn entries(entries: &[Entry], long: bool) -> String {
+    let name = |entry: &Entry| match entry.kind {
+        EntryKind::Folder => format!("{}/", entry.name),
+        _ => entry.name.clone(),
+    };
+    if !long {
+        return entries.iter().map(name).collect::<Vec<_>>().join("\n");
+    }
+    let mut table = table(&["MODE", "SIZE", "AGE", "NAME"]);
+    for entry in entries {
+        let modified = u64::try_from(entry.modified).unwrap_or(0);
+        table.add_row([
+            Cell::new(format!("{:04o}", entry.mode)),
+            right(Bytes(entry.size)),
+            right(age(SystemTime::UNIX_EPOCH + Duration::from_secs(modified))),
+            Cell::new(name(entry)),
+        ]);
+    }
+    trimmed(&table)
+}
+
+pub(crate) fn exports(exports: &[ExportOf]) -> String {
+    let mut table = table(&["NODE", "FOLDER", "GRID", "RIGHTS", "AS", "FREE"]);
+    for ExportOf { name, export, free, .. } in exports {
+        let grid = export.grid.as_ref().map_or("-".into(), |grid| format!("grid:{}", grid.display()));
+        table.add_row([
+            Cell::new(name),
+            Cell::new(export.path.display()),
+            Cell::new(grid),
+            Cell::new(if export.write { "read, write" } else { "read" }),
+            Cell::new(&export.user),
+            right(Bytes(*free)),
         ]);
     }
     trimmed(&table)

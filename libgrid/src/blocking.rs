@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::GridError;
 use crate::control::{
-    Chunk, DEFAULT_SOCKET, Input, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission,
+    Chunk, DEFAULT_SOCKET, Input, Kind, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission,
 };
+use crate::copy::{Copy, Landed, Moment};
 use crate::ids::{JobId, Selector, TaskId};
 use crate::spec::JobSpec;
 use crate::status::{JobStatus, JobSummary};
@@ -53,6 +54,12 @@ const RESTART: Duration = Duration::from_secs(30);
 
 /// How often it is tried.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// How long a copy that is interrupted may bring nothing until it is given up.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The longest pause between two tries of a copy.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Whether the connection ended, as it does when the agent is stopped or killed.
 fn is_broken(error: &io::Error) -> bool {
@@ -327,6 +334,58 @@ impl Grid {
             }
         });
         refused.map_or(done, |error| Err(error.into()))
+    }
+
+    /// Copies files between nodes. Whatever interrupts it, it is tried again, and goes on where it ended, for as long
+    /// as something moves at least once in ten minutes.
+    ///
+    /// # Errors
+    /// What trying again does not mend: a file that cannot be read or written, a right that the caller has not.
+    ///
+    /// ```no_run
+    /// use libgrid::copy::{Copy, Moment};
+    /// # let grid = libgrid::blocking::Grid::connect()?;
+    /// let copy = Copy::new(["/tmp/big.h5".parse().unwrap()], "node3:/data/".parse().unwrap());
+    /// let landed = grid.copy(&copy, |moment| match moment {
+    ///     Moment::Progress(progress) => println!("{} of {}", progress.bytes, progress.of_bytes),
+    ///     Moment::Interrupted(why) => println!("waiting: {why}"),
+    /// })?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn copy(&self, copy: &Copy, mut seen: impl FnMut(Moment<'_>)) -> Result<Landed, GridError> {
+        let mut moved = Instant::now();
+        let mut begun = false;
+        let mut most = 0;
+        let mut pause = RETRY;
+        loop {
+            let tried = self.outlast(|own| {
+                own.send(&Request::Copy(Box::new(copy.clone())))?;
+                loop {
+                    match own.receive()? {
+                        Reply::Copying(progress) => {
+                            if progress.bytes > most {
+                                (most, moved, begun, pause) = (progress.bytes, Instant::now(), true, RETRY);
+                            }
+                            seen(Moment::Progress(&progress));
+                        }
+                        Reply::Copied(landed) => return Ok(landed),
+                        _ => return Err(GridError::Unexpected),
+                    }
+                }
+            });
+            let failure = match tried {
+                Err(GridError::Refused(failure)) => failure,
+                done => return done,
+            };
+            // After a restart an agent needs a moment to find the others again.
+            let passing = failure.kind == Kind::Unavailable || begun && failure.kind == Kind::Missing;
+            if !passing || moved.elapsed() > PATIENCE {
+                return Err(failure.into());
+            }
+            seen(Moment::Interrupted(&failure.message));
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST);
+        }
     }
 
     /// Opens the typing half of a task that was submitted with input.

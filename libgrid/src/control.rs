@@ -2,7 +2,7 @@
 //!
 //! A client connects to the agent's Unix socket ([`DEFAULT_SOCKET`]); each side sends a
 //! [`Hello`](crate::wire::Hello). Then the client sends [`Request`] frames, and gets for each, in order, one
-//! [`Response`] frame. Requests may be sent before earlier ones are answered. Four requests go on after that,
+//! [`Response`] frame. Requests may be sent before earlier ones are answered. Five requests go on after that,
 //! and a connection that carried one is closed at its end:
 //!
 //! | request | then |
@@ -10,6 +10,7 @@
 //! | [`Request::Submit`] with `upload` | the client sends [`Chunk`] frames, an empty one last; then comes the response |
 //! | [`Request::Wait`] | [`Reply::Job`] whenever the job changes, until it is done |
 //! | [`Request::Logs`] | [`Reply::Output`] as it comes, then [`Reply::Done`] |
+//! | [`Request::Copy`] | [`Reply::Copying`] several times a second, then [`Reply::Copied`] |
 //! | [`Request::Input`] | the client sends [`Input`] frames; [`Reply::Done`] when the task ended |
 //!
 //! The agent knows its caller from the kernel (`SO_PEERCRED`), not from what is sent.
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::copy::{Copy, Entry, Export, ExportOf, Landed, Place, Progress};
 use crate::ids::{JobId, NodeId, Selector, TaskId};
 use crate::node::NodeInfo;
 use crate::spec::JobSpec;
@@ -108,6 +110,25 @@ pub enum Request {
     Input {
         /// Which.
         task: TaskId,
+    },
+    /// Copy files: [`Reply::Copying`], several times a second, then [`Reply::Copied`].
+    Copy(Box<Copy>),
+    /// What is in a folder, or a file by itself: [`Reply::Listing`].
+    List {
+        /// Which.
+        place: Place,
+    },
+    /// Lend a folder to the other nodes, or change how: [`Reply::Done`].
+    Export(Export),
+    /// Lend a folder no longer: [`Reply::Done`].
+    Unexport {
+        /// Which.
+        path: PathBuf,
+    },
+    /// What is lent: [`Reply::Exports`].
+    Exports {
+        /// By the other nodes, too.
+        everywhere: bool,
     },
 }
 
@@ -251,6 +272,24 @@ pub enum Reply {
         /// The piece.
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
+    },
+    /// How far a copy is.
+    Copying(Progress),
+    /// A copy is done.
+    Copied(Landed),
+    /// What is in a folder, in the order of names, and whether there is more than fits.
+    Listing {
+        /// The first entries.
+        entries: Vec<Entry>,
+        /// Whether there are more.
+        more: bool,
+    },
+    /// What nodes lend, and the nodes that did not answer.
+    Exports {
+        /// In the order of nodes.
+        exports: Vec<ExportOf>,
+        /// Nodes whose exports are missing.
+        silent: Vec<NodeId>,
     },
 }
 

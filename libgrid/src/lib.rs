@@ -22,10 +22,12 @@
 //! | [`status`] | what became of it |
 //! | [`node`] | what a node has |
 //! | [`control`] | requests to the agent and its replies |
+//! | [`copy`] | files between nodes |
 //! | [`client`] | the connection to the agent, async |
 //! | [`blocking`] | the same without a runtime |
 //! | [`wire`] | framing, codec, version |
 //! | `io` | bulk data between files and sockets; with the feature of that name |
+//! | `user` | whose rights a process has; with the feature of that name |
 //! | `archive` | inputs and results as archives; with the feature of that name |
 // One call of the kernel has no safe wrapper: io/info.rs.
 #![deny(unsafe_code)]
@@ -36,6 +38,7 @@ pub mod blocking;
 #[cfg(feature = "async")]
 pub mod client;
 pub mod control;
+pub mod copy;
 mod error;
 pub mod ids;
 #[cfg(feature = "io")]
@@ -44,6 +47,8 @@ pub mod node;
 pub mod spec;
 pub mod status;
 pub mod units;
+#[cfg(feature = "user")]
+pub mod user;
 pub mod wire;
 
 pub use error::GridError;

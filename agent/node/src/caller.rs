@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | any user of a node of the VO | submit; see nodes and jobs; read the output of their own jobs, type into them, and end them |
 //! | root of a node of the VO | that with everybody's jobs |
-//! | root of this machine | found and join a VO |
+//! | any user of a node of the VO | copy files that this node lends, as the export says ([`crate::copy::exports`]) |
+//! | any user of this machine | copy their own files |
+//! | root of this machine | found and join a VO; lend folders |
 //! | root of the founding node | make tokens, revoke nodes |
 //!
 //! "Their own" are the jobs that the same user submitted on the same node. The kernel says who a local caller is; of
@@ -51,6 +53,11 @@ impl Caller {
     /// The same caller, as another node tells of it.
     pub(crate) fn at_node(self, node: NodeId) -> Self {
         Self { node: Some(node), ..self }
+    }
+
+    /// Whether it is a user of this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        self.node.is_none()
     }
 
     fn is_root(&self) -> bool {

@@ -10,6 +10,7 @@
 //! runtime_dir  = "/run/gridos"
 //! retention    = "7d"                    # how long jobs that are done are remembered
 //! certificates = "24h"                   # how long a certificate lasts that this node's authority issues
+//! data_ports   = "50000-50100"           # TCP; for the data of copies; any free port if absent
 //! [limits]                               # what the grid may use of this machine
 //! cores        = 4.0
 //! memory       = "8G"
@@ -42,7 +43,28 @@ pub(crate) struct Config {
     pub(crate) cgroup_parent: String,
     pub(crate) retention: Span,
     pub(crate) certificates: Span,
+    pub(crate) data_ports: Option<Ports>,
     pub(crate) limits: Limits,
+}
+
+/// A range of ports: its first and its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Ports {
+    pub(crate) first: u16,
+    pub(crate) last: u16,
+}
+
+impl TryFrom<String> for Ports {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parsed = text.split_once('-').and_then(|(first, last)| {
+            Some(Self { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
+        });
+        let good = |ports: &Self| ports.first > 0 && ports.first <= ports.last;
+        parsed.filter(good).ok_or_else(|| format!("{text:?} is no range of ports: write it as 50000-50100"))
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -75,6 +97,7 @@ impl Default for Config {
             cgroup_parent: "gridos".into(),
             retention: Span(Duration::from_secs(7 * 86_400)),
             certificates: Span(grid_vo::LIFETIME),
+            data_ports: None,
             limits: Limits::default(),
         }
     }
@@ -182,6 +205,7 @@ mod tests {
             ("nmae = 'x'", "unknown field `nmae`"),
             ("state_dir = 'here'", "state_dir: here is no absolute path"),
             ("cgroup_parent = 'a/b'", "cgroup_parent: \"a/b\" is no name"),
+            ("data_ports = '9-5'", "\"9-5\" is no range of ports"),
             ("[limits]\nmemory = 'lots'", "\"lots\" is no amount of bytes"),
         ] {
             fs::write(&path, text).unwrap();

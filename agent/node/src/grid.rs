@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
+use crate::copy::Copies;
 use crate::core::{self, Core, Outlets};
 use crate::identity::{self, FOUNDER, Identity, failure};
 use crate::machine;
@@ -45,6 +46,7 @@ pub(crate) struct Grid {
     pub(crate) core: Core,
     pub(crate) members: Members,
     pub(crate) output: Output,
+    pub(crate) copies: Copies,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
     queries: mpsc::UnboundedSender<Query>,
@@ -62,6 +64,7 @@ impl Grid {
         let internal = |error: &dyn std::fmt::Display| failure(Kind::Internal, error);
         let identity = Arc::new(identity);
         let me = identity.node();
+        let copies = Copies::load(&config)?;
         let (shims, found) = runner::find(&config).await.map_err(|error| internal(&error))?;
         let (link, incoming) =
             Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
@@ -140,8 +143,20 @@ impl Grid {
             contacts,
         };
         membership::start(start, news_end);
-        let grid =
-            Arc::new(Self { config, me, identity, link, peers, core, members, output, addrs, queries, news });
+        let grid = Arc::new(Self {
+            config,
+            me,
+            identity,
+            link,
+            peers,
+            core,
+            members,
+            output,
+            copies,
+            addrs,
+            queries,
+            news,
+        });
         tokio::spawn(grid.clone().keep_certificate());
         Ok((grid, incoming))
     }

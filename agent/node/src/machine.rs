@@ -1,7 +1,7 @@
 //! What this machine has and how busy it is, from `/proc`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use libgrid::node::{Resources, Tier};
@@ -42,6 +42,14 @@ pub(crate) fn room(folder: &Path) -> Option<u64> {
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+/// Another program of the same installation: it is beside this one.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let here = std::env::current_exe().unwrap_or_default();
+    // The kernel marks the path of a program that was replaced while it ran.
+    let here = here.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
+    Path::new(&here).with_file_name(name)
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //!   users ── control.sock ──▶ control ─┐                  ┌─ runner ──▶ shims ──▶ tasks
 //!                                      ├─▶ core (thread) ─┤
 //!   nodes ── QUIC ── link ──▶ serve ───┘    home, host    ├─ peers ──▶ other nodes
-//!                     ▲                     store (redb)  └─ output ─▶ logs, results
+//!                     ▲           │         store (redb)  └─ output ─▶ logs, results
+//!                     │           └─▶ copy ──▶ movers: one process for each end of a copy
 //!                     └── membership ── overlay
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod caller;
 mod config;
 mod control;
+mod copy;
 mod core;
 mod doctor;
 mod grid;

@@ -13,6 +13,10 @@
 //! | `Usage` | one `Vec<(Run, Usage)>` frame |
 //! | `Join`, `Renew` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
+//! | `Prepare` | one `Result<Ticket, Failure>` frame |
+//! | `Send` | [`control::Response`] frames: how far it is, then the end |
+//! | `Receive` | what two movers say to each other, see `grid_transfer::session` |
+//! | `Exports` | one `Vec<ExportOf>` frame |
 //!
 //! The asked side knows the asker from the handshake. The bearer of a token gets no further than `Join`.
 
@@ -29,6 +33,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::caller::Caller;
+use crate::copy::{Preparing, Sending, Ticket};
 use crate::core::Letter;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +58,14 @@ pub(crate) enum Request {
     Renew { public_key: [u8; 32] },
     /// The newest list that the asker knows.
     Revocations(RevocationList),
+    /// A user of the asking node wants to write here.
+    Prepare { caller: Caller, preparing: Preparing },
+    /// A user of the asking node wants files of this node sent.
+    Send { caller: Caller, sending: Sending },
+    /// The bearer of a ticket sends.
+    Receive { ticket: Ticket },
+    /// What this node lends.
+    Exports,
 }
 
 /// A part of what a run left.

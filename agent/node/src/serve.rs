@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::control;
+use crate::copy;
 use crate::core::Letter;
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
@@ -112,6 +113,19 @@ async fn answer_node(
             grid.learn(list).await;
             Ok(())
         }
+        Request::Prepare { caller, preparing } => {
+            let answer = copy::prepare(grid, &caller.at_node(node), preparing);
+            answer_once(&mut duplex, &answer).await
+        }
+        Request::Send { caller, sending } => {
+            copy::send(grid, &caller.at_node(node), sending, &mut duplex).await?;
+            finish(&mut duplex).await
+        }
+        Request::Receive { ticket } => {
+            let received = copy::receive(grid, node, &ticket, &mut duplex).await;
+            received.map_err(|failure| io::Error::other(failure.message).into())
+        }
+        Request::Exports => answer_once(&mut duplex, &copy::exports_here(grid)).await,
         Request::Join { .. } => {
             let refused: Admitted = Err("this node is in the VO already".into());
             answer_once(&mut duplex, &refused).await

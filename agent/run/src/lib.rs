@@ -19,7 +19,7 @@
 //! without renewal, the shim freezes the task's control group by itself, agent or no agent: from then on the
 //! home node may start the task elsewhere. Contact thaws it; a newer epoch kills it.
 //!
-//! What handles files that a task controls runs with the task's own uid ([`spawn::User`]), never as root.
+//! What handles files that a task controls runs with the task's own uid ([`libgrid::user::User`]), never as root.
 
 pub mod logs;
 pub mod protocol;

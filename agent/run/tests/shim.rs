@@ -13,10 +13,11 @@ use grid_qos::{Cgroups, ROOT};
 use grid_run::logs::Reader;
 use grid_run::protocol::{Ending, FromShim, How, Kept, Launch, ToShim};
 use grid_run::shim::now;
-use grid_run::spawn::{Shims, User};
+use grid_run::spawn::Shims;
 use libgrid::control::{Stdin, Stream};
 use libgrid::ids::Run;
 use libgrid::node::Resources;
+use libgrid::user::User;
 use libgrid::wire::{self, Hello};
 
 const UID: u32 = 1_900_000_077;

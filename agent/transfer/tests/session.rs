@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use grid_transfer::root::Root;
-use grid_transfer::session::{Landed, Options, Progress, ReceiveOrder, SendOrder, Trouble, receive, send};
+use grid_transfer::session::{Options, ReceiveOrder, SendOrder, Trouble, receive, send};
+use libgrid::copy::{Landed, Progress};
 use libgrid::io::Fixed;
 use net::{Fault, Network};
 

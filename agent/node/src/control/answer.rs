@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use grid_jobs::home;
 use libgrid::control::{Failure, Kind, NodeStatus, Reply, Request, Response};
+use libgrid::copy::Place;
 use libgrid::ids::{NodeId, Run, Selector};
 use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus, Usage};
 use libgrid::wire::{WireError, stream};
@@ -34,6 +35,36 @@ pub(super) async fn answer<S: Stream>(
     request: Request,
     client: &mut S,
 ) -> Result<(), Answer> {
+    match request {
+        Request::Copy(copy) => return crate::copy::copy(grid, caller, *copy, client).await,
+        Request::Export(export) => {
+            caller.must_be_root("lend folders")?;
+            grid.copies.exports.add(export)?;
+            return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
+        }
+        Request::Unexport { path } => {
+            caller.must_be_root("change what is lent")?;
+            grid.copies.exports.remove(&path)?;
+            return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
+        }
+        Request::Exports { everywhere } => {
+            let (exports, silent) = match everywhere {
+                true => crate::copy::exports_of_all(grid).await,
+                false => (crate::copy::exports_here(grid), Vec::new()),
+            };
+            return Ok(stream::write(client, &Response::Ok(Reply::Exports { exports, silent })).await?);
+        }
+        Request::List { place } => {
+            // Another node is asked about a path of its own.
+            let (node, path) = crate::copy::place(grid, &place, false).await?;
+            let request = Request::List { place: Place::Here(path) };
+            return match node == grid.me {
+                true => local(grid, caller, request, client).await,
+                false => forward(grid, caller, node, request, client).await,
+            };
+        }
+        _ => (),
+    }
     match job_of(&request) {
         Some(home) if home != grid.me => forward(grid, caller, home, request, client).await,
         _ => local(grid, caller, request, client).await,
@@ -125,6 +156,7 @@ async fn local<S: Stream>(
             owned(grid, caller, Selector::Task(task)).await?;
             return follow::input(grid, task, client).await;
         }
+        Request::List { place: Place::Here(path) } => crate::copy::list(grid, caller, &path).await?,
         _ => return Err(Failure::new(Kind::Invalid, "this request is not for another node").into()),
     };
     Ok(stream::write(client, &Response::Ok(reply)).await?)

@@ -112,8 +112,10 @@ impl Agent {
                 }
                 Err(error) => return Err(error),
             };
-            let goes_on =
-                matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. });
+            let goes_on = matches!(
+                request,
+                Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. } | Request::Copy(_)
+            );
             match self.handle(&caller, request, &mut client).await {
                 Ok(()) => (),
                 Err(Answer::Failure(failure)) => {

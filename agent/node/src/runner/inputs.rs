@@ -12,9 +12,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use grid_run::protocol::Launch;
-use grid_run::spawn::{Shims, User};
+use grid_run::spawn::Shims;
 use libgrid::control::Chunk;
 use libgrid::ids::{JobId, NodeId};
+use libgrid::user::User;
 use libgrid::wire::stream;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;

@@ -126,8 +126,5 @@ pub(super) fn remove(path: &Path) {
 
 /// `gridos-shim` lies beside this program.
 pub(crate) fn shim_program() -> PathBuf {
-    let beside = std::env::current_exe().unwrap_or_default();
-    // The kernel marks the path of a program that was replaced while it ran.
-    let beside = beside.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
-    Path::new(&beside).with_file_name("gridos-shim")
+    crate::machine::program("gridos-shim")
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use grid_run::shim::{self, Config};
-use grid_run::spawn::User;
 use libgrid::archive;
+use libgrid::user::User;
 
 fn main() -> ExitCode {
     let mut args = env::args_os().skip(1);

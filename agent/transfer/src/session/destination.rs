@@ -22,6 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use libgrid::copy::Landed;
 use libgrid::io::{Pipe, Plan, Side, Socket};
 use libgrid::wire::{self, WireError};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -32,7 +33,7 @@ use super::STALL;
 use super::conduit::{Conduit, Seal};
 use super::journal;
 use super::landing::{Growing, Landing};
-use super::message::{FromDestination, FromSource, Landed, Trouble};
+use super::message::{FromDestination, FromSource, Trouble};
 use super::queue::{Next, Queue};
 use super::record::{self, GREETING, HEADER, Key, Record, Sequence};
 use crate::root::Root;
@@ -507,10 +508,7 @@ impl Destination {
                 io::ErrorKind::Other.into()
             })
         })
-        .map_err(|error| {
-            self.fail(trouble.take().unwrap_or_else(confused));
-            error
-        })?;
+        .inspect_err(|_| self.fail(trouble.take().unwrap_or_else(confused)))?;
         self.arrived(work);
         Ok(())
     }

@@ -14,6 +14,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use libgrid::copy::Landed;
 use serde::{Deserialize, Serialize};
 
 /// Bytes in a path at most, as the kernel has it.
@@ -173,19 +174,6 @@ pub(super) struct Held {
     pub(super) modified: Time,
     /// Parts that are there, as start and end; `None`: all of it.
     pub(super) ranges: Option<Vec<(u64, u64)>>,
-}
-
-/// What came of it all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Landed {
-    /// Bytes of files that were sent.
-    pub bytes: u64,
-    /// Files, folders and links that were written.
-    pub items: u64,
-    /// Files that were there already.
-    pub skipped: u64,
-    /// Where they are.
-    pub path: PathBuf,
 }
 
 /// Why a transfer ended early.

@@ -34,10 +34,9 @@ mod walk;
 use std::time::Duration;
 
 use libgrid::io::Fixed;
-use serde::{Deserialize, Serialize};
 
 pub use destination::{ReceiveOrder, receive};
-pub use message::{Landed, Trouble};
+pub use message::Trouble;
 pub use source::{SendOrder, send};
 
 /// How long a data connection on which something is under way may bring nothing until it is replaced.
@@ -56,21 +55,4 @@ pub struct Options {
     pub most_streams: usize,
     /// What is not to be found by measuring.
     pub fixed: Fixed,
-}
-
-/// How far a transfer is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Bytes that are at the destination.
-    pub bytes: u64,
-    /// Bytes that were found so far.
-    pub of_bytes: u64,
-    /// Files, folders and links that were found so far.
-    pub of_items: u64,
-    /// Whether everything was found.
-    pub whole: bool,
-    /// Data connections.
-    pub streams: usize,
-    /// Pieces that had to be sent again.
-    pub sent_again: u64,
 }

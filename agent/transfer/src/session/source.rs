@@ -24,18 +24,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use libgrid::copy::{Landed, Progress};
 use libgrid::io::{Fixed, PathInfo, Plan, ReadAhead, Side, Socket, Tuner};
 use libgrid::wire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::conduit::{Conduit, Seal};
 use super::journal::{self, Ranges};
-use super::message::{FromDestination, FromSource, Held, Landed, Offer, RelPath, Shape, Time, Trouble, What};
+use super::message::{FromDestination, FromSource, Held, Offer, RelPath, Shape, Time, Trouble, What};
 use super::pace::Pace;
 use super::queue::{Next, Queue};
 use super::record::{self, Key, MAX_PACK, Pack, Record, Sequence};
 use super::walk::{self, Found, SMALL};
-use super::{Options, Progress, STALL};
+use super::{Options, STALL};
 use crate::root::Root;
 
 /// Pieces of work that are under way at once at most.
@@ -658,7 +659,7 @@ impl Source<'_> {
             of_bytes: get(&self.counts.found_bytes),
             of_items: get(&self.counts.found_items),
             whole: self.counts.walked.load(Ordering::Relaxed),
-            streams,
+            streams: u32::try_from(streams).unwrap_or(u32::MAX),
             sent_again: get(&self.counts.sent_again),
         }
     }

@@ -198,14 +198,16 @@ pub(super) fn walk(
             };
             let below = RelPath::new(path.join(&name)).map_err(Trouble::lasting)?;
             let there = found(inner.clone(), name, &stat, below).map_err(|error| cannot(&shown, &error))?;
-            match there {
-                Some(folder) if folder.item.what == What::Folder => open.push(folder),
-                Some(other) => {
-                    if !each(other)? {
-                        return Ok(false);
-                    }
+            let on = match there {
+                Some(folder) if folder.item.what == What::Folder => {
+                    open.push(folder);
+                    true
                 }
-                None => (),
+                Some(other) => each(other)?,
+                None => true,
+            };
+            if !on {
+                return Ok(false);
             }
         }
     }
