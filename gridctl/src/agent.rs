@@ -25,9 +25,10 @@ const TASKS_UNIT: &str = "/etc/systemd/system/gridos-tasks.service";
 
 /// Holds the control group of tasks. It is a service of its own for what is done to the agent's service to leave tasks
 /// alone, and since systemd before 254 cannot start a service again in a group that has groups with controllers in it.
-/// The agent moves the process that keeps it into a group below: see the crate grid-qos.
+/// The agent moves the process that keeps it into a group below (see the crate grid-qos), so it must not start before
+/// that process is there: `Type=exec`.
 const TASKS: &str = "[Unit]\nDescription=GridOS tasks, which outlive the node agent\n\n\
-    [Service]\nExecStart=/bin/sleep infinity\nRestart=always\nSlice=system.slice\nDelegate=yes\nOOMPolicy=continue\n\
+    [Service]\nType=exec\nExecStart=/bin/sleep infinity\nRestart=always\nSlice=system.slice\nDelegate=yes\nOOMPolicy=continue\n\
     OOMScoreAdjust=-1000\nTasksMax=infinity\nTimeoutStopSec=10s\n";
 const LOG: &str = "/var/log/gridosd.log";
 
