@@ -23,13 +23,26 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const UNIT: &str = "/etc/systemd/system/gridosd.service";
 const TASKS_UNIT: &str = "/etc/systemd/system/gridos-tasks.service";
 
-/// Holds the control group of tasks. It is a service of its own for what is done to the agent's service to leave tasks
-/// alone, and since systemd before 254 cannot start a service again in a group that has groups with controllers in it.
+/// Holds the control group of tasks. It is a service of its own so that what is done to the agent's service leaves tasks
+/// alone, and because systemd before 254 cannot start a process in a group that hands controllers down (219/CGROUP).
 /// The agent moves the process that keeps it into a group below (see the crate grid-qos), so it must not start before
 /// that process is there: `Type=exec`.
-const TASKS: &str = "[Unit]\nDescription=GridOS tasks, which outlive the node agent\n\n\
-    [Service]\nType=exec\nExecStart=/bin/sleep infinity\nRestart=always\nSlice=system.slice\nDelegate=yes\nOOMPolicy=continue\n\
-    OOMScoreAdjust=-1000\nTasksMax=infinity\nTimeoutStopSec=10s\n";
+const TASKS: &str = "\
+[Unit]
+Description=GridOS tasks, which outlive the node agent
+
+[Service]
+Type=exec
+ExecStart=/bin/sleep infinity
+Restart=always
+Slice=system.slice
+Delegate=yes
+OOMPolicy=continue
+OOMScoreAdjust=-1000
+TasksMax=infinity
+TimeoutStopSec=10s
+";
+
 const LOG: &str = "/var/log/gridosd.log";
 
 /// Asks, and shows a spinner while a person waits.
