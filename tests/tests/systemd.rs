@@ -74,14 +74,15 @@ tell tasks_active "$(systemctl is-active gridosd gridos-tasks | tr '\n' ' ')"
 gridctl up; soon '[ -n "$(sleeping 1006)" ]'
 gridctl kill "$job"; outcome lost_and_again "$job"
 
-# Its process dies: both start again.
+tell complaints "$(journalctl --no-pager | grep -c 'left-over\|remains running\|[Ff]ailed to .* cgroup')"
+
+# Its process dies, and all tasks with it: both start again.
 before=$(ask MainPID gridosd)
 kill -9 "$(ask MainPID gridos-tasks)"
 soon '[ "$(ask MainPID gridosd)" -gt 0 ] && [ "$(ask MainPID gridosd)" != "$before" ] && gridctl nodes >/dev/null 2>&1'
 outcome after "$(gridctl submit -- true)"
 
 tell ready "$(journalctl -u gridosd -o cat --no-pager | grep -c agent_ready)"
-tell complaints "$(journalctl --no-pager | grep -c 'left-over\|remains running\|[Ff]ailed to .* cgroup')"
 journalctl --no-pager -u gridosd -u gridos-tasks | tail -n 100
 gridctl submit -- sh -c 'trap "" TERM; sleep 1007; sleep 1007'; soon '[ -n "$(sleeping 1007)" ]'
 tell uptime "$(cut -d. -f1 /proc/uptime)"
