@@ -74,7 +74,9 @@ tell tasks_active "$(systemctl is-active gridosd gridos-tasks | tr '\n' ' ')"
 gridctl up; soon '[ -n "$(sleeping 1006)" ]'
 gridctl kill "$job"; outcome lost_and_again "$job"
 
-tell complaints "$(journalctl --no-pager | grep -c 'left-over\|remains running\|[Ff]ailed to .* cgroup')"
+journalctl -u gridosd -u gridos-tasks --no-pager -o cat |
+    grep 'left-over\|remains running\|[Ff]ailed to .* cgroup' >/tmp/complaints; cat /tmp/complaints
+tell complaints "$(wc -l </tmp/complaints)"
 
 # Its process dies, and all tasks with it: both start again.
 before=$(ask MainPID gridosd)

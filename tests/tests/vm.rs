@@ -38,7 +38,7 @@ gridctl kill -s INT "$job"; outcome signal "$job"
 job=$(gridctl submit -- sh -c 'i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done'); outcome busy "$job"
 tell usage "$(gridctl status --json "$job" | grep -o '"peak_memory":[1-9]' | head -n 1)"
 job=$(gridctl submit -- sh -c 'sleep 8; exit 3'); sleep 2
-kill -9 "$(cat /tmp/pid)"; agent; sleep 1
+pid=$(cat /tmp/pid); kill -9 "$pid"; wait "$pid"; agent; sleep 1
 outcome restart "$job"
 tell processes "$(cat /sys/fs/cgroup/gridos/*/cgroup.procs 2>/dev/null | wc -l)"
 cat /tmp/agent.log
