@@ -21,6 +21,28 @@ use crate::{Done, show};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const UNIT: &str = "/etc/systemd/system/gridosd.service";
+const TASKS_UNIT: &str = "/etc/systemd/system/gridos-tasks.service";
+
+/// Holds the control group of tasks. It is a service of its own so that what is done to the agent's service leaves tasks
+/// alone, and because systemd before 254 cannot start a process in a group that hands controllers down (219/CGROUP).
+/// The agent moves the process that keeps it into a group below (see the crate grid-qos), so it must not start before
+/// that process is there: `Type=exec`.
+const TASKS: &str = "\
+[Unit]
+Description=GridOS tasks, which outlive the node agent
+
+[Service]
+Type=exec
+ExecStart=/bin/sleep infinity
+Restart=always
+Slice=system.slice
+Delegate=yes
+OOMPolicy=continue
+OOMScoreAdjust=-1000
+TasksMax=infinity
+TimeoutStopSec=10s
+";
+
 const LOG: &str = "/var/log/gridosd.log";
 
 /// Asks, and shows a spinner while a person waits.
@@ -79,32 +101,36 @@ fn beside(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn start_service(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<()> {
-    let partial = format!("{UNIT}.part");
-    let unit = unit(program, arguments);
-    fs::write(&partial, unit)
-        .and_then(|()| fs::rename(&partial, UNIT))
-        .with_context(|| format!("cannot write {UNIT}"))?;
-    for arguments in [&["daemon-reload"][..], &["enable", "--now", "gridosd.service"]] {
-        let output = Command::new("systemctl").args(arguments).output().context("cannot run systemctl")?;
-        if !output.status.success() {
-            bail!(
-                "systemctl {} failed: {}",
-                arguments.join(" "),
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
+    for (path, unit) in [(TASKS_UNIT, TASKS), (UNIT, &unit(program, arguments))] {
+        let partial = format!("{path}.part");
+        fs::write(&partial, unit)
+            .and_then(|()| fs::rename(&partial, path))
+            .with_context(|| format!("cannot write {path}"))?;
+    }
+    systemctl(&["daemon-reload"])?;
+    systemctl(&["enable", "--now", "gridosd.service"])
+}
+
+fn systemctl(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("systemctl").args(arguments).output().context("cannot run systemctl")?;
+    if !output.status.success() {
+        bail!("systemctl {} failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
 
-/// The service: what systemd is to run. The shims, and the tasks in them, outlive the agent: `KillMode=process`.
+/// The service: what systemd is to run. With control groups of version 1 the shims, and the tasks in them, are in the
+/// agent's group and outlive it nevertheless: `KillMode=process`.
 fn unit(program: &Path, arguments: &[std::ffi::OsString]) -> String {
-    let words =
-        std::iter::once(program.to_string_lossy()).chain(arguments.iter().map(|word| word.to_string_lossy()));
+    let group = ["--cgroup", "system.slice/gridos-tasks.service"].map(Into::into);
+    let words = std::iter::once(program.to_string_lossy())
+        .chain(arguments.iter().map(|word| word.to_string_lossy()))
+        .chain(group);
     let command: Vec<_> = words.map(|word| quoted(&word)).collect();
     format!(
-        "[Unit]\nDescription=GridOS node agent\nAfter=network-online.target\nWants=network-online.target\n\n\
-         [Service]\nExecStart={}\nRestart=always\nRestartSec=200ms\nKillMode=process\nDelegate=yes\n\
+        "[Unit]\nDescription=GridOS node agent\nWants=network-online.target\nRequires=gridos-tasks.service\n\
+         After=network-online.target gridos-tasks.service\n\n\
+         [Service]\nExecStart={}\nRestart=always\nRestartSec=200ms\nKillMode=process\n\
          LimitNOFILE=1048576\nTasksMax=infinity\n\n[Install]\nWantedBy=multi-user.target\n",
         command.join(" ")
     )
@@ -147,10 +173,7 @@ pub(crate) fn down(json: bool) -> Done {
         bail!("stopping the agent takes root: use sudo gridctl down");
     }
     if Path::new(UNIT).exists() && Path::new("/run/systemd/system").exists() {
-        Command::new("systemctl")
-            .args(["disable", "--now", "gridosd.service"])
-            .output()
-            .context("cannot run systemctl")?;
+        systemctl(&["disable", "--now", "gridosd.service"])?;
     } else {
         let mut grid = Grid::connect()?;
         let pid =
@@ -242,7 +265,7 @@ mod tests {
     fn a_path_with_blanks_and_signs_stays_one_word_for_systemd() {
         let unit =
             unit(Path::new("/opt/my grid/gridosd"), &["--config".into(), "/etc/100%/$x\"y.toml".into()]);
-        let command = r#"ExecStart="/opt/my grid/gridosd" "--config" "/etc/100%%/$$x\"y.toml""#;
-        assert!(unit.lines().any(|line| line == command), "{unit}");
+        let command = r#"ExecStart="/opt/my grid/gridosd" "--config" "/etc/100%%/$$x\"y.toml" "#;
+        assert!(unit.lines().any(|line| line.starts_with(command)), "{unit}");
     }
 }

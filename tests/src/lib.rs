@@ -18,6 +18,7 @@
 #![expect(clippy::missing_panics_doc, reason = "failing a test is what these functions are for")]
 
 mod grid;
+mod machine;
 mod obstacle;
 mod programs;
 mod run;
@@ -27,6 +28,7 @@ mod until;
 mod witness;
 
 pub use grid::{Grid, GridConfig, Shared};
+pub use machine::{Console, Machine, fetched};
 pub use obstacle::{obstacle, skipped};
 pub use programs::program;
 pub use run::{NOBODY, Run, Running};

@@ -118,6 +118,14 @@ impl Config {
         config.check(file)
     }
 
+    /// Puts tasks into a control group that the init system has delegated, if it is there.
+    pub(crate) fn use_delegated(&mut self, group: &str) -> bool {
+        let parent = grid_qos::Cgroups::delegated(&self.cgroup_root, group);
+        let there = parent.is_some();
+        self.cgroup_parent = parent.unwrap_or_else(|| self.cgroup_parent.clone());
+        there
+    }
+
     fn check(self, path: &Path) -> Result<Self, ConfigError> {
         let field = |field, why: String| Err(ConfigError::Field { path: path.to_owned(), field, why });
         if let Err(error) = grid_vo::check_node_name(&self.name) {

@@ -34,7 +34,7 @@ mod store;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -48,14 +48,15 @@ use crate::control::Agent;
 
 const USAGE: &str = "gridosd, the node agent of GridOS
 
-Usage: gridosd [--config FILE]
+Usage: gridosd [--config FILE] [--cgroup GROUP]
 
 It is started by gridctl up. The file is /etc/gridos/gridosd.toml unless given; see the README.
+GROUP, below /sys/fs/cgroup, is a control group (version 2) that systemd has delegated: tasks go there.
 GRIDOS_LOG sets what is logged, such as debug or grid_link=debug.";
 
 fn main() -> ExitCode {
-    let config = match arguments() {
-        Ok(Some(config)) => config,
+    let (mut config, delegated) = match arguments() {
+        Ok(Some(both)) => both,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gridosd: {error:#}");
@@ -64,6 +65,10 @@ fn main() -> ExitCode {
     };
     let filter = EnvFilter::try_from_env("GRIDOS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    if let Some(group) = delegated.filter(|group| !config.use_delegated(group)) {
+        // With version 1 that is so: only version 2 can be delegated.
+        info!(group, instead = config.cgroup_parent, "no_delegated_group");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.context("starting the runtime").and_then(|runtime| runtime.block_on(run(config)));
     match done {
@@ -75,14 +80,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn arguments() -> anyhow::Result<Option<Config>> {
-    let mut path = None;
+/// The configuration, and the control group that is delegated to the agent.
+fn arguments() -> anyhow::Result<Option<(Config, Option<String>)>> {
+    let (mut path, mut delegated) = (None, None);
     let mut args = std::env::args_os().skip(1);
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--config") => {
                 path =
                     Some(PathBuf::from(args.next().context("--config needs the path of a file after it")?));
+            }
+            Some("--cgroup") => {
+                let group = args.next().context("--cgroup needs the path of a control group after it")?;
+                let relative = |group: &String| {
+                    Path::new(group).components().all(|part| matches!(part, Component::Normal(_)))
+                };
+                let group = group.into_string().ok().filter(relative).filter(|group| !group.is_empty());
+                delegated =
+                    Some(group.context("--cgroup needs a path below /sys/fs/cgroup, without / before it")?);
             }
             Some("--help" | "-h") => {
                 println!("{USAGE}");
@@ -95,7 +110,7 @@ fn arguments() -> anyhow::Result<Option<Config>> {
             _ => bail!("unknown argument {arg:?}: see gridosd --help"),
         }
     }
-    Ok(Some(Config::read(path.as_deref())?))
+    Ok(Some((Config::read(path.as_deref())?, delegated)))
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -20,6 +20,16 @@
 //! its rights. With version 1 the kernel moves a single-threaded writer to `tasks` in well under a millisecond,
 //! while moving a whole process through `cgroup.procs` waits for a grace period of 12 to 27 ms.
 //!
+//! **Where.** A parent group directly below the root, made here; or, where an init system owns the tree, one inside a
+//! group that it has delegated (systemd's `Delegate=`, version 2 only):
+//!
+//! ```text
+//!   system.slice/gridos-tasks.service    delegated: no process may stay in it
+//!   ├─ shims                             those who look after tasks
+//!   └─ tasks                             the parent group
+//!      └─ s0, s1 ...
+//! ```
+//!
 //! Every path is below a root given by the caller, so that a folder can stand in for the file system in tests.
 #![forbid(unsafe_code)]
 
@@ -100,6 +110,24 @@ impl Cgroups {
             Version::V1(trees)
         };
         Ok(Self { version, parent: parent.to_owned() })
+    }
+
+    /// The parent group to open in a group that the init system has delegated to this agent, named by its path below
+    /// `root`. None where it is not there, or where version 1 is in use.
+    pub fn delegated(root: &Path, group: &str) -> Option<String> {
+        v2::delegated(root, group)
+    }
+
+    /// Moves this process, which looks after tasks, out of the agent's group to where the tasks are: what is done to
+    /// all processes of the agent's service is not meant for it. Does nothing where no group was delegated.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    pub fn leave_agent(&self) -> Result<(), CgroupError> {
+        match &self.version {
+            Version::V1(_) => Ok(()),
+            Version::V2(root) => v2::leave_agent(root, &self.parent),
+        }
     }
 
     /// `1` or `2`.

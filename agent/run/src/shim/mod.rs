@@ -117,6 +117,7 @@ pub fn serve(config: Config, agent: UnixStream) -> Result<(), ShimError> {
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|source| ShimError::Listen { path: config.socket.clone(), source })?;
     let cgroups = Cgroups::open(&config.cgroup_root, &config.cgroup_parent)?;
+    cgroups.leave_agent()?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
     let timer_flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
     let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, timer_flags).map_err(io::Error::from)?;
