@@ -1,4 +1,5 @@
-//! What the kernel measured on a TCP connection: `TCP_INFO` (linux/tcp.h, `struct tcp_info`, tcp(7)).
+//! What the kernel measured on a TCP connection: `TCP_INFO` (linux/tcp.h, `struct tcp_info`, tcp(7)); and the other
+//! option that has no safe wrapper.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -46,6 +47,23 @@ struct TcpInfo {
     data_segs_in: u32,
     data_segs_out: u32,
     delivery_rate: u64,
+}
+
+/// Limits what a connection takes from the program before it can be sent (`TCP_NOTSENT_LOWAT`, tcp(7)): what a slow
+/// connection has in its buffer no faster one can take over.
+#[expect(unsafe_code, reason = "setsockopt of TCP_NOTSENT_LOWAT, which no safe wrapper offers")]
+pub(super) fn limit_unsent(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call (AsFd); the kernel reads four bytes of an integer that lives as long.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const bytes).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// What the kernel measured on one connection.
@@ -129,6 +147,17 @@ impl PathInfo {
     /// ```
     pub fn loss(&self) -> f64 {
         if self.segments == 0 { 0.0 } else { self.retransmitted as f64 / self.segments as f64 }
+    }
+
+    /// Whether data waits in queues on the way: the round trip takes a quarter longer than it must.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let (rtt, min_rtt) = (Duration::from_millis(80), Duration::from_millis(50));
+    /// assert!(libgrid::io::PathInfo { rtt, min_rtt, ..Default::default() }.is_queued());
+    /// ```
+    pub fn is_queued(&self) -> bool {
+        self.rtt > self.min_rtt + self.min_rtt / 4
     }
 
     /// The bandwidth-delay product, in bytes: what must be under way to fill the path at the rate last seen.

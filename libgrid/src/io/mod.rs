@@ -27,7 +27,7 @@ pub use ahead::{Pending, ReadAhead};
 pub use info::PathInfo;
 pub use pipe::{PIPE_SIZE, Pipe, relay};
 pub use socket::{BufferOption, Socket};
-pub use tuner::{Congestion, Fixed, Plan, Tuner};
+pub use tuner::{Congestion, Fixed, Path, Plan, Tuner};
 
 use std::fmt;
 use std::io;

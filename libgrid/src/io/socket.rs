@@ -6,13 +6,18 @@ use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce, TcpCongestion};
-use nix::sys::socket::{MsgFlags, getsockopt, send, setsockopt};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getsockopt, send, setsockopt,
+    socket,
+};
 
+use super::info::limit_unsent;
 use super::{Broken, Congestion, PathInfo, Pending, Pipe, Plan, ReadAhead, Side};
 
 /// How much one `sendfile` is asked for: enough to make the call cheap, little enough to tell progress.
@@ -60,7 +65,48 @@ impl Socket {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn connect(address: SocketAddr, patience: Duration, plan: &Plan) -> io::Result<Self> {
-        Self::new(TcpStream::connect_timeout(&address, patience)?, plan)
+        Self::connect_while(address, patience, plan, || true)
+    }
+
+    /// As [`Socket::connect`], but gives up as soon as `wanted` says so; it is asked every 20 ms.
+    ///
+    /// # Errors
+    /// As [`Socket::connect`]; [`io::ErrorKind::Interrupted`] if it is no longer wanted.
+    ///
+    /// ```no_run
+    /// # use libgrid::io::{Plan, Socket};
+    /// # use std::time::Duration;
+    /// let address = "10.0.0.1:5000".parse().unwrap();
+    /// Socket::connect_while(address, Duration::from_secs(10), &Plan::default(), || true)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn connect_while(
+        address: SocketAddr,
+        patience: Duration,
+        plan: &Plan,
+        wanted: impl Fn() -> bool,
+    ) -> io::Result<Self> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let stream = TcpStream::from(socket(family, SockType::Stream, flags, None)?);
+        match connect(stream.as_raw_fd(), &SockaddrStorage::from(address)) {
+            Err(Errno::EINPROGRESS) => (),
+            begun => begun?,
+        }
+        let deadline = Instant::now() + patience;
+        let mut wait = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+        while !matches!(poll(&mut wait, PollTimeout::from(20u8)), Ok(1..)) {
+            if !wanted() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Self::new(stream, plan),
+        }
     }
 
     /// Takes a connection over, and sets it up as the plan says. It becomes a blocking one.
@@ -99,11 +145,25 @@ impl Socket {
             self.buffer_setopt(BufferOption::Send, bytes)?;
             self.buffer_setopt(BufferOption::Receive, bytes)?;
         }
+        if let Some(bytes) = plan.unsent {
+            limit_unsent(&self.stream, bytes)?;
+        }
         if let Congestion::Named(name) = &plan.congestion {
             // Not every user may choose every one; the default works, too.
             let _ = setsockopt(&self.stream, TcpCongestion, name);
         }
         Ok(())
+    }
+
+    /// Whether the congestion control of the connection bears loss: BBR, of any version.
+    ///
+    /// ```no_run
+    /// # fn f(socket: &libgrid::io::Socket) {
+    /// println!("{}", socket.bears_loss());
+    /// # }
+    /// ```
+    pub fn bears_loss(&self) -> bool {
+        getsockopt(&self.stream, TcpCongestion).is_ok_and(|name| name.as_encoded_bytes().starts_with(b"bbr"))
     }
 
     /// How long a call may wait without moving a byte before it fails with [`Broken::stalled`].

@@ -1,35 +1,43 @@
 //! How many connections, with which buffers: decided from what was measured. No I/O, no clock.
 //!
 //! ```text
-//!            round trip short                      round trip long
-//!   start ──────────────────▶ 1 connection      ──────────────────▶ FIRST_LONG connections
-//!                                                       │ every 4 round trips
-//!                                                       ▼
-//!                     ┌── rate grew by more than 5 % ──▶ half as many again
-//!                     └── it did not ──▶ stay; after three times without growth the number stands
+//!            round trip short                round trip long
+//!   start ──────────────────▶ 1           ──────────────────▶ 4, or 16 where each loss slows a connection down
+//!                                                 │ every 4 round trips
+//!                                                 ▼
+//!            ┌── the rate still grows ───────────────────▶ wait
+//!            ├── a queue builds up: the path is full ────▶ stay
+//!            ├── it stopped growing ─────────────────────▶ half as many again
+//!            └── more connections brought nothing, twice ▶ stay for good
 //! ```
 //!
 //! One connection fills a path only if its window reaches the bandwidth-delay product. What keeps it smaller is either
 //! a buffer, which the kernel adapts by itself up to `net.ipv4.tcp_rmem` and `tcp_wmem`, or loss: a connection under
 //! Reno reaches `1.22 · MSS / (RTT · √loss)` (Mathis et al., 1997), 9 Mbit/s at 50 ms and 0.1 %. Several connections
-//! divide both limits among them, and start as many times faster. On a short path they only cost CPU time.
+//! divide both limits among them, and start as many times faster. BBR (Cardwell et al., 2016) does not take each lost
+//! packet for a full queue, and is asked for on long paths; the system may not have it, or not allow it. On a short
+//! path more connections only cost CPU time.
 
 use std::time::Duration;
 
 /// From this round-trip time on a path counts as long.
 const LONG: Duration = Duration::from_millis(3);
 
-/// How many connections a long path begins with.
-const FIRST_LONG: usize = 8;
+/// How many connections a long path begins with, if they bear loss, and if they do not.
+const FIRST_TOLERANT: usize = 4;
+const FIRST: usize = 16;
 
 /// Bytes that make one more connection worth its handshake.
 const WORTH_A_CONNECTION: u64 = 1 << 20;
 
-/// Growth of the rate that shows that more connections helped.
+/// Unsent bytes in a connection on a long path at most.
+const UNSENT: u32 = 256 << 10;
+
+/// Growth of the rate, from one look to the next, that is no chance.
 const GROWTH: f64 = 1.05;
 
 /// How often more connections may bring nothing until their number stands.
-const PATIENCE: u32 = 3;
+const PATIENCE: u32 = 2;
 
 /// What a user fixed; what is `None` is found by measuring.
 ///
@@ -74,99 +82,145 @@ pub struct Plan {
     pub buffer: Option<usize>,
     /// Their congestion control.
     pub congestion: Congestion,
+    /// Bytes that a connection takes at most before it can send them: where several share the work, a slow one must
+    /// not hold much of it. `None` for as many as fit its buffer.
+    pub unsent: Option<u32>,
+}
+
+impl Plan {
+    /// Buffers and congestion control for a path; one connection.
+    ///
+    /// ```
+    /// use libgrid::io::{Congestion, Fixed, Path, Plan};
+    /// let long = Path { rtt: std::time::Duration::from_millis(50), tolerant: false };
+    /// assert_ne!(Plan::for_path(long, &Fixed::default()).congestion, Congestion::Default);
+    /// ```
+    pub fn for_path(path: Path, fixed: &Fixed) -> Self {
+        let congestion = match &fixed.congestion {
+            Some(name) => Congestion::Named(name.into()),
+            None if path.is_long() => Congestion::Named("bbr".into()),
+            None => Congestion::Default,
+        };
+        let unsent = path.is_long().then_some(UNSENT);
+        Self { streams: 1, buffer: fixed.buffer, congestion, unsent }
+    }
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { streams: 1, buffer: None, congestion: Congestion::Default }
+        Self { streams: 1, buffer: None, congestion: Congestion::Default, unsent: None }
+    }
+}
+
+/// What is known of a path before anything was sent.
+///
+/// ```
+/// let path = libgrid::io::Path { rtt: std::time::Duration::from_millis(50), tolerant: true };
+/// assert!(path.is_long());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// The round-trip time.
+    pub rtt: Duration,
+    /// Whether connections have a congestion control that bears loss: [`Socket::bears_loss`](super::Socket::bears_loss).
+    pub tolerant: bool,
+}
+
+impl Path {
+    /// Whether it is long enough for several connections to help.
+    ///
+    /// ```
+    /// assert!(!libgrid::io::Path::default().is_long());
+    /// ```
+    pub fn is_long(self) -> bool {
+        self.rtt >= LONG
     }
 }
 
 /// Decides, during one transfer, how many connections it should have.
 ///
 /// ```
-/// use libgrid::io::{Fixed, Tuner};
+/// use libgrid::io::{Fixed, Path, Tuner};
 /// use std::time::Duration;
-/// let tuner = Tuner::new(Duration::from_micros(50), 1 << 30, 64, Fixed::default());
-/// assert_eq!(tuner.plan().streams, 1);
-/// let tuner = Tuner::new(Duration::from_millis(50), 1 << 30, 64, Fixed::default());
-/// assert!(tuner.plan().streams > 1);
+/// assert_eq!(Tuner::new(Path::default(), 1 << 30, 64, Fixed::default()).plan().streams, 1);
+/// let long = Path { rtt: Duration::from_millis(50), tolerant: false };
+/// assert!(Tuner::new(long, 1 << 30, 64, Fixed::default()).plan().streams > 1);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tuner {
-    rtt: Duration,
+    path: Path,
     most: usize,
     fixed: Fixed,
     streams: usize,
     /// When the last look was, and how much had been delivered.
     looked: (Duration, u64),
-    /// The best rate so far, in bytes a second.
-    best: f64,
+    /// The rate at the last look, in bytes a second.
+    rate: f64,
+    /// The rate before connections were last added.
+    before: Option<f64>,
     disappointments: u32,
 }
 
 impl Tuner {
-    /// For a transfer of `size` bytes over a path of this round-trip time, with `most` connections at most.
+    /// For a transfer of `size` bytes over this path, with `most` connections at most.
     ///
     /// ```
-    /// # use libgrid::io::{Fixed, Tuner};
+    /// # use libgrid::io::{Fixed, Path, Tuner};
     /// # use std::time::Duration;
+    /// let long = Path { rtt: Duration::from_millis(50), tolerant: true };
     /// // A small file is not worth many connections.
-    /// assert_eq!(Tuner::new(Duration::from_millis(50), 1000, 64, Fixed::default()).plan().streams, 1);
+    /// assert_eq!(Tuner::new(long, 1000, 64, Fixed::default()).plan().streams, 1);
     /// ```
-    pub fn new(rtt: Duration, size: u64, most: usize, fixed: Fixed) -> Self {
+    pub fn new(path: Path, size: u64, most: usize, fixed: Fixed) -> Self {
         let most = most.max(1);
         let worth = usize::try_from(size / WORTH_A_CONNECTION).unwrap_or(usize::MAX).max(1);
+        let first = if path.tolerant { FIRST_TOLERANT } else { FIRST };
         let streams = match fixed.streams {
             Some(streams) => streams.clamp(1, most),
-            None if rtt < LONG => 1,
-            None => FIRST_LONG.min(worth).min(most),
+            None if !path.is_long() => 1,
+            None => first.min(worth).min(most),
         };
         let most = if fixed.streams.is_some() { streams } else { most.min(worth) };
-        Self { rtt, most, fixed, streams, looked: (Duration::ZERO, 0), best: 0.0, disappointments: 0 }
+        let looked = (Duration::ZERO, 0);
+        Self { path, most, fixed, streams, looked, rate: 0.0, before: None, disappointments: 0 }
     }
 
     /// What to set up now.
     ///
     /// ```
-    /// # use libgrid::io::{Fixed, Tuner};
-    /// # use std::time::Duration;
+    /// # use libgrid::io::{Fixed, Path, Tuner};
     /// let fixed = Fixed { streams: Some(3), ..Default::default() };
-    /// assert_eq!(Tuner::new(Duration::ZERO, 1 << 30, 64, fixed).plan().streams, 3);
+    /// assert_eq!(Tuner::new(Path::default(), 1 << 30, 64, fixed).plan().streams, 3);
     /// ```
     pub fn plan(&self) -> Plan {
-        let congestion = match &self.fixed.congestion {
-            Some(name) => Congestion::Named(name.into()),
-            // It does not take each lost packet for a full queue. Where it is not there, more connections do it.
-            None if self.rtt >= LONG => Congestion::Named("bbr".into()),
-            None => Congestion::Default,
-        };
-        Plan { streams: self.streams, buffer: self.fixed.buffer, congestion }
+        Plan { streams: self.streams, ..Plan::for_path(self.path, &self.fixed) }
     }
 
     /// How long to wait between two calls of [`Tuner::observe`].
     ///
     /// ```
-    /// # use libgrid::io::{Fixed, Tuner};
+    /// # use libgrid::io::{Fixed, Path, Tuner};
     /// # use std::time::Duration;
-    /// let tuner = Tuner::new(Duration::from_millis(50), 1 << 30, 64, Fixed::default());
-    /// assert_eq!(tuner.interval(), Duration::from_millis(200));
+    /// let long = Path { rtt: Duration::from_millis(50), tolerant: false };
+    /// assert_eq!(Tuner::new(long, 1 << 30, 64, Fixed::default()).interval(), Duration::from_millis(200));
     /// ```
     pub fn interval(&self) -> Duration {
-        (self.rtt * 4).max(Duration::from_millis(100))
+        (self.path.rtt * 4).max(Duration::from_millis(100))
     }
 
-    /// Learns that at `now`, counted from the start, `delivered` bytes had arrived in all; tells how many connections
-    /// there should be.
+    /// Learns that at `now`, counted from the start, `delivered` bytes had arrived in all, and whether data waits in
+    /// queues on the way, so that the round trip takes longer than it must; tells how many connections there should be.
     ///
     /// ```
-    /// # use libgrid::io::{Fixed, Tuner};
+    /// # use libgrid::io::{Fixed, Path, Tuner};
     /// # use std::time::Duration;
-    /// let mut tuner = Tuner::new(Duration::from_millis(50), 1 << 30, 64, Fixed::default());
-    /// let before = tuner.plan().streams;
-    /// assert!(tuner.observe(Duration::from_millis(200), 1 << 20) > before, "the rate grew from nothing");
+    /// let long = Path { rtt: Duration::from_millis(50), tolerant: false };
+    /// let mut tuner = Tuner::new(long, 1 << 30, 64, Fixed::default());
+    /// let first = tuner.plan().streams;
+    /// assert_eq!(tuner.observe(Duration::from_millis(200), 1 << 20, false), first, "the rate grew from nothing");
+    /// assert!(tuner.observe(Duration::from_millis(400), 2 << 20, false) > first, "it grows no more");
     /// ```
-    pub fn observe(&mut self, now: Duration, delivered: u64) -> usize {
+    pub fn observe(&mut self, now: Duration, delivered: u64, queued: bool) -> usize {
         let (then, before) = self.looked;
         let span = now.saturating_sub(then);
         if span < self.interval() {
@@ -174,14 +228,17 @@ impl Tuner {
         }
         self.looked = (now, delivered);
         let rate = delivered.saturating_sub(before) as f64 / span.as_secs_f64();
-        if rate > self.best * GROWTH {
-            self.disappointments = 0;
-        } else {
-            self.disappointments += 1;
-        }
-        self.best = self.best.max(rate);
+        let grows = rate > self.rate * GROWTH;
+        self.rate = rate;
         // A short path is full with one, or the machine is.
-        if self.rtt >= LONG && self.disappointments < PATIENCE && self.streams < self.most {
+        if grows || queued || !self.path.is_long() || self.disappointments >= PATIENCE {
+            return self.streams;
+        }
+        if let Some(before) = self.before.take() {
+            self.disappointments = if rate > before * GROWTH { 0 } else { self.disappointments + 1 };
+        }
+        if self.streams < self.most && self.disappointments < PATIENCE {
+            self.before = Some(rate);
             self.streams = (self.streams + self.streams.div_ceil(2)).min(self.most);
         }
         self.streams
@@ -192,18 +249,19 @@ impl Tuner {
 mod tests {
     use super::*;
 
-    const RTT: Duration = Duration::from_millis(50);
+    const LOSSY: Path = Path { rtt: Duration::from_millis(50), tolerant: false };
 
     /// A path on which each connection gets `each` bytes a second, and all together `link`.
-    fn settled(each: f64, link: f64) -> (usize, f64) {
-        let mut tuner = Tuner::new(RTT, 10 << 30, 64, Fixed::default());
+    fn settled(each: f64, link: f64, queues: bool) -> (usize, f64) {
+        let mut tuner = Tuner::new(LOSSY, 10 << 30, 64, Fixed::default());
         let (mut now, mut delivered) = (Duration::ZERO, 0.0);
         let mut rate = 0.0;
         for _ in 0..40 {
-            rate = (tuner.plan().streams as f64 * each).min(link);
+            let wish = tuner.plan().streams as f64 * each;
+            rate = wish.min(link);
             now += tuner.interval();
             delivered += rate * tuner.interval().as_secs_f64();
-            tuner.observe(now, delivered as u64);
+            tuner.observe(now, delivered as u64, queues && wish > link);
         }
         (tuner.plan().streams, rate)
     }
@@ -211,31 +269,32 @@ mod tests {
     #[test]
     fn connections_are_added_until_the_path_is_full() {
         let link = 125e6;
-        let (streams, rate) = settled(link / 20.0, link);
-        assert!(streams >= 20, "{streams}");
+        let (streams, rate) = settled(link / 40.0, link, true);
+        assert!((40..=64).contains(&streams), "{streams}");
         assert_eq!(rate, link);
     }
 
     #[test]
-    fn a_path_that_is_full_gets_few_more() {
-        let (streams, _) = settled(125e6, 125e6);
-        assert!(streams <= FIRST_LONG * 4, "{streams}");
+    fn a_path_that_is_full_gets_no_more() {
+        assert_eq!(settled(125e6, 125e6, true).0, FIRST);
+        // One without queues has to be tried.
+        assert!(settled(125e6, 125e6, false).0 <= FIRST * 3);
     }
 
     #[test]
     fn a_fixed_number_is_kept() {
         let fixed = Fixed { streams: Some(2), ..Fixed::default() };
-        let mut tuner = Tuner::new(RTT, 10 << 30, 64, fixed);
+        let mut tuner = Tuner::new(LOSSY, 10 << 30, 64, fixed);
         for second in 1..20 {
-            assert_eq!(tuner.observe(Duration::from_secs(second), second << 30), 2);
+            assert_eq!(tuner.observe(Duration::from_secs(second), 1 << 30, false), 2);
         }
     }
 
     #[test]
     fn a_short_path_keeps_one() {
-        let mut tuner = Tuner::new(Duration::from_micros(100), 10 << 30, 64, Fixed::default());
+        let mut tuner = Tuner::new(Path::default(), 10 << 30, 64, Fixed::default());
         for second in 1..20 {
-            assert_eq!(tuner.observe(Duration::from_secs(second), (second * second) << 30), 1);
+            assert_eq!(tuner.observe(Duration::from_secs(second), 1 << 30, false), 1);
         }
     }
 }

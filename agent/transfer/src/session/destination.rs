@@ -231,8 +231,9 @@ impl Destination {
         let key = Key(rand::random());
         let port = listener.local_addr().map_err(lost)?.port();
         let certificate = seal.as_ref().map(Seal::certificate);
-        wire::write(&mut writer, &FromDestination::Ready { port, key: key.0, certificate })
-            .map_err(broken)?;
+        let checksums = offer.checksums && landing.readable();
+        let ready = FromDestination::Ready { port, key: key.0, certificate, checksums };
+        wire::write(&mut writer, &ready).map_err(broken)?;
         if !order.fresh && !order.verify {
             let mut page = Vec::new();
             landing.held(&mut |held| {
@@ -246,7 +247,7 @@ impl Destination {
         }
         say(&mut writer, &FromDestination::HeldEnd)?;
         let destination = Self {
-            checksums: offer.checksums && landing.readable(),
+            checksums,
             landing,
             key,
             seal,

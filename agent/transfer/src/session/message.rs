@@ -51,7 +51,13 @@ pub(super) enum FromSource {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromDestination {
     /// Where the data connections go, and their key.
-    Ready { port: u16, key: [u8; 32], certificate: Option<Vec<u8>> },
+    Ready {
+        port: u16,
+        key: [u8; 32],
+        certificate: Option<Vec<u8>>,
+        /// Whether checksums are of use: what goes into a device is not read back.
+        checksums: bool,
+    },
     /// What is there already.
     Held(Vec<Held>),
     /// That was all of it.

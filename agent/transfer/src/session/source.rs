@@ -17,7 +17,7 @@ use std::io::{BufReader, BufWriter, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use libgrid::copy::{Landed, Progress};
-use libgrid::io::{Fixed, PathInfo, Plan, ReadAhead, Side, Socket, Tuner};
+use libgrid::io::{Fixed, Path, PathInfo, Plan, ReadAhead, Side, Socket, Tuner};
 use libgrid::wire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -117,8 +117,10 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
         certificate: seal.as_ref().map(Seal::certificate),
     };
     say(&mut writer, &FromSource::Offer(offer))?;
-    let (port, key, theirs) = match hear(&mut reader)? {
-        FromDestination::Ready { port, key, certificate } => (port, Key(key), certificate),
+    let (port, key, theirs, checksums) = match hear(&mut reader)? {
+        FromDestination::Ready { port, key, certificate, checksums } => {
+            (port, Key(key), certificate, checksums && order.options.checksums)
+        }
         FromDestination::Failed(trouble) => return Err(trouble),
         _ => return Err(confused()),
     };
@@ -134,17 +136,18 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
         }
     }
     let door = Door { addresses: order.addresses.clone(), port, key, seal, theirs };
-    let first = door.connect(&Plan::default())?;
-    let rtt = first.path().map(|path| path.min_rtt).unwrap_or_default();
+    let first = door.connect(&Plan::default(), || true)?;
+    let mut path = Path { rtt: first.path().map(|path| path.min_rtt).unwrap_or_default(), tolerant: false };
+    first.follow(&Plan::for_path(path, &order.options.fixed)).map_err(lost)?;
+    path.tolerant = first.bears_loss();
     let size = match &tops[..] {
         [top] if top.item.what != What::Folder => top.size(),
         _ => u64::MAX,
     };
-    let tuner = Tuner::new(rtt, size, order.options.most_streams, order.options.fixed.clone());
-    first.follow(&tuner.plan()).map_err(lost)?;
+    let tuner = Tuner::new(path, size, order.options.most_streams, order.options.fixed.clone());
     let first = door.greet(first, FIRST).map_err(lost)?;
     let source = Source {
-        options: &order.options,
+        checksums,
         range: if tuner.plan().streams > 1 { RANGE_LONG } else { RANGE },
         door,
         queue: Queue::new(OUTSTANDING),
@@ -186,7 +189,7 @@ fn tops(order: &SendOrder) -> Result<Vec<Found>, Trouble> {
 }
 
 fn shape(order: &SendOrder, tops: &[Found]) -> Result<Shape, Trouble> {
-    let name = |path: &Path| {
+    let name = |path: &std::path::Path| {
         // The root itself has the name of its folder.
         let name = order.root.show(path).file_name().map(PathBuf::from).unwrap_or_default();
         RelPath::new(name).map_err(Trouble::lasting)
@@ -230,15 +233,15 @@ struct Door {
 }
 
 impl Door {
-    fn open(&self, connection: u32, plan: &Plan) -> Result<Conduit, Trouble> {
-        self.greet(self.connect(plan)?, connection).map_err(lost)
+    fn open(&self, connection: u32, plan: &Plan, wanted: impl Fn() -> bool) -> Result<Conduit, Trouble> {
+        self.greet(self.connect(plan, wanted)?, connection).map_err(lost)
     }
 
-    fn connect(&self, plan: &Plan) -> Result<Socket, Trouble> {
+    fn connect(&self, plan: &Plan, wanted: impl Fn() -> bool) -> Result<Socket, Trouble> {
         let mut tried = Vec::new();
         for address in &self.addresses {
             let address = SocketAddr::new(*address, self.port);
-            match Socket::connect(address, CONNECT, plan) {
+            match Socket::connect_while(address, CONNECT, plan, &wanted) {
                 Ok(socket) => return Ok(socket),
                 Err(error) => tried.push(format!("{address}: {error}")),
             }
@@ -302,8 +305,8 @@ struct Counts {
     sent_again: AtomicU64,
 }
 
-struct Source<'a> {
-    options: &'a Options,
+struct Source {
+    checksums: bool,
     range: u64,
     door: Door,
     queue: Queue<(u64, Work)>,
@@ -322,17 +325,23 @@ struct Source<'a> {
 /// A connection as the supervisor sees it.
 struct Stream {
     number: u32,
-    handle: TcpStream,
+    state: Arc<Mutex<State>>,
     acknowledged: u64,
     since: Instant,
-    gone: Arc<AtomicBool>,
+}
+
+enum State {
+    Connecting,
+    Open(TcpStream),
+    /// It ended, or could not be made.
+    Gone(Option<Trouble>),
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Source<'_> {
+impl Source {
     fn run(
         &self,
         control: &UnixStream,
@@ -348,7 +357,7 @@ impl Source<'_> {
                     self.fail(trouble);
                 }
             });
-            if self.options.checksums {
+            if self.checksums {
                 let cores = thread::available_parallelism().map_or(1, usize::from);
                 for _ in 0..cores.min(4) {
                     scope.spawn(|| self.hash());
@@ -436,12 +445,12 @@ impl Source<'_> {
                     self.pace.wait(bytes.len() as u64);
                     // The one kind of data that is bound by its header: it is in memory.
                     let record = Record::Pack { work: id, length: bytes.len() as u64 };
-                    let body = if self.options.checksums { &bytes[..] } else { &[] };
+                    let body = if self.checksums { &bytes[..] } else { &[] };
                     let header = sequence.header(record, body);
                     conduit.write(&header, true).and_then(|()| conduit.write(&bytes, false)).map_err(lost)?;
                 }
                 Work::Range { file, offset, length } => {
-                    if self.options.checksums && !self.sums.push((id, file.clone(), offset, length)) {
+                    if self.checksums && !self.sums.push((id, file.clone(), offset, length)) {
                         return Ok(());
                     }
                     let ahead = offset + length..file.size.min(offset + length + AHEAD * self.range);
@@ -525,7 +534,7 @@ impl Source<'_> {
         report: &dyn Fn(Progress),
     ) -> Result<Landed, Trouble> {
         let start = Instant::now();
-        let mut streams = vec![self.start(scope, FIRST, first)?];
+        let mut streams = vec![self.start(scope, FIRST, Some(first), tuner.plan())];
         let mut next = FIRST + 1;
         let mut wanted = tuner.plan().streams;
         // Where no more connections are to be had, there are those that stand.
@@ -536,24 +545,25 @@ impl Source<'_> {
             if let Some(trouble) = locked(&self.trouble).take() {
                 return Err(trouble);
             }
-            streams.retain(|stream| {
-                let gone = stream.gone.load(Ordering::Relaxed);
-                if gone {
+            let mut refused = None;
+            streams.retain(|stream: &Stream| {
+                let state = locked(&stream.state);
+                if let State::Gone(why) = &*state {
                     self.again_from(stream.number);
+                    refused = why.clone().or(refused.take());
+                    return false;
                 }
-                !gone
+                true
             });
-            while streams.len() < wanted.min(most) {
-                match self.door.open(next, &tuner.plan()).and_then(|conduit| self.start(scope, next, conduit))
-                {
-                    Ok(stream) => streams.push(stream),
-                    Err(trouble) if streams.is_empty() && failures >= FAILURES => return Err(trouble),
-                    Err(_) => {
-                        failures += 1;
-                        most = streams.len().max(1);
-                        break;
-                    }
+            if let Some(trouble) = refused {
+                failures += 1;
+                most = streams.len().max(1);
+                if streams.is_empty() && failures >= FAILURES {
+                    return Err(trouble);
                 }
+            }
+            while streams.len() < wanted.min(most) {
+                streams.push(self.start(scope, next, None, tuner.plan()));
                 next += 1;
             }
             match heard.recv_timeout(Duration::from_millis(50)) {
@@ -572,10 +582,10 @@ impl Source<'_> {
                 Err(RecvTimeoutError::Timeout) => (),
                 Err(RecvTimeoutError::Disconnected) => return Err(confused()),
             }
-            wanted = tuner.observe(start.elapsed(), self.counts.done_bytes.load(Ordering::Relaxed));
-            for stream in &mut streams {
-                stream.watch();
-            }
+            let paths: Vec<PathInfo> = streams.iter_mut().filter_map(Stream::watch).collect();
+            let queued = paths.iter().filter(|path| path.is_queued()).count() * 2 > paths.len();
+            let delivered = self.counts.done_bytes.load(Ordering::Relaxed);
+            wanted = tuner.observe(start.elapsed(), delivered, queued);
             if reported.elapsed() >= Duration::from_millis(100) {
                 reported = Instant::now();
                 report(self.progress(streams.len()));
@@ -583,24 +593,34 @@ impl Source<'_> {
         }
     }
 
+    /// Starts a connection, which is made by its own thread: a packet of its handshake may get lost.
     fn start<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
         number: u32,
-        conduit: Conduit,
-    ) -> Result<Stream, Trouble> {
-        let handle = conduit.handle().map_err(lost)?;
-        let gone = Arc::new(AtomicBool::new(false));
-        let mark = gone.clone();
+        made: Option<Conduit>,
+        plan: Plan,
+    ) -> Stream {
+        let state = Arc::new(Mutex::new(State::Connecting));
+        let ours = state.clone();
         scope.spawn(move || {
+            let wanted = || !self.ended.load(Ordering::Relaxed);
+            let conduit = match made.map_or_else(|| self.door.open(number, &plan, wanted), Ok) {
+                Ok(conduit) => conduit,
+                Err(trouble) => return *locked(&ours) = State::Gone(Some(trouble)),
+            };
+            match conduit.handle() {
+                Ok(handle) => *locked(&ours) = State::Open(handle),
+                Err(error) => return *locked(&ours) = State::Gone(Some(lost(error))),
+            }
             // A connection that fails is replaced; what went over it is sent again.
             if let Err(trouble) = self.stream(number, conduit) {
                 tracing::debug!(number, %trouble, "a data connection ended");
                 self.again_from(number);
             }
-            mark.store(true, Ordering::Relaxed);
+            *locked(&ours) = State::Gone(None);
         });
-        Ok(Stream { number, handle, acknowledged: 0, since: Instant::now(), gone })
+        Stream { number, state, acknowledged: 0, since: Instant::now() }
     }
 
     fn arrived(&self, works: &[u64]) {
@@ -667,18 +687,22 @@ impl Source<'_> {
 
 impl Stream {
     /// Ends a connection that the other side closed, or on which something is under way and nothing arrives.
-    fn watch(&mut self) {
-        let mut closed = [PollFd::new(self.handle.as_fd(), CLOSED)];
+    fn watch(&mut self) -> Option<PathInfo> {
+        let mut state = locked(&self.state);
+        let State::Open(handle) = &*state else { return None };
+        let mut closed = [PollFd::new(handle.as_fd(), CLOSED)];
         let closed = matches!(poll(&mut closed, PollTimeout::ZERO), Ok(1..));
-        let path = PathInfo::of(&self.handle).unwrap_or_default();
-        if closed || self.since.elapsed() > STALL {
-            tracing::debug!(number = self.number, closed, "a data connection is given up");
-            let _ = self.handle.shutdown(Shutdown::Both);
-            self.gone.store(true, Ordering::Relaxed);
-        } else if path.acknowledged != self.acknowledged || path.in_flight == 0 {
+        let path = PathInfo::of(handle).ok()?;
+        if path.acknowledged != self.acknowledged || path.in_flight == 0 {
             self.acknowledged = path.acknowledged;
             self.since = Instant::now();
         }
+        if closed || self.since.elapsed() > STALL {
+            tracing::debug!(number = self.number, closed, "a data connection is given up");
+            let _ = handle.shutdown(Shutdown::Both);
+            *state = State::Gone(None);
+        }
+        Some(path)
     }
 }
 
@@ -691,7 +715,7 @@ impl Sending {
     }
 }
 
-fn changed(path: &Path) -> Trouble {
+fn changed(path: &std::path::Path) -> Trouble {
     Trouble::passing(format!("{} changed while it was read", path.display()))
 }
 
@@ -736,8 +760,8 @@ fn read_small(mut file: &File, size: u64, to: &mut Vec<u8>) -> std::io::Result<(
 }
 
 /// Makes pieces of work of what the walk finds.
-struct Sorter<'a, 'b> {
-    source: &'a Source<'b>,
+struct Sorter<'a> {
+    source: &'a Source,
     held: HashMap<RelPath, Held>,
     pack: Vec<Found>,
     bytes: u64,
@@ -745,7 +769,7 @@ struct Sorter<'a, 'b> {
     files: u32,
 }
 
-impl Sorter<'_, '_> {
+impl Sorter<'_> {
     fn take(&mut self, found: Found) -> Result<bool, Trouble> {
         if self.source.ended.load(Ordering::Relaxed) {
             return Ok(false);
