@@ -6,6 +6,7 @@ use libgrid::control::{
     AgentInfo, Chunk, Failure, Finding, Input, Kind, NodeState, NodeStatus, Reply, Request, Response, Stdin,
     Stream, Streams, Submission, Verdict,
 };
+use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::JobSpec;
@@ -44,6 +45,39 @@ fn at(secs: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
 }
 
+/// A copy that sets every field to something that is not its default.
+fn copy() -> Copy {
+    Copy {
+        sources: vec![
+            Place::Here("/a b".into()),
+            Place::Node { node: "node3".into(), path: "/data/*.h5".into() },
+        ],
+        target: Place::Grid("/physics/".into()),
+        recursive: true,
+        options: Options {
+            checksums: false,
+            encrypt: true,
+            fsync: true,
+            verify: true,
+            fresh: true,
+            limit: Some(Bytes(50 << 20)),
+            streams: Some(8),
+            buffer: Some(Bytes(8 << 20)),
+            congestion: Some("cubic".into()),
+        },
+    }
+}
+
+fn export() -> Export {
+    Export { path: "/data".into(), write: true, user: "ann".into(), grid: Some("/physics".into()) }
+}
+
+fn entries() -> Vec<Entry> {
+    let kinds = [EntryKind::File, EntryKind::Folder, EntryKind::Link, EntryKind::Other];
+    let entry = |kind| Entry { name: "ä".into(), kind, size: 300, mode: 0o644, modified: -1 };
+    kinds.into_iter().map(entry).collect()
+}
+
 /// Every request, with the name of its variant.
 pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     let submission = |input| Submission { upload: true, input, ..Submission::new(spec(), "/home/ann") };
@@ -68,6 +102,12 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Logs { task: job().task(3), streams: Streams::Both, from: [300, 0], follow: true },
         Request::Kill { job: whole, signal: 15 },
         Request::Input { task: job().task(0) },
+        Request::Copy(Box::new(copy())),
+        Request::Copy(Box::new(Copy::new([Place::Here("/a".into())], Place::Here("/b/".into())))),
+        Request::List { place: Place::Node { node: "3".into(), path: "/data".into() } },
+        Request::Export(export()),
+        Request::Unexport { path: "/data".into() },
+        Request::Exports { everywhere: true },
     ];
     let name = |request: &Request| match request {
         // A new variant does not compile until it has a name here; give it a value above, too.
@@ -85,6 +125,11 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Logs { .. } => "logs",
         Request::Kill { .. } => "kill",
         Request::Input { .. } => "input",
+        Request::Copy(_) => "copy",
+        Request::List { .. } => "list",
+        Request::Export(_) => "export",
+        Request::Unexport { .. } => "unexport",
+        Request::Exports { .. } => "exports",
     };
     requests.into_iter().map(|request| (name(&request), request)).collect()
 }
@@ -116,6 +161,25 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Signalled(3),
         Reply::Output { stream: Stream::Stdout, offset: 1 << 33, bytes: b"\xffout\n".to_vec() },
         Reply::Output { stream: Stream::Stderr, offset: 0, bytes: Vec::new() },
+        Reply::Copying(Progress {
+            bytes: 1 << 40,
+            of_bytes: 1 << 41,
+            of_items: 7,
+            whole: true,
+            streams: 4,
+            sent_again: 1,
+        }),
+        Reply::Copied(Landed { bytes: 1 << 33, items: 3, skipped: 2, path: "/data/run7".into() }),
+        Reply::Listing { entries: entries(), more: true },
+        Reply::Exports {
+            exports: vec![ExportOf {
+                node: NodeId(3),
+                name: "node3".into(),
+                export: export(),
+                free: 1 << 40,
+            }],
+            silent: vec![NodeId(4)],
+        },
     ];
     let name = |reply: &Reply| match reply {
         Reply::Done => "done",
@@ -128,6 +192,10 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Job(_) => "job",
         Reply::Signalled(_) => "signalled",
         Reply::Output { .. } => "output",
+        Reply::Copying(_) => "copying",
+        Reply::Copied(_) => "copied",
+        Reply::Listing { .. } => "listing",
+        Reply::Exports { .. } => "exports",
     };
     let kind = |kind: Kind| match kind {
         Kind::Invalid => "failure-invalid",

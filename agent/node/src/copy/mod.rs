@@ -450,7 +450,12 @@ pub(crate) async fn receive<S: Stream>(
     let stale = || Failure::new(Kind::Denied, "there is no such ticket");
     let prepared = grid.copies.redeem(ticket, from).ok_or_else(stale)?;
     let (mut target, mut control) = receiver(grid, prepared)?;
-    let relay = tokio::io::copy_bidirectional(&mut control, duplex);
+    let relay = async {
+        let relayed = tokio::io::copy_bidirectional(&mut control, duplex).await;
+        // A source that is gone is noticed by the mover only when nobody is at the other end.
+        drop(control);
+        relayed
+    };
     let mut quiet = tokio::io::empty();
     let (relayed, ended) = tokio::join!(relay, target.end(&mut quiet));
     debug!(%from, ?relayed, ?ended, "a copy ended");
