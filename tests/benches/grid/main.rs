@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `throughput` | jobs a second: an array of 1,000 `/bin/true`, 200 single submissions by one client; Slurm, Ray, Dask |
 //! | `latency` | from `submit` to the program's first instruction, paced and back to back; `srun` |
+//! | `transfer` | bulk data: rate and processor time; small files; long lines; iperf3, GridFTP, FTP, HTTP, rsync, scp |
 //! | `idle` | memory and processor time of an agent that has nothing to do |
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends here")]
 
@@ -18,6 +19,7 @@ mod python;
 mod report;
 mod slurm;
 mod throughput;
+mod transfer;
 
 use report::Report;
 
@@ -26,12 +28,21 @@ type Bench = fn(&mut Report);
 fn main() {
     // cargo passes --bench; a word of ours chooses.
     let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    if only.first().is_some_and(|word| word == "bare") {
+        // One end of the bare pair, started by the benchmark of transfers in a node's namespace.
+        return transfer::bare(&only[1..]);
+    }
     if let Some(why) = grid_tests::obstacle() {
         println!("SKIPPED: benchmarks: {why}");
         return;
     }
     let mut report = Report::default();
-    let benches = [("throughput", throughput::run as Bench), ("latency", latency::run), ("idle", idle::run)];
+    let benches = [
+        ("throughput", throughput::run as Bench),
+        ("latency", latency::run),
+        ("idle", idle::run),
+        ("transfer", transfer::run),
+    ];
     for (name, run) in benches {
         if only.is_empty() || only.iter().any(|word| word == name) {
             println!("\n{name}");

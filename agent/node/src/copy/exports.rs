@@ -51,7 +51,7 @@ impl Exports {
                 )
             })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(failure(Kind::Internal, &format!("{}: {error}", path.display()))),
+            Err(error) => return Err(failure(Kind::Internal, format!("{}: {error}", path.display()))),
         };
         Ok(Self { path, all: Mutex::new(all) })
     }
@@ -130,7 +130,7 @@ impl Exports {
             fs::rename(&part, &self.path)?;
             File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
         };
-        written().map_err(|error| failure(Kind::Internal, &format!("{}: {error}", self.path.display())))?;
+        written().map_err(|error| failure(Kind::Internal, format!("{}: {error}", self.path.display())))?;
         *all = next;
         Ok(())
     }

@@ -117,7 +117,7 @@ impl Copies {
     fn start(&self, admitted: &Admitted, order: &Order) -> Result<(Mover<'_>, UnixStream), Failure> {
         let cannot = |error: std::io::Error| {
             let program = machine::program("gridos-mover");
-            failure(Kind::Internal, &format!("cannot start {}: {error}", program.display()))
+            failure(Kind::Internal, format!("cannot start {}: {error}", program.display()))
         };
         let (mut command, orders, control) =
             mover::command(&machine::program("gridos-mover"), &admitted.user).map_err(cannot)?;
