@@ -15,7 +15,7 @@
 //! | `Revocations` | nothing |
 //! | `Prepare` | one `Result<Ticket, Failure>` frame |
 //! | `Send` | [`control::Response`] frames: how far it is, then the end |
-//! | `Receive` | what two movers say to each other, see `grid_transfer::session` |
+//! | `Receive`, `Accept` | what two movers say to each other, see `grid_transfer::session` |
 //! | `Exports` | one `Vec<ExportOf>` frame |
 //!
 //! The asked side knows the asker from the handshake. The bearer of a token gets no further than `Join`.
@@ -64,6 +64,8 @@ pub(crate) enum Request {
     Send { caller: Caller, sending: Sending },
     /// The bearer of a ticket sends.
     Receive { ticket: Ticket },
+    /// A user of the asking node, from which the files come, wants to write here.
+    Accept { caller: Caller, preparing: Preparing },
     /// What this node lends.
     Exports,
 }

@@ -122,8 +122,14 @@ async fn answer_node(
             finish(&mut duplex).await
         }
         Request::Receive { ticket } => {
-            let received = copy::receive(grid, node, &ticket, &mut duplex).await;
-            received.map_err(|failure| io::Error::other(failure.message).into())
+            let prepared = copy::redeemed(grid, node, &ticket);
+            copy::receive(grid, node, prepared, &mut duplex).await?;
+            finish(&mut duplex).await
+        }
+        Request::Accept { caller, preparing } => {
+            let prepared = copy::prepared(grid, &caller.at_node(node), preparing);
+            copy::receive(grid, node, prepared, &mut duplex).await?;
+            finish(&mut duplex).await
         }
         Request::Exports => answer_once(&mut duplex, &copy::exports_here(grid)).await,
         Request::Join { .. } => {

@@ -112,6 +112,14 @@ pub fn command(program: &Path, user: &User) -> io::Result<(Command, UnixStream, 
     Ok((command, orders, control))
 }
 
+/// What a source hears on the control stream if the destination's agent starts no mover: a frame.
+///
+/// # Errors
+/// The sentence is longer than a frame.
+pub fn refusal(trouble: Trouble) -> Result<Vec<u8>, wire::WireError> {
+    session::refusal(trouble)
+}
+
 /// The id of a transfer: a text that tells it from others, made short.
 pub fn transfer_id(text: &str) -> [u8; 8] {
     let mut id = [0; 8];

@@ -7,6 +7,8 @@
 //!                                    │ starts a mover
 //!                                    └── Receive{ticket} ──▶ destination's agent starts a mover,
 //!                                        and the two movers talk over this stream
+//!
+//!   user's agent is the source's ── Accept ──▶ destination's agent: the same with one round trip less
 //! ```
 //!
 //! Each agent decides about its own files, on the word of the user's own agent. The user's agent may be either end.
@@ -30,6 +32,7 @@ use libgrid::copy::{Copy, ExportOf, Options, Place};
 use libgrid::ids::NodeId;
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -65,9 +68,18 @@ pub(crate) struct Sending {
     pub(crate) sources: Vec<PathBuf>,
     pub(crate) recursive: bool,
     pub(crate) to: NodeId,
-    pub(crate) ticket: Ticket,
+    pub(crate) right: Right,
     pub(crate) id: [u8; 8],
     pub(crate) options: Options,
+}
+
+/// What lets a source write to the destination.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Right {
+    /// The destination has said so already.
+    Ticket(Ticket),
+    /// The user is of the source's own node: the destination is asked with the first word, and a round trip is saved.
+    Own(Preparing),
 }
 
 /// What a destination is asked.
@@ -81,7 +93,7 @@ pub(crate) struct Preparing {
 }
 
 /// Somebody may write here.
-struct Prepared {
+pub(crate) struct Prepared {
     admitted: Admitted,
     preparing: Preparing,
     until: Instant,
@@ -189,15 +201,16 @@ pub(crate) async fn copy<S: Stream>(
     let into = ends_with_slash(&target);
     let id = identify(caller, from, &sources, to, &target);
     let preparing = Preparing { target, into, from, options: copy.options.clone() };
-    let ticket = match to == grid.me {
-        true => prepare(grid, caller, preparing)?,
-        false => {
-            let request = Request::Prepare { caller: caller.clone(), preparing };
-            let answer: Result<Ticket, Failure> = ask(grid, to, &request).await?;
-            answer?
-        }
+    let right = if to == grid.me {
+        Right::Ticket(prepare(grid, caller, preparing)?)
+    } else if from == grid.me {
+        Right::Own(preparing)
+    } else {
+        let request = Request::Prepare { caller: caller.clone(), preparing };
+        let answer: Result<Ticket, Failure> = ask(grid, to, &request).await?;
+        Right::Ticket(answer?)
     };
-    let sending = Sending { sources, recursive: copy.recursive, to, ticket, id, options: copy.options };
+    let sending = Sending { sources, recursive: copy.recursive, to, right, id, options: copy.options };
     if from == grid.me {
         return Ok(send(grid, caller, sending, client).await?);
     }
@@ -343,9 +356,21 @@ pub(crate) async fn list(grid: &Grid, caller: &Caller, path: &Path) -> Result<Re
 
 // === the two ends ===
 
+/// Decides whether a caller may write here.
+pub(crate) fn prepared(grid: &Grid, caller: &Caller, preparing: Preparing) -> Result<Prepared, Failure> {
+    let admitted = grid.copies.exports.admit(caller, &preparing.target, true, &grid.config.name)?;
+    Ok(Prepared { admitted, preparing, until: Instant::now() + TICKET })
+}
+
+/// The right of which a source of this node has the ticket.
+pub(crate) fn redeemed(grid: &Grid, from: NodeId, ticket: &Ticket) -> Result<Prepared, Failure> {
+    let stale = || Failure::new(Kind::Unavailable, "the copy took too long to begin: try again");
+    grid.copies.redeem(ticket, from).ok_or_else(stale)
+}
+
 /// Decides whether a caller may write here; the ticket is for the source.
 pub(crate) fn prepare(grid: &Grid, caller: &Caller, preparing: Preparing) -> Result<Ticket, Failure> {
-    let admitted = grid.copies.exports.admit(caller, &preparing.target, true, &grid.config.name)?;
+    let prepared = prepared(grid, caller, preparing)?;
     let now = Instant::now();
     let mut tickets = grid.copies.tickets.lock().unwrap_or_else(PoisonError::into_inner);
     tickets.retain(|_, prepared| prepared.until > now);
@@ -356,7 +381,7 @@ pub(crate) fn prepare(grid: &Grid, caller: &Caller, preparing: Preparing) -> Res
         ));
     }
     let ticket = rand::random();
-    tickets.insert(ticket, Prepared { admitted, preparing, until: now + TICKET });
+    tickets.insert(ticket, prepared);
     Ok(ticket)
 }
 
@@ -405,8 +430,10 @@ async fn sent<S: Stream>(
         options: sending.options,
     };
     let landed = if sending.to == grid.me {
-        let stale = || Failure::new(Kind::Unavailable, "the copy took too long to begin: try again");
-        let prepared = grid.copies.redeem(&sending.ticket, grid.me).ok_or_else(stale)?;
+        let Right::Ticket(ticket) = sending.right else {
+            return Err(Failure::new(Kind::Denied, "a ticket is needed"));
+        };
+        let prepared = redeemed(grid, grid.me, &ticket)?;
         let (mut source, mut here) = grid.copies.start(&admitted, &order)?;
         let (mut target, mut there) = receiver(grid, prepared)?;
         let mut quiet = tokio::io::empty();
@@ -416,7 +443,13 @@ async fn sent<S: Stream>(
         let ended = async { tokio::join!(source.end(client), target.end(&mut quiet)).0 };
         tokio::join!(relay, ended).1
     } else {
-        let request = Request::Receive { ticket: sending.ticket };
+        let request = match sending.right {
+            Right::Ticket(ticket) => Request::Receive { ticket },
+            Right::Own(preparing) if caller.is_local() => {
+                Request::Accept { caller: caller.clone(), preparing }
+            }
+            Right::Own(_) => return Err(Failure::new(Kind::Denied, "a ticket is needed")),
+        };
         let mut duplex = grid.peers.ask(sending.to, &request).await.map_err(|error| unreachable(&error))?;
         let (mut source, mut here) = grid.copies.start(&admitted, &order)?;
         let relay = async {
@@ -440,16 +473,23 @@ fn unreachable_end() -> Result<Report, Trouble> {
     Err(Trouble::passing("the connection to the other node broke"))
 }
 
-/// Receives for a source that shows a ticket; `duplex` is its end of the control stream.
+/// Receives for a source; `duplex` is its end of the control stream. The source hears why not, if not.
 pub(crate) async fn receive<S: Stream>(
     grid: &Grid,
     from: NodeId,
-    ticket: &Ticket,
+    prepared: Result<Prepared, Failure>,
     duplex: &mut S,
-) -> Result<(), Failure> {
-    let stale = || Failure::new(Kind::Denied, "there is no such ticket");
-    let prepared = grid.copies.redeem(ticket, from).ok_or_else(stale)?;
-    let (mut target, mut control) = receiver(grid, prepared)?;
+) -> Result<(), WireError> {
+    let started = prepared.and_then(|prepared| receiver(grid, prepared));
+    let (mut target, mut control) = match started {
+        Ok(started) => started,
+        Err(failure) => {
+            let retry = failure.kind == Kind::Unavailable;
+            let refusal = mover::refusal(Trouble { why: failure.message, retry })?;
+            duplex.write_all(&refusal).await?;
+            return Ok(());
+        }
+    };
     let relay = async {
         let relayed = tokio::io::copy_bidirectional(&mut control, duplex).await;
         // A source that is gone is noticed by the mover only when nobody is at the other end.

@@ -39,6 +39,11 @@ pub use destination::{ReceiveOrder, receive};
 pub use message::Trouble;
 pub use source::{SendOrder, send};
 
+/// What a source hears if there is no destination: a frame.
+pub(crate) fn refusal(trouble: Trouble) -> Result<Vec<u8>, libgrid::wire::WireError> {
+    libgrid::wire::frame(&message::FromDestination::Failed(trouble))
+}
+
 /// How long a data connection on which something is under way may bring nothing until it is replaced.
 const STALL: Duration = Duration::from_secs(10);
 

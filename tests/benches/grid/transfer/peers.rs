@@ -58,7 +58,7 @@ impl Peer {
             "iperf3" => Box::new(move || {
                 let mut command = on(grid, 1, "iperf3");
                 command.args(["-Z", "-c", address, "-p", &port.to_string(), "-P", &count]);
-                command.args(["-n", &(LARGE / streams as u64).to_string()]);
+                command.args(["-n", &LARGE.to_string()]);
                 command
             }),
             "globus" | "gridos-ftpd" => {
