@@ -340,6 +340,42 @@ fn a_transfer_that_is_cut_again_and_again_goes_on_where_it_ended() {
 }
 
 #[test]
+fn two_hundred_interruptions_at_random_points_leave_no_wrong_byte() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    for index in 0..60 {
+        fs::write(from.join(format!("small{index}")), noise(index * 97, index as u64)).unwrap();
+    }
+    let mut random = 0x5eed_u64;
+    let mut below = |most: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % most
+    };
+    let (mut interruptions, mut copies) = (0, 0);
+    while interruptions < 200 {
+        // Another file each time, of which an earlier copy's journal knows nothing.
+        fs::write(from.join("large"), noise(6_000_000 + below(999) as usize, copies)).unwrap();
+        loop {
+            let network = Network::start(Fault::CutAll { after: below(8_000_000) });
+            let result = Copy { network: Some(&network), ..copy(&from, &to) }.run();
+            match result {
+                Ok(_) => break,
+                Err(trouble) => assert!(trouble.retry, "{trouble}"),
+            }
+            assert!(!to.exists(), "it has its name before it is whole");
+            interruptions += 1;
+        }
+        copies += 1;
+        assert_eq!(listing(&from), listing(&to), "after {interruptions} interruptions");
+        fs::remove_dir_all(&to).unwrap();
+    }
+    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+}
+
+#[test]
 fn a_source_that_changed_meanwhile_is_sent_anew() {
     let folder = place();
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));

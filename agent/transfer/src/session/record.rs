@@ -207,6 +207,8 @@ pub(super) fn unpack(
 mod tests {
     use std::io::Write;
 
+    use proptest::prelude::*;
+
     use super::super::message::{RelPath, Time, What};
     use super::*;
 
@@ -257,6 +259,35 @@ mod tests {
             mode: 0o644,
             modified: Time::default(),
             attributes: Vec::new(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_of_a_stranger_are_refused_or_within_the_limits(bytes in prop::array::uniform32(any::<u8>())) {
+            let mut header = [0; HEADER];
+            header[..32].copy_from_slice(&bytes);
+            // Kinds are few: most random words are none.
+            header[0] &= 3;
+            header[1..4].fill(0);
+            match Sequence::parse(&header) {
+                Ok(Record::Range { length, offset, .. }) => {
+                    prop_assert!(length <= MAX_RANGE && offset.checked_add(length).is_some());
+                }
+                Ok(Record::Pack { length, .. }) => prop_assert!(length <= MAX_PACK as u64),
+                Ok(Record::Sum { .. }) | Err(_) => (),
+            }
+            prop_assert!(Sequence::new(KEY, 0).check(&header, &[]).is_err());
+        }
+
+        #[test]
+        fn a_pack_of_a_stranger_does_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let mut contents = 0;
+            let _ = unpack(&bytes, |_, piece| {
+                contents += piece.len();
+                Ok(())
+            });
+            prop_assert!(contents <= bytes.len());
         }
     }
 

@@ -530,11 +530,27 @@ impl Source {
         scope: &'scope Scope<'scope, '_>,
         heard: &mpsc::Receiver<Result<FromDestination, Trouble>>,
         first: Conduit,
+        tuner: Tuner,
+        report: &dyn Fn(Progress),
+    ) -> Result<Landed, Trouble> {
+        let mut streams = vec![self.start(scope, FIRST, Some(first), tuner.plan())];
+        let result = self.oversee(scope, heard, &mut streams, tuner, report);
+        if result.is_err() {
+            // What they still have to send is of no use any more.
+            streams.iter().for_each(Stream::end);
+        }
+        result
+    }
+
+    fn oversee<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        heard: &mpsc::Receiver<Result<FromDestination, Trouble>>,
+        streams: &mut Vec<Stream>,
         mut tuner: Tuner,
         report: &dyn Fn(Progress),
     ) -> Result<Landed, Trouble> {
         let start = Instant::now();
-        let mut streams = vec![self.start(scope, FIRST, Some(first), tuner.plan())];
         let mut next = FIRST + 1;
         let mut wanted = tuner.plan().streams;
         // Where no more connections are to be had, there are those that stand.
@@ -686,6 +702,13 @@ impl Source {
 }
 
 impl Stream {
+    /// Ends it at once, whatever it is doing.
+    fn end(&self) {
+        if let State::Open(handle) = &*locked(&self.state) {
+            let _ = handle.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Ends a connection that the other side closed, or on which something is under way and nothing arrives.
     fn watch(&mut self) -> Option<PathInfo> {
         let mut state = locked(&self.state);
