@@ -225,7 +225,7 @@ fn a_copy_outlasts_agents_that_are_killed_and_lines_that_are_cut() {
             grid.machine(3).heal().unwrap();
             copy.wait().ok();
             assert!(same(&big, &there.join("big")));
-            assert_eq!(hidden(&there), [PathBuf::new(); 0]);
+            assert_eq!(hidden(&there), Vec::<PathBuf>::new());
         },
     );
 }
@@ -251,7 +251,7 @@ fn an_interrupted_copy_leaves_no_process_and_goes_on_when_it_is_given_again() {
         let sent = again["bytes"].as_u64().unwrap();
         assert!(sent < 40_000_000, "all of it was sent again");
         assert!(same(&big, &there.join("big")));
-        assert_eq!(hidden(&there), [PathBuf::new(); 0]);
+        assert_eq!(hidden(&there), Vec::<PathBuf>::new());
     });
 }
 

@@ -160,7 +160,7 @@ fn files_of_all_sizes_arrive_whole_with_mode_and_time() {
         let (a, b) = (from.metadata().unwrap(), to.metadata().unwrap());
         assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()));
     }
-    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(hidden_leftovers(folder.path()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_tree_arrives_as_it_was() {
     tree(&from);
     copy(&from, &to).run().unwrap();
     assert_eq!(listing(&from), listing(&to));
-    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(hidden_leftovers(folder.path()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn a_transfer_that_is_cut_again_and_again_goes_on_where_it_ended() {
     assert_eq!(listing(&to).len() as u64, total);
     // What came was not sent again: twice as much is what a try loses at its end, and no more.
     assert!(sent < 2 * 66_000_000 + tries * 8_000_000, "{sent} bytes in {tries} tries");
-    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(hidden_leftovers(folder.path()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn two_hundred_interruptions_at_random_points_leave_no_wrong_byte() {
         assert_eq!(listing(&from), listing(&to), "after {interruptions} interruptions");
         fs::remove_dir_all(&to).unwrap();
     }
-    assert_eq!(hidden_leftovers(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(hidden_leftovers(folder.path()), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -133,11 +133,7 @@ impl Shared {
     fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; 64 << 10];
         let mut here = 0;
-        loop {
-            let Ok(came) = from.read(&mut buffer) else { break };
-            if came == 0 {
-                break;
-            }
+        while let Ok(came @ 1..) = from.read(&mut buffer) {
             here += came as u64;
             let before = self.passed.fetch_add(came as u64, Ordering::Relaxed);
             let total = before + came as u64;
