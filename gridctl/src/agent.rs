@@ -1,6 +1,8 @@
 //! The agent, its VO and its nodes.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -219,7 +221,32 @@ pub(crate) fn vo(grid: &mut Grid, command: VoCommand, json: bool) -> Done {
             patiently("revoking", || grid.ask(&request))?;
             if json { show::json(&node) } else { show::text(format!("node {node} is out of the VO")) }
         }
+        VoCommand::Certificate { output } => {
+            let Reply::Certificate(made) = grid.ask(&Request::Certify)? else {
+                return Err(GridError::Unexpected.into());
+            };
+            write_new(&output.join("user.key"), &made.key, 0o600)?;
+            write_new(&output.join("user.crt"), &made.certificate, 0o644)?;
+            write_new(&output.join("ca.crt"), &made.authority, 0o644)?;
+            if json { show::json(&output) } else { Ok(ExitCode::SUCCESS) }
+        }
     }
+}
+
+/// Writes a file in place of what has its name; nobody ever sees half of it, or a secret with other rights.
+fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+    let part = path.with_extension("part");
+    let written = || -> std::io::Result<()> {
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    written().with_context(|| format!("cannot write {}", path.display()))
 }
 
 pub(crate) fn token(grid: &mut Grid, TokenCommand::Create { expires }: TokenCommand, json: bool) -> Done {

@@ -219,6 +219,12 @@ pub(crate) enum VoCommand {
         /// 1 to 63 of a-z, 0-9 and -
         name: String,
     },
+    /// Write a certificate of yours, its key and the VO's, for FTP and GridFTP. Example: gridctl vo certificate -o ~/.gridos
+    Certificate {
+        /// The folder for user.crt, user.key and ca.crt
+        #[arg(long, short, default_value = ".", value_name = "PATH")]
+        output: PathBuf,
+    },
     /// Put a node out of the VO, for good. Example: gridctl vo revoke node3
     Revoke {
         /// Its name or number

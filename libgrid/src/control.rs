@@ -125,6 +125,8 @@ pub enum Request {
         /// Which.
         path: PathBuf,
     },
+    /// A certificate of the VO for the caller, with its key: [`Reply::Certificate`].
+    Certify,
     /// What is lent: [`Reply::Exports`].
     Exports {
         /// By the other nodes, too.
@@ -284,6 +286,8 @@ pub enum Reply {
         /// Whether there are more.
         more: bool,
     },
+    /// A certificate.
+    Certificate(Certificate),
     /// What nodes lend, and the nodes that did not answer.
     Exports {
         /// In the order of nodes.
@@ -291,6 +295,30 @@ pub enum Reply {
         /// Nodes whose exports are missing.
         silent: Vec<NodeId>,
     },
+}
+
+/// A certificate of the VO, for programs that speak TLS or GSI, all as PEM.
+///
+/// ```
+/// # fn f(certificate: libgrid::control::Certificate) {
+/// std::fs::write("user.crt", certificate.certificate).unwrap();
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// It names its holder as `spiffe://VO/user/NODE.USER`.
+    pub certificate: String,
+    /// Its private key: whoever has it is the holder.
+    pub key: String,
+    /// The certificate of the VO's authority.
+    pub authority: String,
+}
+
+/// Without the key, which is to be in no log.
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
 }
 
 /// What the agent is.

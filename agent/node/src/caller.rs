@@ -5,7 +5,7 @@
 //! | any user of a node of the VO | submit; see nodes and jobs; read the output of their own jobs, type into them, and end them |
 //! | root of a node of the VO | that with everybody's jobs |
 //! | any user of a node of the VO | copy files that this node lends, as the export says ([`crate::copy::exports`]) |
-//! | any user of this machine | copy their own files |
+//! | any user of this machine | copy their own files; get a certificate of the VO that names them |
 //! | root of this machine | found and join a VO; lend folders |
 //! | root of the founding node | make tokens, revoke nodes |
 //!
@@ -60,7 +60,12 @@ impl Caller {
         self.node.is_none()
     }
 
-    fn is_root(&self) -> bool {
+    /// Their name on their machine.
+    pub(crate) fn user(&self) -> &str {
+        &self.user
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
         self.uid == 0
     }
 

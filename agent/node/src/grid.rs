@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use grid_jobs::home::{self, Home};
 use grid_jobs::host::{self, Host};
 use grid_link::{Incoming, Link, LinkConfig};
-use grid_vo::RevocationList;
-use libgrid::control::{Failure, Kind};
+use grid_vo::{NodeKey, RevocationList};
+use libgrid::control::{Certificate, Failure, Kind};
 use libgrid::ids::NodeId;
 use libgrid::node::NodeInfo;
 use libgrid::units::{Bytes, Span};
@@ -17,6 +17,7 @@ use libgrid::wire::stream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
+use crate::caller::Caller;
 use crate::config::Config;
 use crate::copy::Copies;
 use crate::core::{self, Core, Outlets};
@@ -232,6 +233,29 @@ impl Grid {
         if !matches!(told.await, Ok(Some(()))) {
             debug!(%node, "the list of revoked nodes was not delivered");
         }
+    }
+
+    /// A certificate of the VO, with its key, for a user of this machine; root's is good for servers, too.
+    pub(crate) async fn certify(&self, caller: &Caller) -> Result<Certificate, Failure> {
+        let key = NodeKey::generate().map_err(|error| failure(Kind::Internal, error))?;
+        let public_key = key.public_key();
+        let addresses = caller.is_root().then(|| self.addrs.iter().map(SocketAddr::ip).collect::<Vec<_>>());
+        let user = caller.user().to_owned();
+        let admitted = if self.identity.is_authority() {
+            self.identity.certify(self.me, &user, addresses.as_deref(), public_key)
+        } else {
+            let request = Request::Certify { user, addresses, public_key };
+            let unavailable = |error: &dyn std::fmt::Display| failure(Kind::Unavailable, error);
+            let mut duplex = self.peers.ask(FOUNDER, &request).await.map_err(|error| unavailable(&error))?;
+            let answer = tokio::time::timeout(RENEW, stream::read::<Admitted, _>(&mut duplex)).await;
+            answer.map_err(|error| unavailable(&error))?.map_err(|error| unavailable(&error))?
+        };
+        let admission = admitted.map_err(|why| failure(Kind::Denied, why))?;
+        Ok(Certificate {
+            certificate: grid_vo::pem("CERTIFICATE", &admission.cert_der),
+            key: grid_vo::pem("PRIVATE KEY", key.private_key().secret_der()),
+            authority: grid_vo::pem("CERTIFICATE", &admission.ca_der),
+        })
     }
 
     /// Renews the certificate when half of its time is over.

@@ -5,7 +5,7 @@
 //! has it: to every peer when a connection stands, and to all when it is new.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -188,6 +188,19 @@ impl Identity {
         let now = SystemTime::now();
         let peer = PeerId { node, name: String::new(), roles: Vec::new(), not_before: now, not_after: now };
         authority.renew(&peer, public_key, now).map_err(|error| error.to_string())
+    }
+
+    /// Answers [`Request::Certify`] for a user of this node; root's is good for a server, too.
+    pub(crate) fn certify(
+        &self,
+        node: NodeId,
+        user: &str,
+        addresses: Option<&[IpAddr]>,
+        public_key: [u8; 32],
+    ) -> Admitted {
+        let authority = self.authority().map_err(|failure| failure.message)?;
+        let issued = authority.certify(node, user, addresses, public_key, SystemTime::now());
+        issued.map_err(|error| error.to_string())
     }
 
     /// Takes a new certificate.

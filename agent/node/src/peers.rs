@@ -11,7 +11,7 @@
 //! | `Results` | [`Piece`] frames |
 //! | `Input` | the asker sends [`libgrid::control::Input`] frames; a [`libgrid::control::Response`] at the end |
 //! | `Usage` | one `Vec<(Run, Usage)>` frame |
-//! | `Join`, `Renew` | one `Result<Admission, String>` frame |
+//! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
 //! | `Prepare` | one `Result<Ticket, Failure>` frame |
 //! | `Send` | [`control::Response`] frames: how far it is, then the end |
@@ -22,6 +22,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 
 use grid_link::{Duplex, Link};
 use grid_vo::{Admission, RevocationList};
@@ -56,6 +57,8 @@ pub(crate) enum Request {
     Join { public_key: [u8; 32], name: String },
     /// A node wants its certificate renewed.
     Renew { public_key: [u8; 32] },
+    /// A user of the asking node wants a certificate; with addresses, also for a server there.
+    Certify { user: String, addresses: Option<Vec<IpAddr>>, public_key: [u8; 32] },
     /// The newest list that the asker knows.
     Revocations(RevocationList),
     /// A user of the asking node wants to write here.

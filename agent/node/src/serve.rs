@@ -109,6 +109,11 @@ async fn answer_node(
             let admitted = blocking(move || identity.renew(node, public_key)).await;
             answer_once(&mut duplex, &admitted).await
         }
+        Request::Certify { user, addresses, public_key } => {
+            let identity = grid.identity.clone();
+            let certify = move || identity.certify(node, &user, addresses.as_deref(), public_key);
+            answer_once(&mut duplex, &blocking(certify).await).await
+        }
         Request::Revocations(list) => {
             grid.learn(list).await;
             Ok(())

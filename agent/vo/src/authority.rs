@@ -19,7 +19,7 @@
 mod errors;
 mod records;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -30,7 +30,10 @@ use rustls::pki_types::pem::PemObject;
 
 pub use self::errors::{MintError, OpenError, RedeemError, RenewError, RevokeError};
 use self::records::{ReadError, Records, Used};
-use crate::certificate::{Admission, IssueError, LIFETIME, Role, Subject, issue_ca, issue_node, public_key};
+use crate::certificate::{
+    Admission, IssueError, LIFETIME, Role, ServerName, Subject, UserName, issue_ca, issue_node, issue_user,
+    public_key,
+};
 use crate::files::{self, FileError};
 use crate::key::{NodeKey, sha256};
 use crate::name::{check_node_name, check_vo_name};
@@ -213,6 +216,36 @@ impl Authority {
             return Err(RenewError::Revoked { node });
         }
         Ok(self.issue(node, &known.name, &known.roles, public_key, now)?)
+    }
+
+    /// A certificate for a user of a node, which vouches for them. With `server` names it is good for a server of that
+    /// node, too; a node can have its own name there, and addresses, which nobody but it can know to be its own.
+    ///
+    /// # Errors
+    /// Any [`RenewError`].
+    pub fn certify(
+        &self,
+        node: NodeId,
+        user: &str,
+        addresses: Option<&[IpAddr]>,
+        public_key: [u8; 32],
+        now: SystemTime,
+    ) -> Result<Admission, RenewError> {
+        let known = self.records.nodes.get(&node.0);
+        let known = known.ok_or_else(|| RenewError::Unknown { vo: self.records.vo.clone(), node })?;
+        if known.revoked {
+            return Err(RenewError::Revoked { node });
+        }
+        let user = UserName::new(&known.name, user)?;
+        let names: Vec<ServerName> = match addresses {
+            None => Vec::new(),
+            Some(addresses) => std::iter::once(ServerName::Dns(known.name.clone()))
+                .chain(addresses.iter().take(MAX_ADDRS).copied().map(ServerName::Address))
+                .collect(),
+        };
+        let when = (self.lifetime, now);
+        let cert = issue_user(&self.key, &self.records.vo, &user, &names, public_key, when)?;
+        Ok(Admission { node, cert_der: cert.to_vec(), ca_der: self.ca.to_vec() })
     }
 
     /// Evicts a node: signs the list that makes all others refuse it. Revoking twice is no error.

@@ -1,6 +1,7 @@
 //! What is written into certificates, and how they are issued.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -48,6 +49,41 @@ pub struct Admission {
     pub cert_der: Vec<u8>,
     /// The CA's certificate, DER.
     pub ca_der: Vec<u8>,
+}
+
+/// A user of a node: `NODE.USER`, for users of the same name on two nodes may be two people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserName(String);
+
+impl UserName {
+    /// The user of this name on the node of this name.
+    ///
+    /// # Errors
+    /// The name has other signs than letters, digits, `.`, `-` and `_`, which an identity (SPIFFE) cannot have.
+    pub fn new(node: &str, user: &str) -> Result<Self, IssueError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        let name = format!("{node}.{user}");
+        if user.is_empty() || name.len() > 128 || !name.chars().all(plain) {
+            let why = "only letters, digits, '.', '-' and '_' are possible in an identity".into();
+            return Err(IssueError { holder: format!("user {name:?}"), why });
+        }
+        Ok(Self(name))
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A name under which a server is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerName {
+    /// A host's name.
+    Dns(String),
+    /// An address.
+    Address(IpAddr),
 }
 
 /// A certificate could not be issued.
@@ -157,26 +193,63 @@ pub(crate) fn issue_node(
     let fail = |why: String| IssueError { holder: format!("node {} ({})", subject.node, subject.name), why };
     let id = format!("spiffe://{}/node/{}", subject.vo, subject.node);
     let roles: Vec<String> = subject.roles.iter().map(Role::to_string).collect();
+    let mut params = leaf(&id, lifetime, now).map_err(fail)?;
+    params.distinguished_name.push(DnType::CommonName, subject.name);
+    params.distinguished_name.push(DnType::OrganizationalUnitName, roles.join(","));
+    sign(ca_key, subject.vo, params, subject.public_key).map_err(fail)
+}
+
+/// A user's certificate; as a server it is good for these names.
+pub(crate) fn issue_user(
+    ca_key: &NodeKey,
+    vo: &str,
+    user: &UserName,
+    names: &[ServerName],
+    public_key: [u8; 32],
+    (lifetime, now): (Duration, SystemTime),
+) -> Result<CertificateDer<'static>, IssueError> {
+    let fail = |why: String| IssueError { holder: format!("user {user}"), why };
+    let mut params = leaf(&format!("spiffe://{vo}/user/{user}"), lifetime, now).map_err(fail)?;
+    params.distinguished_name.push(DnType::CommonName, user.to_string());
+    for name in names {
+        params.subject_alt_names.push(match name {
+            ServerName::Dns(name) => {
+                let name = Ia5String::try_from(name.as_str()).map_err(|error| fail(error.to_string()))?;
+                SanType::DnsName(name)
+            }
+            ServerName::Address(address) => SanType::IpAddress(*address),
+        });
+    }
+    sign(ca_key, vo, params, public_key).map_err(fail)
+}
+
+/// What all certificates but the CA's have in common.
+fn leaf(id: &str, lifetime: Duration, now: SystemTime) -> Result<CertificateParams, String> {
     let mut params = CertificateParams::default();
     params.not_before =
         date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds(now).saturating_sub(SKEW.as_secs()));
     params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds(now)) + lifetime;
-    params.serial_number = Some(serial().map_err(fail)?);
+    params.serial_number = Some(serial()?);
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, subject.name);
-    params.distinguished_name.push(DnType::OrganizationalUnitName, roles.join(","));
-    let uri = Ia5String::try_from(id.as_str()).map_err(|error| fail(error.to_string()))?;
+    let uri = Ia5String::try_from(id).map_err(|error| error.to_string())?;
     params.subject_alt_names = vec![SanType::URI(uri)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
-    let ca = ca_params(subject.vo);
+    Ok(params)
+}
+
+fn sign(
+    ca_key: &NodeKey,
+    vo: &str,
+    params: CertificateParams,
+    public_key: [u8; 32],
+) -> Result<CertificateDer<'static>, String> {
+    let ca = ca_params(vo);
     let issuer = Issuer::from_params(&ca, ca_key.pair());
-    let signed = params
-        .signed_by(&PublicHalf(subject.public_key), &issuer)
-        .map_err(|error| fail(error.to_string()))?;
+    let signed = params.signed_by(&PublicHalf(public_key), &issuer).map_err(|error| error.to_string())?;
     Ok(signed.into())
 }
 

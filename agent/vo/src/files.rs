@@ -89,7 +89,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// DER as PEM (RFC 7468), so that `openssl` shows it.
-pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+pub fn pem(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
     let mut rest = body.as_str();

@@ -37,9 +37,9 @@ mod token;
 mod verify;
 
 pub use authority::{Authority, MintError, OpenError, RedeemError, RenewError, RevokeError};
-pub use certificate::{Admission, IssueError, LIFETIME, Role, SKEW, public_key};
+pub use certificate::{Admission, IssueError, LIFETIME, Role, SKEW, ServerName, UserName, public_key};
 pub use credentials::{Credentials, CredentialsError};
-pub use files::FileError;
+pub use files::{FileError, pem};
 pub use key::{KeyError, NodeKey};
 pub use name::{NameError, check_node_name, check_vo_name};
 pub use revocation::{RevocationError, RevocationList};

@@ -388,3 +388,40 @@ fn credentials_are_the_old_or_the_new_and_a_new_membership_replaces_them() {
     std::fs::write(dir.join("node.crt"), "x").unwrap();
     assert!(matches!(Credentials::load(&dir), Err(CredentialsError::Damaged { .. })));
 }
+
+#[test]
+fn a_users_certificate_names_user_and_node_and_is_no_nodes() {
+    let home = tempfile::tempdir().unwrap();
+    let mut authority = found(home.path());
+    let node = NodeKey::generate().unwrap();
+    authority.admit(node.public_key(), "node1", &[Role::Node], start()).unwrap();
+    let key = NodeKey::generate().unwrap().public_key();
+    let own = authority.certify(NodeId(1), "ann", None, key, start()).unwrap();
+    // It must not let anybody in as a node.
+    assert!(verify(&authority, &own.cert_der, start()).is_err());
+    let text = String::from_utf8_lossy(&own.cert_der).into_owned();
+    assert!(text.contains("spiffe://lab/user/node1.ann"), "{text}");
+    // A server's has the node's own name, whoever asks.
+    let address = "10.0.0.1".parse().unwrap();
+    let server = authority.certify(NodeId(1), "root", Some(&[address]), key, start()).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&server.cert_der).unwrap();
+    let names = parsed.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    assert!(names.iter().any(|name| name.contains("node1") && name.starts_with("DNS")), "{names:?}");
+    assert_eq!(names.len(), 3, "{names:?}");
+
+    for bad in ["", "a b", "a/../b", "ann\n"] {
+        assert!(authority.certify(NodeId(1), bad, None, key, start()).is_err(), "{bad:?}");
+    }
+    assert!(matches!(
+        authority.certify(NodeId(9), "ann", None, key, start()),
+        Err(RenewError::Unknown { .. })
+    ));
+    let token = mint(&mut authority, start());
+    redeem(&mut authority, &token, &node, start()).unwrap();
+    authority.revoke(NodeId(2)).unwrap();
+    assert!(matches!(
+        authority.certify(NodeId(2), "ann", None, key, start()),
+        Err(RenewError::Revoked { .. })
+    ));
+}

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use libgrid::control::{
-    AgentInfo, Chunk, Failure, Finding, Input, Kind, NodeState, NodeStatus, Reply, Request, Response, Stdin,
-    Stream, Streams, Submission, Verdict,
+    AgentInfo, Certificate, Chunk, Failure, Finding, Input, Kind, NodeState, NodeStatus, Reply, Request,
+    Response, Stdin, Stream, Streams, Submission, Verdict,
 };
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{JobId, NodeId, Selector};
@@ -107,6 +107,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::List { place: Place::Node { node: "3".into(), path: "/data".into() } },
         Request::Export(export()),
         Request::Unexport { path: "/data".into() },
+        Request::Certify,
         Request::Exports { everywhere: true },
     ];
     let name = |request: &Request| match request {
@@ -129,6 +130,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::List { .. } => "list",
         Request::Export(_) => "export",
         Request::Unexport { .. } => "unexport",
+        Request::Certify => "certify",
         Request::Exports { .. } => "exports",
     };
     requests.into_iter().map(|request| (name(&request), request)).collect()
@@ -171,6 +173,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         }),
         Reply::Copied(Landed { bytes: 1 << 33, items: 3, skipped: 2, path: "/data/run7".into() }),
         Reply::Listing { entries: entries(), more: true },
+        Reply::Certificate(Certificate { certificate: "c".into(), key: "k".into(), authority: "a".into() }),
         Reply::Exports {
             exports: vec![ExportOf {
                 node: NodeId(3),
@@ -195,6 +198,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Copying(_) => "copying",
         Reply::Copied(_) => "copied",
         Reply::Listing { .. } => "listing",
+        Reply::Certificate(_) => "certificate",
         Reply::Exports { .. } => "exports",
     };
     let kind = |kind: Kind| match kind {

@@ -47,6 +47,10 @@ pub(super) async fn answer<S: Stream>(
             grid.copies.exports.remove(&path)?;
             return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
         }
+        Request::Certify => {
+            let certificate = grid.certify(caller).await?;
+            return Ok(stream::write(client, &Response::Ok(Reply::Certificate(certificate))).await?);
+        }
         Request::Exports { everywhere } => {
             let (exports, silent) = match everywhere {
                 true => crate::copy::exports_of_all(grid).await,
