@@ -29,6 +29,7 @@
 //! | `io` | bulk data between files and sockets; with the feature of that name |
 //! | `user` | whose rights a process has; with the feature of that name |
 //! | `archive` | inputs and results as archives; with the feature of that name |
+//! | `ftp` | FTP and GridFTP as written on the wire; with the feature of that name |
 // One call of the kernel has no safe wrapper: io/info.rs.
 #![deny(unsafe_code)]
 
@@ -40,6 +41,8 @@ pub mod client;
 pub mod control;
 pub mod copy;
 mod error;
+#[cfg(feature = "ftp")]
+pub mod ftp;
 pub mod ids;
 #[cfg(feature = "io")]
 pub mod io;

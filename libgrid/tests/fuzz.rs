@@ -2,6 +2,10 @@
 //!
 //! Longer runs, guided by coverage: see `fuzz/Cargo.toml`.
 
+#[path = "../../fuzz/functions/ftp_block.rs"]
+mod ftp_block;
+#[path = "../../fuzz/functions/ftp_command.rs"]
+mod ftp_command;
 #[path = "../../fuzz/functions/job_file.rs"]
 mod job_file;
 #[path = "../../fuzz/functions/memory.rs"]
@@ -72,6 +76,39 @@ fn a_damaged_job_file_is_refused_with_its_place_or_read_whole() {
     for file in 0..4 {
         try_all(after(file, vec(any::<u8>(), 1..22)), job_file::run);
     }
+}
+
+#[test]
+fn random_bytes_on_a_control_connection_are_commands_or_refused() {
+    try_all(after(0, vec(any::<u8>(), 0..300)), ftp_command::run);
+    let typed = "([A-Za-z]{3,4} [ -~]{0,20}\r?\n){0,5}".prop_map(String::into_bytes);
+    try_all(after(0, typed), ftp_command::run);
+}
+
+#[test]
+fn a_damaged_session_is_commands_or_refused() {
+    try_all(after(1, vec(any::<u8>(), 1..22)), ftp_command::run);
+}
+
+#[test]
+fn a_line_without_an_end_takes_no_more_memory_than_its_limit() {
+    let ((), most) = memory::peak(|| ftp_command::run(&[&[0], vec![b'x'; 4 << 20].as_slice()].concat()));
+    // The input itself, twice, and one reply's line.
+    assert!(most < 10 << 20, "{most} bytes");
+}
+
+#[test]
+fn random_block_headers_stay_within_a_file() {
+    try_all(vec(any::<u8>(), 0..200), ftp_block::run);
+    // Small numbers get further: each header is a byte of flags, a count and an offset.
+    let headers = vec((0u8..16, 0u16..999, 0u16..999), 0..12).prop_map(|headers| {
+        let header = |(flags, count, offset): (u8, u16, u16)| {
+            let flags = if flags < 12 { 0 } else { 1 << (flags - 8) };
+            [&[flags], &u64::from(count).to_be_bytes()[..], &u64::from(offset).to_be_bytes()[..]].concat()
+        };
+        headers.into_iter().flat_map(header).collect()
+    });
+    try_all(headers, ftp_block::run);
 }
 
 #[test]
