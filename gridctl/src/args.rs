@@ -152,6 +152,11 @@ pub(crate) enum Command {
         #[arg(long, short)]
         everywhere: bool,
     },
+    /// Serve a folder to FTP and GridFTP clients. Example: gridctl ftp serve --root /data --port 2811 --anonymous
+    Ftp {
+        #[command(subcommand)]
+        command: FtpCommand,
+    },
     /// A grid on this machine alone, to try things out. Example: sudo gridctl lab up -n 3
     Lab {
         #[command(subcommand)]
@@ -301,6 +306,18 @@ pub(crate) enum Which {
     Stderr,
     /// Both, each to its own
     Both,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FtpCommand {
+    /// Serve until interrupted. Example: sudo gridctl ftp serve --root /data --user grid --anonymous
+    // The options are those of the program: it has the help for them, too.
+    #[command(disable_help_flag = true)]
+    Serve {
+        /// Options: gridctl ftp serve --help lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<std::ffi::OsString>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
