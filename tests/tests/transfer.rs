@@ -255,6 +255,47 @@ fn an_interrupted_copy_leaves_no_process_and_goes_on_when_it_is_given_again() {
     });
 }
 
+#[test]
+fn a_certificate_of_the_vo_logs_in_to_an_ftp_server_of_another_node() {
+    shared("a_certificate_of_the_vo_logs_in_to_an_ftp_server_of_another_node", |grid| {
+        let root = grid.folder("ftp-root", NOBODY);
+        let (server, client) = (place(grid, "ftp-server"), place(grid, "ftp-client"));
+        grid.gridctl(1, ["vo", "certificate", "-o", server.to_str().unwrap()]).ok();
+        grid.gridctl_as(2, NOBODY, Path::new("/"), ["vo", "certificate", "-o", "/no/such"])
+            .says(&["cannot write"]);
+        grid.gridctl(2, ["vo", "certificate", "-o", client.to_str().unwrap()]).ok();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&client.join("user.key")), mode(&client.join("user.crt"))), (0o600, 0o644));
+        let file = |folder: &Path, name: &str| folder.join(name).to_str().unwrap().to_owned();
+        let words = ["ftp", "serve", "--user", "nobody", "--port", "2811", "--require-tls", "--root"];
+        let words = words.into_iter().map(str::to_owned).chain([root.to_str().unwrap().to_owned()]);
+        let words = words.chain([
+            "--cert".into(),
+            file(&server, "user.crt"),
+            "--key".into(),
+            file(&server, "user.key"),
+        ]);
+        let running = grid.start(1, words.chain(["--ca".into(), file(&server, "ca.crt")]));
+        running.until_printed("serving");
+        let url = format!("ftp://{}:2811/hello", grid.machine(1).addr());
+        let curl = |words: &[&str]| {
+            let mut command = grid.machine(2).exec("curl");
+            command.args(["-sS", "--ssl-reqd", "--cacert", &file(&client, "ca.crt")]).args(words).arg(&url);
+            command.output().unwrap()
+        };
+        noise(&client.join("hello"), 100_000);
+        let (cert, key, hello) =
+            (file(&client, "user.crt"), file(&client, "user.key"), file(&client, "hello"));
+        let put = curl(&["--cert", &cert, "--key", &key, "-T", &hello]);
+        assert!(put.status.success(), "{}", String::from_utf8_lossy(&put.stderr));
+        assert!(same(&client.join("hello"), &root.join("hello")));
+        assert_eq!(root.join("hello").metadata().unwrap().uid(), NOBODY);
+        assert!(!curl(&["-o", "/dev/null"]).status.success(), "somebody without a certificate got in");
+        running.signal(nix::sys::signal::Signal::SIGTERM);
+        running.wait();
+    });
+}
+
 /// The movers that have a file below this folder open.
 fn movers_of(folder: &Path) -> Vec<PathBuf> {
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());

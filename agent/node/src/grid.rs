@@ -253,7 +253,7 @@ impl Grid {
         let admission = admitted.map_err(|why| failure(Kind::Denied, why))?;
         Ok(Certificate {
             certificate: grid_vo::pem("CERTIFICATE", &admission.cert_der),
-            key: grid_vo::pem("PRIVATE KEY", key.private_key().secret_der()),
+            key: key.pem(),
             authority: grid_vo::pem("CERTIFICATE", &admission.ca_der),
         })
     }

@@ -82,6 +82,15 @@ impl NodeKey {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pair.serialized_der().to_vec()))
     }
 
+    /// The private half as a PEM file that every program takes: PKCS #8 of version 1 (RFC 5958). Version 2, with the
+    /// public half in it, is what OpenSSL before 3.2 refuses.
+    pub fn pem(&self) -> String {
+        let der = self.pair.serialized_der();
+        // Both versions have the seed at the same place, after a head of the same length.
+        let seed = der.get(PKCS8_HEAD.len()..PKCS8_HEAD.len() + 32).unwrap_or_default();
+        files::pem("PRIVATE KEY", &[&PKCS8_HEAD[..], seed].concat())
+    }
+
     /// The key pair of a token.
     pub(crate) fn from_seed(seed: &[u8; 32]) -> Result<Self, KeyError> {
         let mut pkcs8 = PKCS8_HEAD.to_vec();

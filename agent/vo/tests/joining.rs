@@ -395,7 +395,11 @@ fn a_users_certificate_names_user_and_node_and_is_no_nodes() {
     let mut authority = found(home.path());
     let node = NodeKey::generate().unwrap();
     authority.admit(node.public_key(), "node1", &[Role::Node], start()).unwrap();
-    let key = NodeKey::generate().unwrap().public_key();
+    let pair = NodeKey::generate().unwrap();
+    // 48 bytes: the first version of the format, which all programs take.
+    assert_eq!(pair.pem().lines().nth(1).unwrap().len(), 64);
+    assert_eq!(pair.pem().lines().count(), 3);
+    let key = pair.public_key();
     let own = authority.certify(NodeId(1), "ann", None, key, start()).unwrap();
     // It must not let anybody in as a node.
     assert!(verify(&authority, &own.cert_der, start()).is_err());

@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn appending_to_a_whole_file_changes_it_in_place() {
         let Served { folder, root } = served();
-        std::fs::File::create(folder.path().join("x")).unwrap().write_all(b"abc").unwrap();
+        File::create(folder.path().join("x")).unwrap().write_all(b"abc").unwrap();
         let arrival = Arrival::begin(&root, &place(), Start::End).unwrap();
         put(&arrival, b"d");
         arrival.commit(Some(4)).unwrap();

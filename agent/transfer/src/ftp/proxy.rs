@@ -160,10 +160,13 @@ fn oid(bytes: &[u8]) -> Option<String> {
 /// The only URI among a certificate's other names.
 pub(crate) fn uri(certificate: &X509Certificate<'_>) -> Option<String> {
     let names = certificate.subject_alternative_name().ok()??;
-    match names.value.general_names.as_slice() {
-        [GeneralName::URI(uri)] => Some((*uri).to_owned()),
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
         _ => None,
-    }
+    });
+    // An identity has one (SPIFFE); a server's certificate has names of hosts beside it.
+    let first = uris.next()?;
+    uris.next().is_none().then_some(first)
 }
 
 #[cfg(test)]
