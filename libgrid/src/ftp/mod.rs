@@ -1,4 +1,4 @@
-//! FTP and GridFTP as they are written on the wire: parsing and formatting, without any I/O.
+//! FTP and GridFTP as they are written on the wire: parsing and formatting, without any I/O; and a client.
 //!
 //! Server and client share it. Every byte comes from a stranger: lines have a longest length, numbers are checked,
 //! paths are bytes and never text.
@@ -14,6 +14,7 @@
 //! | [`facts`] | what MLST and MLSD say of a file | RFC 3659 |
 //! | [`list`] | lines of LIST | as `ls -l` |
 //! | [`time`] | times as MDTM writes them | RFC 3659 2.3 |
+//! | `client` | the client; with the feature `ftp-client` | |
 //!
 //! ```
 //! use libgrid::ftp::command::Command;
@@ -26,6 +27,8 @@
 
 pub mod address;
 pub mod block;
+#[cfg(feature = "ftp-client")]
+pub mod client;
 pub mod command;
 pub mod facts;
 pub mod line;
