@@ -20,6 +20,8 @@ const PIECE: usize = 1 << 20;
 pub(super) enum Method {
     /// `CKSM NAME 0 -1 path`
     Cksm(&'static str),
+    /// `OPTS HASH NAME`, `HASH path` (draft-bryan-ftpext-hash)
+    Hash(&'static str, &'static str),
     /// `XNAME path`
     Site(&'static str, &'static str),
 }
@@ -27,13 +29,14 @@ pub(super) enum Method {
 impl Method {
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Cksm(name) | Self::Site(_, name) => name,
+            Self::Cksm(name) | Self::Hash(_, name) | Self::Site(_, name) => name,
         }
     }
 }
 
 /// The best first.
 const KNOWN: [&str; 4] = ["SHA256", "SHA512", "SHA1", "ADLER32"];
+const HASHES: [(&str, &str); 3] = [("SHA-256", "SHA256"), ("SHA-512", "SHA512"), ("SHA-1", "SHA1")];
 const SITES: [(&str, &str); 3] = [("XSHA256", "SHA256"), ("XSHA512", "SHA512"), ("XSHA1", "SHA1")];
 
 impl Client {
@@ -41,6 +44,12 @@ impl Client {
     pub(super) fn checksum_method(&self) -> Result<Method, FtpError> {
         let list = self.features.checksums();
         let cksm = KNOWN.into_iter().find(|known| list.iter().any(|name| name == known));
+        let words = self.features.rest("HASH").unwrap_or_default().to_ascii_uppercase();
+        let words: Vec<&str> = words.split(';').map(|word| word.trim_end_matches('*').trim()).collect();
+        let hash = HASHES.into_iter().find(|(theirs, _)| words.contains(theirs));
+        if let (None, Some((theirs, name))) = (cksm, hash) {
+            return Ok(Method::Hash(theirs, name));
+        }
         let site = || SITES.into_iter().find(|(verb, _)| self.features.has(verb));
         cksm.map(Method::Cksm).or_else(|| site().map(|(verb, name)| Method::Site(verb, name))).ok_or_else(
             || {
@@ -64,8 +73,12 @@ impl Client {
                 let length = if whole { "-1".to_owned() } else { (to - from).to_string() };
                 ("CKSM", [format!("{name} {from} {length} ").as_bytes(), path].concat())
             }
+            Method::Hash(theirs, _) if whole => {
+                self.control.must("OPTS", format!("HASH {theirs}").as_bytes())?;
+                ("HASH", path.to_vec())
+            }
             Method::Site(verb, _) if whole => (verb, path.to_vec()),
-            Method::Site(verb, _) => {
+            Method::Site(verb, _) | Method::Hash(verb, _) => {
                 let what =
                     format!("make a checksum of a part of a file ({verb}): leave the verification out");
                 return Err(FtpError::Unsupported { server: self.server.clone(), what });

@@ -259,7 +259,7 @@ impl Client {
                 true => None,
                 false => Some(self.control.peer()?.ip()),
             };
-            let sink = Sink { file: &partial.file, base: moving.base, size: moving.size, from };
+            let sink = Sink { file: &partial.file, base: gap_from, size: moving.size, from };
             let limits = self.login.limits.clone();
             let server = self.server.clone();
             self.control.send(&[command])?;

@@ -36,7 +36,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Where received bytes go, and which may come.
 pub(super) struct Sink<'a> {
     pub(super) file: &'a File,
-    /// The byte of the remote file that is the first here.
+    /// Added to the offset of each block: what ERET sends is counted from the beginning of the part.
     pub(super) base: u64,
     /// How many bytes the file here has in the end, if that is known.
     pub(super) size: Option<u64>,
@@ -164,7 +164,7 @@ fn connection(
                     header.count, header.offset
                 ))
             };
-            let from = header.offset.checked_sub(sink.base).ok_or_else(outside)?;
+            let from = header.offset.checked_add(sink.base).ok_or_else(outside)?;
             let to = from.checked_add(header.count).ok_or_else(outside)?;
             if sink.size.is_some_and(|size| to > size) || limits.file.is_some_and(|limit| to > limit) {
                 return Err(outside());

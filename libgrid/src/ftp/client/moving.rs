@@ -73,6 +73,11 @@ impl Shared {
         }
     }
 
+    /// The data are through: some servers say nothing before this side has closed, too.
+    fn release(&self) {
+        lock(&self.sockets).clear();
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
     }
@@ -147,8 +152,10 @@ pub(super) fn carry<T: Send>(
     thread::scope(|scope| {
         let (tell, told) = mpsc::sync_channel(1);
         scope.spawn(move || {
+            let result = work(shared);
+            shared.release();
             // Nobody listens only if the transfer is given up.
-            let _ = tell.send(work(shared));
+            let _ = tell.send(result);
         });
         let mut data: Option<Result<T, Fault>> = None;
         // When anything showed life last.
