@@ -4,8 +4,12 @@
 
 mod authority;
 mod files;
+mod interruptions;
+mod large;
 mod material;
+mod proxy;
 mod server;
+mod third_party;
 mod tls;
 
 use std::io::Write;

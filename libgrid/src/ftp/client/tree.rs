@@ -376,7 +376,7 @@ impl Sender<'_> {
         lines.push(line("STOR", &there)?);
         self.session.control.send(&lines)?;
         self.named(&naming)?;
-        let mut data = open(self.session, size)?;
+        let mut data = open(self.session)?;
         let sent = data.send(&file, 0..size, |_| ());
         drop(data);
         finish(self.session, &item.remote, sent)?;
@@ -386,7 +386,7 @@ impl Sender<'_> {
 }
 
 /// Connects to where the server listens, after its reply.
-fn open(session: &mut Client, _size: u64) -> Result<Data, FtpError> {
+fn open(session: &mut Client) -> Result<Data, FtpError> {
     let reply = session.control.last_reply("the address for data")?;
     let reply = session.control.done(b"PASV", reply)?;
     let address = address_of(&session.control, &reply, session.login.believe_pasv)?;
@@ -511,13 +511,13 @@ fn fetch(session: &mut Client, item: &Item, transfer: &Options) -> Result<(), Ft
     session.enter_mode(false)?;
     let lines = [line(session.passive_verb(), b"")?, line("RETR", &item.remote)?];
     session.control.send(&lines)?;
-    let mut data = open(session, item.size)?;
+    let data = open(session)?;
     let name = item.local.file_name().unwrap_or_default();
     let number = local::hash(item.local.as_os_str().as_bytes());
     let short = &name.as_bytes()[..name.len().min(200)];
     let hidden = [b".", short, format!(".{number:016x}.new").as_bytes()].concat();
     let hidden = item.local.with_file_name(OsStr::from_bytes(&hidden));
-    let result = receive(session, &mut data, item, transfer, &hidden);
+    let result = receive(session, data, item, transfer, &hidden);
     if result.is_err() {
         let _ = fs::remove_file(&hidden);
     }
@@ -526,7 +526,7 @@ fn fetch(session: &mut Client, item: &Item, transfer: &Options) -> Result<(), Ft
 
 fn receive(
     session: &mut Client,
-    data: &mut Data,
+    mut data: Data,
     item: &Item,
     transfer: &Options,
     hidden: &Path,
@@ -535,6 +535,8 @@ fn receive(
     options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW);
     let file = options.open(hidden).map_err(FtpError::local("write", hidden))?;
     let came = data.receive(&file, 0, Some(item.size), false, |_| ());
+    // Some servers say nothing before this side has closed, too.
+    drop(data);
     let came = finish(session, &item.remote, came)?;
     if came != item.size {
         let party = Party::Server(session.server.clone());
