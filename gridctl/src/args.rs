@@ -152,7 +152,7 @@ pub(crate) enum Command {
         #[arg(long, short)]
         everywhere: bool,
     },
-    /// Serve a folder to FTP and GridFTP clients. Example: gridctl ftp serve --root /data --port 2811 --anonymous
+    /// Copy from and to FTP and GridFTP servers, or be one. Example: gridctl ftp get -p 4 ftp://node1:2811/run7.h5
     Ftp {
         #[command(subcommand)]
         command: FtpCommand,
@@ -247,6 +247,119 @@ pub(crate) enum TokenCommand {
     },
 }
 
+/// What FTP is used for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FtpCommand {
+    /// Serve until interrupted. Example: sudo gridctl ftp serve --root /data --user grid --anonymous
+    // The options are those of the program: it has the help for them, too.
+    #[command(disable_help_flag = true)]
+    Serve {
+        /// Options: gridctl ftp serve --help lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<std::ffi::OsString>,
+    },
+    /// Fetch files; goes on where it stopped before. Example: gridctl ftp get ftp://node1:2811/data/run7.h5
+    Get {
+        /// ftp://[USER@]HOST[:PORT]/PATH
+        #[arg(required = true, value_name = "URL")]
+        sources: Vec<String>,
+        /// Where to: a file, or a folder that exists
+        #[arg(long, short, default_value = ".", value_name = "PATH")]
+        output: PathBuf,
+        #[command(flatten)]
+        options: FtpOptions,
+    },
+    /// Send files; goes on where it stopped before. Example: gridctl ftp put big.h5 ftp://node1:2811/data/
+    Put {
+        /// Files or folders here, then the URL; one that ends with / is a folder
+        #[arg(required = true, num_args = 2.., value_name = "PATH")]
+        paths: Vec<String>,
+        #[command(flatten)]
+        options: FtpOptions,
+    },
+    /// List a folder. Example: gridctl ftp ls ftp://node1:2811/data
+    Ls {
+        /// ftp://[USER@]HOST[:PORT]/PATH
+        url: String,
+        #[command(flatten)]
+        options: FtpOptions,
+    },
+    /// Copy a file from server to server, not through this machine. Example: gridctl ftp cp ftp://a/x ftp://b/x
+    Cp {
+        /// From where
+        source: String,
+        /// Where to
+        target: String,
+        #[command(flatten)]
+        options: FtpOptions,
+    },
+}
+
+/// How `gridctl ftp` transfers.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct FtpOptions {
+    /// Data connections in parallel, 1 to 64: GridFTP's extended mode
+    #[arg(short = 'p', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) parallel: Option<u8>,
+    /// Extended mode with as many connections as the path asks for
+    #[arg(long)]
+    pub(crate) fast: bool,
+    /// All nodes of the server take part; extended mode
+    #[arg(long)]
+    pub(crate) stripe: bool,
+    /// Where in the file to begin, in bytes, such as 10M
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) off: Option<Bytes>,
+    /// How much of the file, such as 1G
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) len: Option<Bytes>,
+    /// Compare checksums afterwards
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Folders, with all that is in them
+    #[arg(long, short)]
+    pub(crate) recursive: bool,
+    /// Sessions side by side for folders, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) sessions: u8,
+    /// Start over, whatever arrived before
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Send to the name itself, for servers that refuse to rename
+    #[arg(long)]
+    pub(crate) direct: bool,
+    /// Let the file reach the disk before it gets its name
+    #[arg(long)]
+    pub(crate) fsync: bool,
+    /// Socket buffers of this size, such as 4M, instead of what the kernel finds
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) buffer: Option<Bytes>,
+    /// Protect the session by TLS
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// Encrypt commands but not data
+    #[arg(long, requires = "tls")]
+    pub(crate) clear_data: bool,
+    /// The authorities to believe, PEM; otherwise the system's
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Believe every certificate: others may read and change everything
+    #[arg(long, requires = "tls", conflicts_with = "ca")]
+    pub(crate) no_verify_tls: bool,
+    /// Our certificate, PEM
+    #[arg(long, value_name = "FILE", requires_all = ["key", "tls"])]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// Who logs in; the password is read from $GRIDOS_FTP_PASSWORD
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Connect to the address that a PASV reply names, for servers whose data come from other hosts
+    #[arg(long)]
+    pub(crate) believe_pasv: bool,
+}
+
 /// What a job needs, for `submit` and `run`.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Options {
@@ -306,18 +419,6 @@ pub(crate) enum Which {
     Stderr,
     /// Both, each to its own
     Both,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum FtpCommand {
-    /// Serve until interrupted. Example: sudo gridctl ftp serve --root /data --user grid --anonymous
-    // The options are those of the program: it has the help for them, too.
-    #[command(disable_help_flag = true)]
-    Serve {
-        /// Options: gridctl ftp serve --help lists them
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
-        options: Vec<std::ffi::OsString>,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -97,8 +97,8 @@ fn dispatch(args: Args) -> Done {
         Command::Export(args) => copy::export(&mut connect()?, args, json),
         Command::Unexport { path } => copy::unexport(&mut connect()?, &path, json),
         Command::Exports { everywhere } => copy::exports(&mut connect()?, everywhere, json),
-        Command::Ftp { command } => ftp::ftp(command),
         Command::Lab { command } => lab::lab(command, json),
+        Command::Ftp { command } => ftp::ftp(command, json),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "gridctl", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

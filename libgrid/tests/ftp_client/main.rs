@@ -4,6 +4,7 @@
 
 mod authority;
 mod files;
+mod hostile;
 mod interruptions;
 mod large;
 mod material;

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::linux::net::TcpStreamExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::setsockopt;
@@ -269,6 +270,8 @@ impl Control {
         // The kernel's clock is coarse, and zero stands for ever.
         let wait = wait.max(Duration::from_millis(1));
         self.tcp()?.set_read_timeout(Some(wait)).map_err(|error| self.lost(error))?;
+        // A server that waits for our acknowledgement between two short replies must not wait for 40 ms.
+        let _ = self.tcp()?.set_quickack(true);
         let mut buffer = [0; 16 * 1024];
         let came = match &mut self.channel {
             Channel::Plain(stream) => stream.read(&mut buffer),

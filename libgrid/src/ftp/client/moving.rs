@@ -116,7 +116,7 @@ impl Fault {
     /// As an error of the transfer of `path`, of which `at` bytes arrived.
     pub(super) fn broken(self, path: String, at: u64, resumable: bool) -> FtpError {
         let Self { party, why, passing } = self;
-        FtpError::Broken { path, at, party, why, resumable, passing }
+        FtpError::Broken { path, at, party, why, resumable: resumable && at > 0, passing }
     }
 
     fn control(error: &FtpError, server: &str) -> Self {
@@ -234,7 +234,8 @@ pub(super) fn carry<T: Send>(
             (Err(fault), _) if fault.party == Party::Here => Err(fault),
             (Err(fault), _) if !fault.passing && fault.party != Party::Here && good => Err(fault),
             (_, Ok(reply)) if !good => Err(Fault::reply(&reply, &server)),
-            (Err(fault), Err(_)) => Err(fault),
+            // What the server did wrong explains more than that the data then broke.
+            (Err(fault), Err(said)) => Err(if said.passing { fault } else { said }),
             (Ok(_), Err(fault)) | (Err(fault), Ok(_)) => Err(fault),
             (Ok(data), Ok(_)) => Ok(data),
         }
