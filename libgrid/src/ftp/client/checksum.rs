@@ -89,7 +89,7 @@ impl Client {
             return Err(self.control.refused(verb, reply));
         }
         // Some put it last, some on a line of its own, some in quotes.
-        let text = reply.text.iter().flat_map(|line| line.split(u8::is_ascii_whitespace));
+        let mut words = reply.text.iter().flat_map(|line| line.split(u8::is_ascii_whitespace));
         let length = match method.name() {
             "SHA256" => 64,
             "SHA512" => 128,
@@ -97,7 +97,7 @@ impl Client {
             _ => 8,
         };
         let hex = |word: &&[u8]| word.len() == length && word.iter().all(u8::is_ascii_hexdigit);
-        match text.filter(hex).next_back() {
+        match words.rfind(hex) {
             Some(word) => Ok(String::from_utf8_lossy(word).to_ascii_lowercase()),
             None => Err(self
                 .control

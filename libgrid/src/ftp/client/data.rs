@@ -278,10 +278,10 @@ pub(super) fn accept(
     loop {
         match listener.accept() {
             Ok(pair) => return Ok(Some(pair)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                ()
+            Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Err(error);
             }
-            Err(error) => return Err(error),
+            Err(_) => (),
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || stop() {
