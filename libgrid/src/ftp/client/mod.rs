@@ -53,7 +53,7 @@ use self::control::{Control, line};
 use self::tls::Connector;
 use crate::ftp::marker::{Perf, Ranges};
 use crate::ftp::reply::Kind;
-use crate::io::{Fixed, Plan, Tuner};
+use crate::io::{Fixed, Path, Plan, Tuner};
 
 /// More data connections than this are not asked for.
 const MAX_STREAMS: usize = 64;
@@ -314,7 +314,9 @@ impl Client {
         }
         let streams = options.streams.map(|streams| streams.clamp(1, MAX_STREAMS));
         let fixed = Fixed { streams, buffer: options.buffer, ..Fixed::default() };
-        Tuner::new(self.control.path().rtt, size, MAX_STREAMS, fixed).plan()
+        // Both ends would have to bear loss, and the other one is not known.
+        let path = Path { rtt: self.control.path().rtt, tolerant: false };
+        Tuner::new(path, size, MAX_STREAMS, fixed).plan()
     }
 
     /// Enters the mode that the options ask for.
