@@ -194,9 +194,8 @@ impl Control {
         let Channel::Plain(stream) = std::mem::replace(&mut self.channel, Channel::None) else {
             return Err(fail("it is secured already".to_owned()));
         };
-        let limited = stream.set_read_timeout(Some(self.limits.connect));
         let secure =
-            limited.and_then(|()| connector.connect(stream)).map_err(|error| fail(error.to_string()))?;
+            connector.connect(stream, self.limits.connect).map_err(|error| fail(error.to_string()))?;
         self.channel = Channel::Secure(Box::new(secure));
         Ok(())
     }
@@ -224,8 +223,9 @@ impl Control {
     }
 
     fn unasked(&self, reply: &Reply) -> FtpError {
-        if reply.code == 421 {
-            return self.lost(io::Error::other(reply.to_string()));
+        // The last words of a session that ends: of a time limit (421), or of a server that fell over.
+        if matches!(reply.kind(), Kind::Transient | Kind::Permanent) {
+            return self.lost(io::Error::other(shown(reply.to_string().as_bytes())));
         }
         self.protocol(format!(
             "it sent a reply that nobody asked for: {}",

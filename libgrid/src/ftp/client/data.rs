@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::control::{Control, line};
 use super::tls::{self, Connector, TlsStream};
-use super::{Client, FtpError};
+use super::{Client, FtpError, Limits};
 use crate::ftp::address::{format_eprt, format_port, parse_epsv, parse_pasv, parse_spas};
 use crate::ftp::reply::{Kind, Reply};
 use crate::io::{Broken, Pipe, Plan, Side, Socket};
@@ -30,10 +30,12 @@ fn broken(moved: u64, side: Side, source: io::Error) -> Broken {
 
 impl Data {
     /// Shakes hands if there is a connector. The server does its part only after it took the command.
-    pub(super) fn new(socket: Socket, connector: Option<&Connector>) -> io::Result<Self> {
+    pub(super) fn new(socket: Socket, connector: Option<&Connector>, limits: &Limits) -> io::Result<Self> {
         Ok(match connector {
             None => Self::Plain(socket),
-            Some(connector) => Self::Secure(Box::new(connector.connect(socket.into_stream())?)),
+            Some(connector) => {
+                Self::Secure(Box::new(connector.connect(socket.into_stream(), limits.connect)?))
+            }
         })
     }
 
@@ -149,20 +151,27 @@ impl Data {
         }
     }
 
-    /// All that comes until the end, but no more than `most` bytes.
-    pub(super) fn read_all(&mut self, most: u64) -> io::Result<Vec<u8>> {
+    /// All that comes until the end, but no more than `most` bytes, and not for longer than until the deadline.
+    pub(super) fn read_all(&mut self, most: u64, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        match self {
-            Self::Plain(socket) => socket.stream().take(most + 1).read_to_end(&mut bytes)?,
-            Self::Secure(stream) => stream.take(most + 1).read_to_end(&mut bytes)?,
-        };
-        if bytes.len() as u64 > most {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the list is longer than {most} bytes"),
-            ));
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let came = match self {
+                Self::Plain(socket) => socket.stream().read_some(&mut buffer)?,
+                Self::Secure(stream) => stream.read(&mut buffer)?,
+            };
+            if came == 0 {
+                return Ok(bytes);
+            }
+            bytes.extend(&buffer[..came]);
+            if bytes.len() as u64 > most {
+                let why = format!("the list is longer than {most} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its list takes too long"));
+            }
         }
-        Ok(bytes)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Folders, names, sizes and times.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::control::{Control, line};
 use super::data::{self, Data};
@@ -10,6 +10,9 @@ use crate::ftp::facts::{Entry, Type};
 use crate::ftp::reply::Kind;
 use crate::ftp::{list, time};
 use crate::io::Plan;
+
+/// A list of a folder takes no longer, however slowly it drips.
+const LIST_TIME: Duration = Duration::from_secs(600);
 
 /// A name in a list must stay in the folder that was listed, whatever the server says.
 pub(super) fn check_name(name: &[u8]) -> Result<(), FtpError> {
@@ -101,8 +104,10 @@ impl Client {
             self.control.done(command, reply)?;
             return Err(self.control.protocol("it ended the list before it began"));
         }
-        let read =
-            Data::new(socket, self.data_tls()).and_then(|mut data| data.read_all(self.login.limits.list));
+        let limits = self.login.limits.clone();
+        let deadline = Instant::now() + limits.whole.unwrap_or(LIST_TIME);
+        let read = Data::new(socket, self.data_tls(), &limits)
+            .and_then(|mut data| data.read_all(limits.list, deadline));
         let bytes = match read {
             Ok(bytes) => bytes,
             Err(error) => {

@@ -207,7 +207,8 @@ impl Client {
         let work = move |shared: &Shared| {
             let fault = |broken| Fault::of(&broken, &server, limits.stall);
             let network = |source| crate::io::Broken { moved: 0, side: crate::io::Side::Network, source };
-            let mut data = Data::new(socket, connector.as_ref()).map_err(|error| fault(network(error)))?;
+            let mut data =
+                Data::new(socket, connector.as_ref(), &limits).map_err(|error| fault(network(error)))?;
             let mut at = from;
             let count = |came| {
                 shared.count(came);

@@ -243,14 +243,16 @@ impl Client {
     /// # Ok(()) }
     /// ```
     pub fn another(&self) -> Result<Self, FtpError> {
-        let Self { host, port, server, login, connector, .. } = self;
+        let Self { host, port, server, login, .. } = self;
+        // With sessions of TLS of its own: a server takes data connections only that resume the one that asked.
+        let connector = login.tls.as_ref().map(|tls| Connector::new(host, server, tls)).transpose()?;
         let (control, features) = session(host, *port, server, login, connector.as_ref())?;
         Ok(Self {
             host: host.clone(),
             port: *port,
             server: server.clone(),
             login: login.clone(),
-            connector: connector.clone(),
+            connector,
             control,
             features,
             extended: false,

@@ -165,7 +165,8 @@ pub(super) fn carry<T: Send>(
         let last = loop {
             match control.poll(TICK) {
                 Ok(Some(reply)) if reply.kind() == Kind::Preliminary => {
-                    if marker(&reply, &mut marked, progress) {
+                    // A marker of more than there can be shows nothing.
+                    if marker(&reply, &mut marked, progress) && marked <= already + shared.moved() {
                         alive = Instant::now();
                     }
                 }

@@ -256,12 +256,13 @@ impl Client {
         shared.watch(socket.stream());
         self.control.send(&[line(verb, there)?])?;
         let connector = self.data_tls().cloned();
-        let stall = self.login.limits.stall;
+        let limits = self.login.limits.clone();
         let server = self.server.clone();
         let work = |shared: &Shared| {
-            let fault = |broken| Fault::of(&broken, &server, stall);
+            let fault = |broken| Fault::of(&broken, &server, limits.stall);
             let network = |source| crate::io::Broken { moved: 0, side: crate::io::Side::Network, source };
-            let mut data = Data::new(socket, connector.as_ref()).map_err(|error| fault(network(error)))?;
+            let mut data =
+                Data::new(socket, connector.as_ref(), &limits).map_err(|error| fault(network(error)))?;
             data.send(file, range.start + already..range.end, |sent| shared.count(sent)).map_err(fault)
         };
         let result = carry(&mut self.control, &shared, already, progress, || (), work);

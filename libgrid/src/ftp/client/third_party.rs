@@ -287,7 +287,8 @@ impl Pair<'_> {
                 }
                 match client.control.poll(TURN) {
                     Ok(Some(reply)) if reply.kind() == Kind::Preliminary => {
-                        if marker(&reply, &mut marked, progress) {
+                        // A marker of more than there can be shows nothing.
+                        if marker(&reply, &mut marked, progress) && marked <= size {
                             (alive, marks) = (Instant::now(), true);
                         }
                     }

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -77,13 +77,38 @@ impl Connector {
         Ok(Self { config: Arc::new(config), name })
     }
 
-    /// Shakes hands. The time limits of `stream` hold for each step.
-    pub(super) fn connect(&self, mut stream: TcpStream) -> io::Result<TlsStream> {
+    /// Shakes hands, which may take so long as a whole.
+    pub(super) fn connect(&self, mut stream: TcpStream, limit: Duration) -> io::Result<TlsStream> {
+        let deadline = Instant::now() + limit;
+        let usual = stream.read_timeout()?;
         let mut connection =
             ClientConnection::new(self.config.clone(), self.name.clone()).map_err(io::Error::other)?;
-        while connection.is_handshaking() {
-            connection.complete_io(&mut stream)?;
+        loop {
+            while connection.wants_write() {
+                connection.write_tls(&mut stream)?;
+            }
+            if !connection.is_handshaking() {
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // Zero stands for ever.
+            stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            if connection.read_tls(&mut stream)? == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it closed in the middle of the handshake",
+                ));
+            }
+            if let Err(error) = connection.process_new_packets() {
+                // It should hear why.
+                let _ = connection.write_tls(&mut stream);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
         }
+        stream.set_read_timeout(usual)?;
         Ok(StreamOwned::new(connection, stream))
     }
 }

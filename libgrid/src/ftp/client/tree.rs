@@ -391,7 +391,7 @@ fn open(session: &mut Client) -> Result<Data, FtpError> {
     let reply = session.control.done(b"PASV", reply)?;
     let address = address_of(&session.control, &reply, session.login.believe_pasv)?;
     let socket = data::connect(&session.control, address, &Plan::default())?;
-    let data = Data::new(socket, session.data_tls());
+    let data = Data::new(socket, session.data_tls(), &session.login.limits);
     data.map_err(|error| session.control.lost(error))
 }
 
