@@ -305,3 +305,25 @@ fn files_are_changed_as_told() {
     assert_eq!(reply.code, 426, "{reply}");
     assert!(reply.to_string().contains("4 of 10 bytes came"), "{reply}");
 }
+
+#[test]
+fn it_never_serves_as_root() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: only root can be refused for being root");
+        return;
+    }
+    for user in [&[][..], &["--user", "root"]] {
+        let output = crate::support::run(
+            std::process::Command::new(env!("CARGO_BIN_EXE_gridos-ftpd"))
+                .args(["--root", "/tmp", "--port", "0", "--listen", "127.0.0.1", "--anonymous"])
+                .args(user),
+        );
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains("never serves as root"), "{text}");
+    }
+    let server = Server::open();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let uids = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.to_string();
+    assert!(uids.split_whitespace().skip(1).all(|uid| uid == nobody), "{uids}");
+}

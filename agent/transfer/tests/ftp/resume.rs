@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 
 use libgrid::ftp::block::{HEADER, Header};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::support::{Server, bytes, eventually};
+use crate::support::{Server, assert_same, bytes, eventually, installed, must};
 
 const LENGTH: usize = 3_000_001;
 
@@ -42,7 +43,7 @@ fn in_stream_mode_rest_goes_on_where_size_says() {
             }
             assert_eq!(client.ask(&format!("STOR {name}")).code, 150);
             data.write_all(&all[from..to]).unwrap();
-            // Killed: the kernel closes the control connection first, as it has the lower number.
+            // Killed: all connections end, in either order.
             if round % 4 == 3 {
                 server.kill_and_restart();
             }
@@ -66,6 +67,63 @@ fn in_stream_mode_rest_goes_on_where_size_says() {
         assert!(std::fs::read(server.at(&name)).unwrap() == all, "wrong bytes in round {round}");
         std::fs::write(server.at("old"), "an old file that is replaced").unwrap();
     }
+}
+
+/// Starts a client, and kills it once so many bytes of its upload are there. False if it was quicker.
+fn killed(command: &mut Command, server: &mut Server, name: &str, enough: u64, with_server: bool) -> bool {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let coming = |suffix: &str| {
+        let part = server.at(&format!(".{name}.{suffix}~gridos"));
+        std::fs::metadata(part).is_ok_and(|part| part.len() >= enough)
+    };
+    eventually("some of it came", || coming("part") || coming("strewn") || server.at(name).exists());
+    if with_server {
+        server.kill_and_restart();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let whole = std::fs::metadata(server.at(name)).map(|there| there.len());
+    assert!(whole.as_ref().map_or(true, |length| *length == LENGTH as u64), "half a file has its name");
+    whole.is_err()
+}
+
+#[test]
+fn curl_and_lftp_go_on_after_they_or_the_server_were_killed() {
+    if !installed(&["curl", "lftp"]) {
+        return;
+    }
+    let mut server = Server::open();
+    let source = server.beside("source");
+    std::fs::write(&source, bytes(LENGTH)).unwrap();
+    let local = source.display().to_string();
+    let mut interrupted = 0;
+    for (round, with_server) in [false, true, false, true].into_iter().enumerate() {
+        let enough = 100_000 + 400_000 * round as u64;
+        let name = format!("curl{round}");
+        let mut slow = Command::new("curl");
+        slow.args(["-sS", "--limit-rate", "2M", "-T", &local]).arg(server.url(&name));
+        interrupted += u32::from(killed(&mut slow, &mut server, &name, enough, with_server));
+        must(Command::new("curl").args(["-sS", "-C", "-", "-T", &local]).arg(server.url(&name)));
+        assert_same(&source, &server.at(&name));
+        let name = format!("lftp{round}");
+        let lftp = |more: &str| {
+            let mut command = Command::new("lftp");
+            let script = format!(
+                "set cmd:fail-exit yes; set net:max-retries 1; {more} {local} -o {name}",
+                more = more.replace("URL", &server.url(""))
+            );
+            command.args(["-c", &script]);
+            command
+        };
+        let mut slow = lftp("set net:limit-total-rate 2000000; open URL; put");
+        interrupted += u32::from(killed(&mut slow, &mut server, &name, enough, with_server));
+        let mut again = Command::new("lftp");
+        let open = format!("set cmd:fail-exit yes; open {}; put -c {local} -o {name}", server.url(""));
+        must(again.args(["-c", &open]));
+        assert_same(&source, &server.at(&name));
+    }
+    assert_eq!(std::fs::read_dir(server.at("")).unwrap().count(), 8, "parts were left behind");
+    assert!(interrupted >= 4, "only {interrupted} of 8 uploads were interrupted");
 }
 
 /// Sends blocks of these ranges, and then EOF if `ends`.

@@ -1,6 +1,7 @@
 //! Data from the client: STOR, APPE, STOU, ESTO. How they arrive is told in `arrival.rs`.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use libgrid::ftp::command::Rest;
 use libgrid::ftp::marker::Ranges;
@@ -15,6 +16,9 @@ use crate::ftp::session::retrieve::Source;
 use crate::ftp::session::transfer::{Crew, Incoming};
 use crate::ftp::session::{Session, Step};
 use crate::ftp::stream;
+
+/// How long the end of the control connection may come after that of the data, at least and at most.
+const GRACE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
 
 /// Names that STOU tries.
 const TRIES: u32 = 100;
@@ -124,6 +128,7 @@ impl Session {
             crew.flight.arrived(from, to);
         }
         let offset = if start == Start::InPlace { base } else { arrival.offset };
+        let begun = Instant::now();
         let attended = if self.manner.mode_e {
             self.say(150, text).await?;
             self.receive_extended(&mut crew, file, base).await
@@ -160,7 +165,11 @@ impl Session {
         if !self.manner.mode_e {
             self.used();
         }
-        let result = attended.and_then(|()| self.is_whole(&crew, start, offset, expected));
+        let mut result = attended.and_then(|()| self.is_whole(&crew, start, offset, expected));
+        let told = !self.manner.ascii && expected.is_some();
+        if result.is_ok() && !self.manner.mode_e && !told && !self.client_lives(begun.elapsed()).await {
+            result = Err(Fault::Stopped("the control connection ended, too".to_owned()));
+        }
         self.received(&place, arrival, &crew, start, offset, result).await
     }
 
@@ -221,10 +230,6 @@ impl Session {
             let (from, to) = have.gaps(have.end()).first().copied().unwrap_or_default();
             return Err(Fault::Protocol(format!("bytes {from} to {to} were never sent")));
         }
-        // In stream mode, the end of a client looks like the end of a file; but then all its connections end.
-        if !self.manner.mode_e && (self.ended.is_some() || self.control.is_closed()) {
-            return Err(Fault::Stopped("the control connection ended, too".to_owned()));
-        }
         let came = if self.manner.mode_e { have.bytes() } else { crew.flight.moved() };
         match expected {
             // ALLO counts what is sent, or the whole file.
@@ -256,6 +261,30 @@ impl Session {
             }
         });
         done.await.unwrap_or_else(|error| Err(Fault::File(std::io::Error::other(error))))
+    }
+
+    /// Whether the client is still there. In stream mode the end of a client looks like the end of a file: but then its
+    /// control connection ends, too, and the kernel of a killed client closes that one a moment later. So this waits a
+    /// small part of what the transfer took.
+    async fn client_lives(&mut self, took: Duration) -> bool {
+        if self.ended.is_some() || self.control.is_closed() {
+            return false;
+        }
+        if !self.waiting.is_empty() {
+            return true;
+        }
+        let grace = (took / 32).clamp(GRACE.0, GRACE.1);
+        match tokio::time::timeout(grace, self.control.next_line(None)).await {
+            Err(_) => true,
+            Ok(Ok(line)) => {
+                self.waiting.push_back(line);
+                true
+            }
+            Ok(Err(lost)) => {
+                self.ended = Some(lost);
+                false
+            }
+        }
     }
 
     /// The end of a transfer from the client.
