@@ -5,7 +5,7 @@
 //!     ├─ get, put ── Partial, journal ── one data connection   get.rs, put.rs, local.rs, data.rs
 //!     │                               └─ several, MODE E       mode_e.rs
 //!     ├─ list, make_folder, rename, …                          files.rs
-//!     ├─ get_tree, put_tree: several clients, commands sent ahead   tree.rs
+//!     ├─ get_tree, put_tree: several clients, commands sent ahead   tree/
 //!     └─ third_party: the data go from server to server        third_party.rs
 //! ```
 //!
