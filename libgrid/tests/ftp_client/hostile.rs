@@ -149,7 +149,11 @@ fn ends<T: std::fmt::Debug>(run: impl FnOnce() -> Result<T, FtpError>) -> String
     let error = run().unwrap_err().to_string();
     assert!(begun.elapsed() < IN_TIME, "{error}: {:?}", begun.elapsed());
     // Tests run side by side.
-    assert!(peak() - before < 128 << 20, "{error}: {} more bytes", peak() - before);
+    assert!(
+        peak().saturating_sub(before) < 128 << 20,
+        "{error}: {} more bytes",
+        peak().saturating_sub(before)
+    );
     assert!(!error.is_empty() && error.len() < 1000 && !error.contains('\n'), "{error}");
     error
 }
