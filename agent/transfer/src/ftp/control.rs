@@ -95,6 +95,14 @@ impl Control {
             }
             let line = self.begun.map(|begun| begun + LINE);
             let deadline = [idle, line].into_iter().flatten().min();
+            let late = || match line {
+                Some(line) if line <= Instant::now() => Lost::Slow,
+                _ => Lost::Idle,
+            };
+            // A client that never pauses: what is always ready is never timed out.
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(late());
+            }
             let mut piece = [0; PIECE];
             let read = async {
                 match &mut self.wire {
@@ -112,8 +120,7 @@ impl Control {
             let read = match deadline {
                 Some(deadline) => match timeout_at(deadline, read).await {
                     Ok(read) => read,
-                    Err(_) if line.is_some_and(|line| line <= Instant::now()) => return Err(Lost::Slow),
-                    Err(_) => return Err(Lost::Idle),
+                    Err(_) => return Err(late()),
                 },
                 None => read.await,
             };
