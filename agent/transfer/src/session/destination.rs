@@ -18,24 +18,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use libgrid::copy::Landed;
 use libgrid::io::{Pipe, Plan, Side, Socket};
-use libgrid::wire::{self, WireError};
+use libgrid::wire;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 
-use super::STALL;
 use super::conduit::{Conduit, Seal};
 use super::journal;
 use super::landing::{Growing, Landing};
 use super::message::{FromDestination, FromSource, Trouble};
 use super::queue::{Next, Queue};
 use super::record::{self, GREETING, HEADER, Key, Record, Sequence};
+use super::{STALL, locked};
 use crate::root::Root;
 
 /// How long a data connection may take to prove that it is of this transfer.
@@ -84,21 +84,9 @@ pub fn receive(control: &UnixStream, order: &ReceiveOrder) -> Result<Landed, Tro
     result
 }
 
-fn lost(error: io::Error) -> Trouble {
-    Trouble::passing(format!("the connection to the other node broke: {error}"))
-}
-
-fn broken(error: WireError) -> Trouble {
-    Trouble::passing(format!("the connection to the other node broke: {error}"))
-}
-
-fn confused() -> Trouble {
-    Trouble::lasting("the other node says what makes no sense here: do both run the same release?")
-}
-
 fn say(to: &mut impl io::Write, message: &FromDestination) -> Result<(), Trouble> {
-    wire::write(to, message).map_err(broken)?;
-    to.flush().map_err(lost)
+    wire::write(to, message).map_err(Trouble::broken)?;
+    to.flush().map_err(Trouble::broken)
 }
 
 fn listen(order: &ReceiveOrder) -> Result<TcpListener, Trouble> {
@@ -204,21 +192,17 @@ struct Destination {
     ended: AtomicBool,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Destination {
     fn begin(
         control: &UnixStream,
         order: &ReceiveOrder,
     ) -> Result<(Self, BufReader<UnixStream>, TcpListener), Trouble> {
-        let mut reader = BufReader::new(control.try_clone().map_err(lost)?);
-        let mut writer = BufWriter::new(control.try_clone().map_err(lost)?);
-        let offer = match wire::read(&mut reader).map_err(broken)? {
+        let mut reader = BufReader::new(control.try_clone().map_err(Trouble::broken)?);
+        let mut writer = BufWriter::new(control.try_clone().map_err(Trouble::broken)?);
+        let offer = match wire::read(&mut reader).map_err(Trouble::broken)? {
             FromSource::Offer(offer) => offer,
             FromSource::Failed(trouble) => return Err(trouble),
-            _ => return Err(confused()),
+            _ => return Err(Trouble::confused()),
         };
         let landing = Landing::prepare(order, &offer)?;
         let listener = listen(order)?;
@@ -229,11 +213,11 @@ impl Destination {
             None => None,
         };
         let key = Key(rand::random());
-        let port = listener.local_addr().map_err(lost)?.port();
+        let port = listener.local_addr().map_err(Trouble::broken)?.port();
         let certificate = seal.as_ref().map(Seal::certificate);
         let checksums = offer.checksums && landing.readable();
         let ready = FromDestination::Ready { port, key: key.0, certificate, checksums };
-        wire::write(&mut writer, &ready).map_err(broken)?;
+        wire::write(&mut writer, &ready).map_err(Trouble::broken)?;
         if !order.fresh && !order.verify {
             let mut page = Vec::new();
             landing.held(&mut |held| {
@@ -241,9 +225,10 @@ impl Destination {
                 if page.len() < 1000 {
                     return Ok(());
                 }
-                wire::write(&mut writer, &FromDestination::Held(std::mem::take(&mut page))).map_err(broken)
+                wire::write(&mut writer, &FromDestination::Held(std::mem::take(&mut page)))
+                    .map_err(Trouble::broken)
             })?;
-            wire::write(&mut writer, &FromDestination::Held(page)).map_err(broken)?;
+            wire::write(&mut writer, &FromDestination::Held(page)).map_err(Trouble::broken)?;
         }
         say(&mut writer, &FromDestination::HeldEnd)?;
         let destination = Self {
@@ -340,7 +325,7 @@ impl Destination {
 
     fn listen_to_source(&self, reader: &mut BufReader<UnixStream>) -> Result<(), Trouble> {
         loop {
-            match wire::read(reader).map_err(broken)? {
+            match wire::read(reader).map_err(Trouble::broken)? {
                 FromSource::Open { file, item } => {
                     let growing = self.landing.begin(item)?;
                     let receiving = Arc::new(Receiving { number: file, growing, state: Mutex::default() });
@@ -348,7 +333,8 @@ impl Destination {
                     self.changed.notify_all();
                 }
                 FromSource::Close { file, ranges } => {
-                    let receiving = locked(&self.state).files.get(&file).cloned().ok_or_else(confused)?;
+                    let receiving =
+                        locked(&self.state).files.get(&file).cloned().ok_or_else(Trouble::confused)?;
                     locked(&receiving.state).expected = Some(ranges);
                     self.finish_if_whole(&receiving)?;
                 }
@@ -357,7 +343,7 @@ impl Destination {
                     self.changed.notify_all();
                 }
                 FromSource::Failed(trouble) => return Err(trouble),
-                FromSource::Offer(_) => return Err(confused()),
+                FromSource::Offer(_) => return Err(Trouble::confused()),
             }
         }
     }
@@ -433,7 +419,7 @@ impl Destination {
                             self.receive_range(&mut conduit, &mut pipe, work, range)?;
                         }
                         Some(_) => {
-                            self.fail(confused());
+                            self.fail(Trouble::confused());
                             return Ok(());
                         }
                         None => discard(&mut conduit, length)?,
@@ -509,7 +495,7 @@ impl Destination {
                 io::ErrorKind::Other.into()
             })
         })
-        .inspect_err(|_| self.fail(trouble.take().unwrap_or_else(confused)))?;
+        .inspect_err(|_| self.fail(trouble.take().unwrap_or_else(Trouble::confused)))?;
         self.arrived(work);
         Ok(())
     }
@@ -530,7 +516,7 @@ impl Destination {
         }
         if state.waiting.len() > WAITING {
             drop(state);
-            return self.fail(confused());
+            return self.fail(Trouble::confused());
         }
         let waiting = state.waiting.entry(work).or_default();
         set(waiting);

@@ -202,6 +202,16 @@ impl Trouble {
     pub fn passing(why: impl Into<String>) -> Self {
         Self { why: why.into(), retry: true }
     }
+
+    /// The control stream or a data connection ended.
+    pub(super) fn broken(error: impl std::fmt::Display) -> Self {
+        Self::passing(format!("the connection to the other node broke: {error}"))
+    }
+
+    /// A message that does not fit.
+    pub(super) fn confused() -> Self {
+        Self::lasting("the other node says what makes no sense here: do both run the same release?")
+    }
 }
 
 #[cfg(test)]

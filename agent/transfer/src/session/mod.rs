@@ -31,6 +31,7 @@ mod record;
 mod source;
 mod walk;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use libgrid::io::Fixed;
@@ -60,4 +61,9 @@ pub struct Options {
     pub most_streams: usize,
     /// What is not to be found by measuring.
     pub fixed: Fixed,
+}
+
+/// A lock of which a thread that panicked makes no difference: what it guards is whole between two statements.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ use super::pace::Pace;
 use super::queue::{Next, Queue};
 use super::record::{self, Key, MAX_PACK, Pack, Record, Sequence};
 use super::walk::{self, Found, SMALL};
-use super::{Options, STALL};
+use super::{Options, STALL, locked};
 use crate::root::Root;
 
 /// Pieces of work that are under way at once at most.
@@ -108,8 +108,8 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
         true => Some(Seal::new().map_err(|error| Trouble::lasting(format!("no key can be made: {error}")))?),
         false => None,
     };
-    let mut reader = BufReader::new(control.try_clone().map_err(lost)?);
-    let mut writer = BufWriter::new(control.try_clone().map_err(lost)?);
+    let mut reader = BufReader::new(control.try_clone().map_err(Trouble::broken)?);
+    let mut writer = BufWriter::new(control.try_clone().map_err(Trouble::broken)?);
     let offer = Offer {
         shape,
         id: order.id,
@@ -122,7 +122,7 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
             (port, Key(key), certificate, checksums && order.options.checksums)
         }
         FromDestination::Failed(trouble) => return Err(trouble),
-        _ => return Err(confused()),
+        _ => return Err(Trouble::confused()),
     };
     let mut held = HashMap::new();
     loop {
@@ -132,20 +132,20 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
             }
             FromDestination::HeldEnd => break,
             FromDestination::Failed(trouble) => return Err(trouble),
-            _ => return Err(confused()),
+            _ => return Err(Trouble::confused()),
         }
     }
     let door = Door { addresses: order.addresses.clone(), port, key, seal, theirs };
     let first = door.connect(&Plan::default(), || true)?;
     let mut path = Path { rtt: first.path().map(|path| path.min_rtt).unwrap_or_default(), tolerant: false };
-    first.follow(&Plan::for_path(path, &order.options.fixed)).map_err(lost)?;
+    first.follow(&Plan::for_path(path, &order.options.fixed)).map_err(Trouble::broken)?;
     path.tolerant = first.bears_loss();
     let size = match &tops[..] {
         [top] if top.item.what != What::Folder => top.size(),
         _ => u64::MAX,
     };
     let tuner = Tuner::new(path, size, order.options.most_streams, order.options.fixed.clone());
-    let first = door.greet(first, FIRST).map_err(lost)?;
+    let first = door.greet(first, FIRST).map_err(Trouble::broken)?;
     let source = Source {
         checksums,
         range: if tuner.plan().streams > 1 { RANGE_LONG } else { RANGE },
@@ -203,24 +203,13 @@ fn shape(order: &SendOrder, tops: &[Found]) -> Result<Shape, Trouble> {
     })
 }
 
-fn lost(error: std::io::Error) -> Trouble {
-    Trouble::passing(format!("the connection to the other node broke: {error}"))
-}
-
-fn confused() -> Trouble {
-    Trouble::lasting("the other node says what makes no sense here: do both run the same release?")
-}
-
 fn say(to: &mut impl Write, message: &FromSource) -> Result<(), Trouble> {
-    let broken =
-        |error: wire::WireError| Trouble::passing(format!("the connection to the other node broke: {error}"));
-    wire::write(to, message).map_err(broken)?;
-    to.flush().map_err(lost)
+    wire::write(to, message).map_err(Trouble::broken)?;
+    to.flush().map_err(Trouble::broken)
 }
 
 fn hear(from: &mut impl std::io::Read) -> Result<FromDestination, Trouble> {
-    wire::read(from)
-        .map_err(|error| Trouble::passing(format!("the connection to the other node broke: {error}")))
+    wire::read(from).map_err(Trouble::broken)
 }
 
 /// Where data connections go.
@@ -234,7 +223,7 @@ struct Door {
 
 impl Door {
     fn open(&self, connection: u32, plan: &Plan, wanted: impl Fn() -> bool) -> Result<Conduit, Trouble> {
-        self.greet(self.connect(plan, wanted)?, connection).map_err(lost)
+        self.greet(self.connect(plan, wanted)?, connection).map_err(Trouble::broken)
     }
 
     fn connect(&self, plan: &Plan, wanted: impl Fn() -> bool) -> Result<Socket, Trouble> {
@@ -337,10 +326,6 @@ enum State {
     Gone(Option<Trouble>),
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Source {
     fn run(
         &self,
@@ -437,7 +422,10 @@ impl Source {
             match work {
                 Work::Sum { work, sum } => {
                     let header = sequence.header(Record::Sum { work }, &sum);
-                    conduit.write(&header, true).and_then(|()| conduit.write(&sum, false)).map_err(lost)?;
+                    conduit
+                        .write(&header, true)
+                        .and_then(|()| conduit.write(&sum, false))
+                        .map_err(Trouble::broken)?;
                 }
                 Work::Pack(items) => {
                     let bytes =
@@ -447,7 +435,10 @@ impl Source {
                     let record = Record::Pack { work: id, length: bytes.len() as u64 };
                     let body = if self.checksums { &bytes[..] } else { &[] };
                     let header = sequence.header(record, body);
-                    conduit.write(&header, true).and_then(|()| conduit.write(&bytes, false)).map_err(lost)?;
+                    conduit
+                        .write(&header, true)
+                        .and_then(|()| conduit.write(&bytes, false))
+                        .map_err(Trouble::broken)?;
                 }
                 Work::Range { file, offset, length } => {
                     if self.checksums && !self.sums.push((id, file.clone(), offset, length)) {
@@ -458,7 +449,7 @@ impl Source {
                         self.ahead.fill(&file.file, ahead);
                     }
                     let record = Record::Range { work: id, file: file.number, offset, length };
-                    conduit.write(&sequence.header(record, &[]), true).map_err(lost)?;
+                    conduit.write(&sequence.header(record, &[]), true).map_err(Trouble::broken)?;
                     self.send_range(&mut conduit, &file, offset, length)?;
                 }
             }
@@ -478,7 +469,7 @@ impl Source {
             let piece = self.pace.piece(end - at);
             self.pace.wait(piece);
             conduit.send(&file.file, at, piece, |_| ()).map_err(|broken| match broken.side {
-                Side::Network => lost(broken.source),
+                Side::Network => Trouble::broken(broken.source),
                 Side::File => {
                     let why = format!(
                         "{} cannot be read at byte {}: {}",
@@ -593,10 +584,10 @@ impl Source {
                     return Ok(landed);
                 }
                 Ok(Ok(FromDestination::Failed(trouble))) => return Err(trouble),
-                Ok(Ok(_)) => return Err(confused()),
+                Ok(Ok(_)) => return Err(Trouble::confused()),
                 Ok(Err(trouble)) => return Err(trouble),
                 Err(RecvTimeoutError::Timeout) => (),
-                Err(RecvTimeoutError::Disconnected) => return Err(confused()),
+                Err(RecvTimeoutError::Disconnected) => return Err(Trouble::confused()),
             }
             let paths: Vec<PathInfo> = streams.iter_mut().filter_map(Stream::watch).collect();
             let queued = paths.iter().filter(|path| path.is_queued()).count() * 2 > paths.len();
@@ -627,7 +618,7 @@ impl Source {
             };
             match conduit.handle() {
                 Ok(handle) => *locked(&ours) = State::Open(handle),
-                Err(error) => return *locked(&ours) = State::Gone(Some(lost(error))),
+                Err(error) => return *locked(&ours) = State::Gone(Some(Trouble::broken(error))),
             }
             // A connection that fails is replaced; what went over it is sent again.
             if let Err(trouble) = self.stream(number, conduit) {
