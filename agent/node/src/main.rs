@@ -28,6 +28,7 @@ mod machine;
 mod membership;
 mod output;
 mod peers;
+mod relay;
 mod runner;
 mod serve;
 mod store;

@@ -15,6 +15,7 @@ use super::{Answer, Stream, follow};
 use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::peers;
+use crate::relay::relay;
 
 /// How long other nodes have to list their jobs.
 const LIST: Duration = Duration::from_secs(2);
@@ -125,7 +126,7 @@ async fn forward<S: Stream>(
     let mut duplex = grid.peers.ask(home, &asked).await.map_err(|error| unreachable(&error))?;
     if goes_on {
         // Frames pass through as they are, both ways, until either side ends.
-        tokio::io::copy_bidirectional(client, &mut duplex).await.map_err(WireError::from)?;
+        relay(client, &mut duplex).await;
         return Ok(());
     }
     let response: Response = stream::read(&mut duplex).await.map_err(|error| unreachable(&error))?;

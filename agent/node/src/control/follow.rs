@@ -13,6 +13,7 @@ use super::{Answer, Stream};
 use crate::grid::Grid;
 use crate::output::STREAMS;
 use crate::peers::{self, Piece};
+use crate::relay::relay;
 use crate::runner::Keyboard;
 
 /// A job that changes often is told of at most this often.
@@ -221,7 +222,7 @@ pub(super) async fn input<S: Stream>(grid: &Arc<Grid>, task: TaskId, client: &mu
     }
     let duplex = grid.peers.ask(node, &peers::Request::Input(run)).await;
     let mut duplex = duplex.map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))?;
-    tokio::io::copy_bidirectional(client, &mut duplex).await.map_err(libgrid::wire::WireError::from)?;
+    relay(client, &mut duplex).await;
     Ok(())
 }
 

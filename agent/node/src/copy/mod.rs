@@ -46,6 +46,7 @@ use crate::grid::Grid;
 use crate::identity::failure;
 use crate::machine;
 use crate::peers::{AskError, Request};
+use crate::relay::relay;
 
 /// How long a ticket is good.
 const TICKET: Duration = Duration::from_secs(60);
@@ -437,9 +438,7 @@ async fn sent<S: Stream>(
         let (mut source, mut here) = grid.copies.start(&admitted, &order)?;
         let (mut target, mut there) = receiver(grid, prepared)?;
         let mut quiet = tokio::io::empty();
-        let relay = async {
-            let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
-        };
+        let relay = relay(&mut here, &mut there);
         let ended = async { tokio::join!(source.end(client), target.end(&mut quiet)).0 };
         tokio::join!(relay, ended).1
     } else {
@@ -453,7 +452,7 @@ async fn sent<S: Stream>(
         let mut duplex = grid.peers.ask(sending.to, &request).await.map_err(|error| unreachable(&error))?;
         let (mut source, mut here) = grid.copies.start(&admitted, &order)?;
         let relay = async {
-            let _ = tokio::io::copy_bidirectional(&mut here, &mut duplex).await;
+            relay(&mut here, &mut duplex).await;
             // The mover notices that nobody is there any more.
             drop(here);
             std::future::pending::<()>().await;
@@ -491,14 +490,13 @@ pub(crate) async fn receive<S: Stream>(
         }
     };
     let relay = async {
-        let relayed = tokio::io::copy_bidirectional(&mut control, duplex).await;
+        relay(&mut control, duplex).await;
         // A source that is gone is noticed by the mover only when nobody is at the other end.
         drop(control);
-        relayed
     };
     let mut quiet = tokio::io::empty();
-    let (relayed, ended) = tokio::join!(relay, target.end(&mut quiet));
-    debug!(%from, ?relayed, ?ended, "a copy ended");
+    let ((), ended) = tokio::join!(relay, target.end(&mut quiet));
+    debug!(%from, ?ended, "a copy ended");
     Ok(())
 }
 
