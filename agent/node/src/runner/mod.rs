@@ -43,8 +43,9 @@ use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
 use crate::peers::Peers;
 
-/// How many shims wait without tasks.
-const SPARE: usize = 2;
+/// How many shims wait without tasks. To start one costs as much as all else of a short task, so a stream of short
+/// jobs is served by the same ones; one that waits holds a quarter of a megabyte.
+const SPARE: usize = 32;
 
 /// How many tasks are being started at once; others wait without taking a place. Enough to keep every shim busy.
 const STARTING: usize = 64;
