@@ -261,13 +261,13 @@ async fn restart_is_noticed(me: u32, peer: u32, peer_calls: bool) -> Duration {
     }
     assert_eq!(within(ask(&link, id, 1)).await, Ok(2));
     agent.kill();
+    assert_eq!(link.connections(id), 1, "we believe in the old connection still");
     let mut agent = None;
     eventually("the port is free", || {
         agent = Agent::start(addr, &directory, &identity, peer);
         agent.is_some()
     })
     .await;
-    assert_eq!(link.connections(id), 1, "we believe in the old connection still");
     let begin = Instant::now();
     while within(ask(&link, id, 5)).await != Ok(6) {}
     let took = begin.elapsed();

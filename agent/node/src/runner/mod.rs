@@ -2,7 +2,7 @@
 //! the shims tell.
 //!
 //! A shim keeps the tasks of one job. One that has none left waits, with at most [`SPARE`] others, for the next
-//! job, so that a task rarely waits for a process to be started.
+//! job, so that a task rarely waits for a process to be started; after [`LINGER`] all but a few of them end.
 
 mod environment;
 pub(crate) mod inputs;
@@ -29,6 +29,7 @@ use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 use libgrid::units::{Bytes, Span};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 pub(crate) use self::environment::end_of;
@@ -44,8 +45,12 @@ use crate::core::{Core, deadline, first_lease};
 use crate::peers::Peers;
 
 /// How many shims wait without tasks. To start one costs as much as all else of a short task, so a stream of short
-/// jobs is served by the same ones; one that waits holds a quarter of a megabyte.
+/// jobs is served by the same ones.
 const SPARE: usize = 32;
+
+/// How many of them stay, and when the others end.
+const STAY: usize = 2;
+const LINGER: Duration = Duration::from_secs(10);
 
 /// How many tasks are being started at once; others wait without taking a place. Enough to keep every shim busy.
 const STARTING: usize = 64;
@@ -117,6 +122,8 @@ pub(crate) struct Runner {
     starting: HashSet<Run>,
     /// Runs that wait for their turn to be started.
     backlog: VecDeque<(Run, Order)>,
+    /// When the shims that linger are looked at.
+    thin: Option<Instant>,
     /// Takes slots of forgotten runs, and whether there may be output in them.
     cleaner: std::sync::mpsc::Sender<(Slot, bool)>,
 }
@@ -151,6 +158,7 @@ pub(crate) fn start(
         leases: HashMap::new(),
         starting: HashSet::new(),
         backlog: VecDeque::new(),
+        thin: None,
         cleaner,
     };
     found.shims.into_iter().for_each(|connected| runner.adopt(connected));
@@ -165,6 +173,7 @@ impl Runner {
     ) {
         self.spare();
         loop {
+            let thin = self.thin;
             tokio::select! {
                 action = actions.recv() => match action {
                     Some(action) => self.act(action),
@@ -172,6 +181,10 @@ impl Runner {
                     None => return,
                 },
                 Some(query) = queries.recv() => self.answer(query),
+                () = sleep_until(thin.unwrap_or_else(Instant::now)), if thin.is_some() => {
+                    self.thin = None;
+                    self.retire(STAY);
+                }
             }
             self.start_some();
         }
@@ -317,18 +330,27 @@ impl Runner {
 
     /// Keeps some shims ready, and no more.
     fn spare(&mut self) {
-        let idle: Vec<_> =
-            self.live.iter().filter(|(_, shim)| shim.job.is_none()).map(|(id, _)| *id).collect();
-        for id in idle.iter().skip(SPARE) {
-            if let Some(shim) = self.live.remove(id) {
-                let _ = shim.sender.send(ToShim::Retire);
-            }
+        let idle = self.retire(SPARE);
+        if idle > STAY {
+            self.thin.get_or_insert_with(|| Instant::now() + LINGER);
         }
-        if idle.is_empty()
+        if idle == 0
             && let Err(error) = self.start_shim()
         {
             warn!(%error, "cannot start a shim ahead");
         }
+    }
+
+    /// Ends the shims without tasks but so many, and returns how many there are.
+    fn retire(&mut self, keep: usize) -> usize {
+        let idle: Vec<_> =
+            self.live.iter().filter(|(_, shim)| shim.job.is_none()).map(|(id, _)| *id).collect();
+        for id in idle.iter().skip(keep) {
+            if let Some(shim) = self.live.remove(id) {
+                let _ = shim.sender.send(ToShim::Retire);
+            }
+        }
+        idle.len().min(keep)
     }
 
     fn fence(&mut self, run: Run) {
