@@ -51,15 +51,25 @@ struct TcpInfo {
 
 /// Limits what a connection takes from the program before it can be sent (`TCP_NOTSENT_LOWAT`, tcp(7)): what a slow
 /// connection has in its buffer no faster one can take over.
-#[expect(unsafe_code, reason = "setsockopt of TCP_NOTSENT_LOWAT, which no safe wrapper offers")]
 pub(super) fn limit_unsent(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
+    set(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes)
+}
+
+/// How many bytes have come before who waits for some is woken (`SO_RCVLOWAT`, socket(7)); the end of the connection
+/// wakes it, too.
+pub(super) fn wake_at(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
+}
+
+#[expect(unsafe_code, reason = "setsockopt of options that no safe wrapper offers")]
+fn set(socket: &impl AsFd, level: i32, option: i32, value: u32) -> io::Result<()> {
     // SAFETY: the descriptor is open for the call (AsFd); the kernel reads four bytes of an integer that lives as long.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_NOTSENT_LOWAT,
-            (&raw const bytes).cast(),
+            level,
+            option,
+            (&raw const value).cast(),
             size_of::<u32>() as libc::socklen_t,
         )
     };

@@ -234,7 +234,7 @@ fn config_of(
                 text,
                 "ServerName test\nServerType standalone\nDefaultAddress 127.0.0.1\nPort {port}\nUseIPv6 off\n\
                  User nobody\nGroup nogroup\nMaxInstances 100\nPidFile {folder}/pid\nScoreboardFile {folder}/scoreboard\n\
-                 DelayEngine off\nWtmpLog off\nUseReverseDNS off\nSystemLog {folder}/log\nTransferLog none\n\
+                 <IfModule mod_delay.c>\nDelayEngine off\n</IfModule>\nWtmpLog off\nUseReverseDNS off\nSystemLog {folder}/log\nTransferLog none\n\
                  AllowOverwrite on\nAllowStoreRestart on\nAllowRetrieveRestart on\nRequireValidShell off\nAuthPAM off\nUseFtpUsers off\n\
                  <Anonymous {root}>\n User nobody\n Group nogroup\n UserAlias anonymous nobody\n RequireValidShell off\n\
                  AllowOverwrite on\n AllowStoreRestart on\n</Anonymous>"
