@@ -354,7 +354,6 @@ impl Grid {
     /// ```
     pub fn copy(&self, copy: &Copy, mut seen: impl FnMut(Moment<'_>)) -> Result<Landed, GridError> {
         let mut moved = Instant::now();
-        let mut begun = false;
         let mut most = 0;
         let mut pause = RETRY;
         loop {
@@ -364,7 +363,7 @@ impl Grid {
                     match own.receive()? {
                         Reply::Copying(progress) => {
                             if progress.bytes > most {
-                                (most, moved, begun, pause) = (progress.bytes, Instant::now(), true, RETRY);
+                                (most, moved, pause) = (progress.bytes, Instant::now(), RETRY);
                             }
                             seen(Moment::Progress(&progress));
                         }
@@ -377,9 +376,7 @@ impl Grid {
                 Err(GridError::Refused(failure)) => failure,
                 done => return done,
             };
-            // After a restart an agent needs a moment to find the others again.
-            let passing = failure.kind == Kind::Unavailable || begun && failure.kind == Kind::Missing;
-            if !passing || moved.elapsed() > PATIENCE {
+            if failure.kind != Kind::Unavailable || moved.elapsed() > PATIENCE {
                 return Err(failure.into());
             }
             seen(Moment::Interrupted(&failure.message));

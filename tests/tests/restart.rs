@@ -246,6 +246,27 @@ fn an_agent_that_is_stopped_and_started_finds_its_tasks_and_jobs() {
 }
 
 #[test]
+fn an_agent_that_starts_alone_still_knows_the_other_nodes() {
+    alone(
+        "an_agent_that_starts_alone_still_knows_the_other_nodes",
+        || Grid::up("alone", 2),
+        |grid| {
+            grid.machine(2).kill().unwrap();
+            // Twice, as what the first one found must not be less for the second.
+            for _ in 0..2 {
+                grid.kill_agent(1);
+                until("the agent answers again", || grid.gridctl(1, ["nodes"]).status == 0);
+            }
+            let nodes = grid.gridctl(1, ["nodes", "--json"]).json();
+            let other = nodes.as_array().unwrap().iter().find(|node| node["info"]["name"] == "node2");
+            assert_eq!(other.unwrap()["state"], "down", "{nodes}");
+            grid.gridctl(1, ["ls", "node2:/tmp/"])
+                .says(&["node 2 cannot be reached", "check that its agent runs"]);
+        },
+    );
+}
+
+#[test]
 fn whoever_waits_or_follows_outlasts_the_agent() {
     let make = || GridConfig::new("told", 2).up();
     alone("whoever_waits_or_follows_outlasts_the_agent", make, |grid| {

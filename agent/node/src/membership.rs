@@ -1,9 +1,10 @@
 //! Drives the overlay: carries its datagrams over the link, gives it time, and tells the rest of the agent who is
 //! there.
 //!
-//! The addresses of members are kept in `members.json`, so that a node that restarts finds the others again.
+//! The members are kept in `members.json`, so that a node that restarts finds the others again, and knows whom its
+//! users speak of before it has heard of them: until then they count as down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -75,8 +76,16 @@ struct Driver {
     members: Members,
     revoked: Box<dyn Fn(NodeId) -> bool + Send>,
     file: PathBuf,
-    saved: BTreeMap<NodeId, Vec<SocketAddr>>,
+    /// The others, as they were last heard of.
+    known: BTreeMap<NodeId, NodeInfo>,
+    /// Whom the overlay had when it was last asked.
+    met: BTreeSet<NodeId>,
+    /// What is in the file.
+    saved: BTreeMap<NodeId, Kept>,
 }
+
+/// What is kept of a member: its name and its addresses.
+type Kept = (String, Vec<SocketAddr>);
 
 /// What the driver is made with.
 pub(crate) struct Start {
@@ -95,8 +104,7 @@ pub(crate) fn start(start: Start, news: mpsc::Receiver<News>) {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let config = OverlayConfig::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
     let file = start.state_dir.join("members.json");
-    let mut known = load(&file);
-    known.extend(start.contacts);
+    let known = load(&file);
     let driver = Driver {
         overlay: Overlay::new(start.me.clone(), config, rand::random()),
         told: start.me.clone(),
@@ -106,15 +114,18 @@ pub(crate) fn start(start: Start, news: mpsc::Receiver<News>) {
         members: start.members,
         revoked: start.revoked,
         file,
+        known,
+        met: BTreeSet::new(),
         saved: BTreeMap::new(),
     };
-    tokio::spawn(driver.run(known, news));
+    tokio::spawn(driver.run(start.contacts, news));
 }
 
 impl Driver {
-    async fn run(mut self, known: BTreeMap<NodeId, Vec<SocketAddr>>, mut news: mpsc::Receiver<News>) {
+    async fn run(mut self, contacts: Vec<(NodeId, Vec<SocketAddr>)>, mut news: mpsc::Receiver<News>) {
         self.publish();
-        for (node, addrs) in known {
+        let known = self.known.values().map(|info| (info.node, info.addrs.clone()));
+        for (node, addrs) in known.chain(contacts).collect::<Vec<_>>() {
             if node != self.me.node && !(self.revoked)(node) {
                 self.link.learn(node, addrs.clone());
                 self.handle(Event::Meet { node, addrs });
@@ -207,28 +218,47 @@ impl Driver {
             let info = if this { self.me.clone() } else { member.info.clone() };
             all.insert(info.node, NodeStatus { info, state, this });
         }
-        let addrs = |member: &NodeStatus| (member.info.node, member.info.addrs.clone());
-        let known: BTreeMap<_, _> = all.values().filter(|member| !member.this).map(addrs).collect();
-        if known != self.saved {
-            if let Err(error) = save(&self.file, &known) {
-                warn!(%error, path = %self.file.display(), "the members' addresses cannot be kept");
-            }
-            self.saved = known;
-        }
+        let all = self.remember(all);
         self.members.set(all);
+    }
+
+    /// Adds those who are known of old and not heard of yet. What is new is written down.
+    fn remember(&mut self, mut all: BTreeMap<NodeId, NodeStatus>) -> BTreeMap<NodeId, NodeStatus> {
+        // Whom the overlay had and forgot is forgotten; whom it never had may still come.
+        let met: BTreeSet<NodeId> = all.keys().copied().collect();
+        for node in self.met.difference(&met) {
+            self.known.remove(node);
+        }
+        self.met = met;
+        let others = all.values().filter(|member| !member.this);
+        self.known.extend(others.map(|member| (member.info.node, member.info.clone())));
+        self.known.retain(|node, _| !(self.revoked)(*node));
+        let kept = |info: &NodeInfo| (info.node, (info.name.clone(), info.addrs.clone()));
+        let kept: BTreeMap<_, _> = self.known.values().map(kept).collect();
+        if kept != self.saved {
+            if let Err(error) = save(&self.file, &self.known) {
+                warn!(%error, path = %self.file.display(), "the members cannot be kept");
+            }
+            self.saved = kept;
+        }
+        for (node, info) in &self.known {
+            let down = || NodeStatus { info: info.clone(), state: NodeState::Down, this: false };
+            all.entry(*node).or_insert_with(down);
+        }
+        all
     }
 }
 
 /// What an earlier start kept; nothing if it cannot be read, as it can be learnt anew.
-fn load(file: &Path) -> BTreeMap<NodeId, Vec<SocketAddr>> {
-    let known: Option<Vec<(NodeId, Vec<SocketAddr>)>> =
+fn load(file: &Path) -> BTreeMap<NodeId, NodeInfo> {
+    let known: Option<Vec<NodeInfo>> =
         fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    known.unwrap_or_default().into_iter().collect()
+    known.unwrap_or_default().into_iter().map(|info| (info.node, info)).collect()
 }
 
-fn save(file: &Path, known: &BTreeMap<NodeId, Vec<SocketAddr>>) -> io::Result<()> {
+fn save(file: &Path, known: &BTreeMap<NodeId, NodeInfo>) -> io::Result<()> {
     let partial = file.with_extension("json.part");
-    let list: Vec<_> = known.iter().collect();
+    let list: Vec<_> = known.values().collect();
     let mut writer = fs::File::create(&partial)?;
     writer.write_all(&serde_json::to_vec(&list)?)?;
     writer.sync_all()?;

@@ -103,8 +103,8 @@ pub(crate) struct Peers {
 /// A node could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    #[error("node {node} cannot be reached: {source}")]
-    Link { node: NodeId, source: grid_link::LinkError },
+    #[error(transparent)]
+    Link(#[from] grid_link::LinkError),
     #[error("talking to node {node} failed: {source}")]
     Wire { node: NodeId, source: WireError },
 }
@@ -116,7 +116,7 @@ impl Peers {
 
     /// Opens a stream that begins with this request.
     pub(crate) async fn ask(&self, node: NodeId, request: &Request) -> Result<Duplex, AskError> {
-        let mut duplex = self.link.open(node).await.map_err(|source| AskError::Link { node, source })?;
+        let mut duplex = self.link.open(node).await?;
         stream::write(&mut duplex, request).await.map_err(|source| AskError::Wire { node, source })?;
         Ok(duplex)
     }

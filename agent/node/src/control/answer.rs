@@ -119,10 +119,10 @@ async fn forward<S: Stream>(
         return Err(Failure::new(Kind::Missing, why).into());
     }
     let goes_on = matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. });
+    let who = if job_of(&request).is_some() { "the job's home node cannot be asked: " } else { "" };
     let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
-    let unreachable = |error: &dyn std::fmt::Display| {
-        Failure::new(Kind::Unavailable, format!("the job's home node cannot be asked: {error}"))
-    };
+    let unreachable =
+        |error: &dyn std::fmt::Display| Failure::new(Kind::Unavailable, format!("{who}{error}"));
     let mut duplex = grid.peers.ask(home, &asked).await.map_err(|error| unreachable(&error))?;
     if goes_on {
         // Frames pass through as they are, both ways, until either side ends.
