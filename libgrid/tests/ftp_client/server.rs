@@ -229,12 +229,17 @@ fn config_of(
             if modules.exists() {
                 writeln!(text, "ModulePath {}", modules.display()).unwrap();
             }
-            writeln!(text, "LoadModule mod_digest.c\nLoadModule mod_tls.c").unwrap();
+            // Some releases have these built in.
+            let apart = ["delay", "ls", "xfer"];
+            let apart = apart.into_iter().filter(|name| modules.join(format!("mod_{name}.so")).exists());
+            for name in apart.chain(["digest", "tls"]) {
+                writeln!(text, "LoadModule mod_{name}.c").unwrap();
+            }
             writeln!(
                 text,
                 "ServerName test\nServerType standalone\nDefaultAddress 127.0.0.1\nPort {port}\nUseIPv6 off\n\
                  User nobody\nGroup nogroup\nMaxInstances 100\nPidFile {folder}/pid\nScoreboardFile {folder}/scoreboard\n\
-                 <IfModule mod_delay.c>\nDelayEngine off\n</IfModule>\nWtmpLog off\nUseReverseDNS off\nSystemLog {folder}/log\nTransferLog none\n\
+                 DelayEngine off\nWtmpLog off\nUseReverseDNS off\nSystemLog {folder}/log\nTransferLog none\n\
                  AllowOverwrite on\nAllowStoreRestart on\nAllowRetrieveRestart on\nRequireValidShell off\nAuthPAM off\nUseFtpUsers off\n\
                  <Anonymous {root}>\n User nobody\n Group nogroup\n UserAlias anonymous nobody\n RequireValidShell off\n\
                  AllowOverwrite on\n AllowStoreRestart on\n</Anonymous>"
