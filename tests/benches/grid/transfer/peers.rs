@@ -234,7 +234,8 @@ fn vsftpd(grid: &Grid, node: u32, root: &Path, port: u16) -> Result<Peer, String
     fs::create_dir(&empty).unwrap();
     let text = format!(
         "listen=YES\nlisten_port={port}\nbackground=NO\nanonymous_enable=YES\nanon_root={}\nsecure_chroot_dir={}\n\
-         ftp_username=daemon\nallow_writeable_chroot=YES\nseccomp_sandbox=NO\n",
+         ftp_username=daemon\nallow_writeable_chroot=YES\nseccomp_sandbox=NO\nno_anon_password=YES\n\
+         isolate=NO\nisolate_network=NO\nxferlog_enable=NO\n",
         root.display(),
         empty.display()
     );
