@@ -10,6 +10,7 @@
 //! | `throughput` | jobs a second: an array of 1,000 `/bin/true`, 200 single submissions by one client; Slurm, Ray, Dask |
 //! | `latency` | from `submit` to the program's first instruction, paced and back to back; `srun` |
 //! | `transfer` | bulk data: rate and processor time; small files; long lines; iperf3, GridFTP, FTP, HTTP, rsync, scp |
+//! | `staging` | jobs with inputs and results on another node: small ones of an array, large ones |
 //! | `idle` | memory and processor time of an agent that has nothing to do |
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends here")]
 
@@ -18,6 +19,7 @@ mod latency;
 mod python;
 mod report;
 mod slurm;
+mod staging;
 mod throughput;
 mod transfer;
 
@@ -41,6 +43,7 @@ fn main() {
         ("throughput", throughput::run as Bench),
         ("latency", latency::run),
         ("idle", idle::run),
+        ("staging", staging::run),
         ("transfer", transfer::run),
     ];
     for (name, run) in benches {

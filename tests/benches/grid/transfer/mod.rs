@@ -42,11 +42,7 @@ impl Place {
 
     fn file(&self, name: &str, length: u64) -> PathBuf {
         let path = self.0.path().join(name);
-        let piece: Vec<u8> = (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        let mut file = fs::File::create(&path).unwrap();
-        for _ in 0..length / piece.len() as u64 {
-            std::io::Write::write_all(&mut file, &piece).unwrap();
-        }
+        fill(&path, length);
         path
     }
 
@@ -70,13 +66,22 @@ impl Place {
     }
 }
 
+/// Makes a file of that many bytes, none of them a hole.
+pub(crate) fn fill(path: &Path, length: u64) {
+    let piece: Vec<u8> = (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut file = fs::File::create(path).unwrap();
+    for _ in 0..length / piece.len() as u64 {
+        std::io::Write::write_all(&mut file, &piece).unwrap();
+    }
+}
+
 fn open_to_all(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
 }
 
 /// Seconds of processor time that the machine has spent since it started.
-fn busy() -> f64 {
+pub(crate) fn busy() -> f64 {
     let text = fs::read_to_string("/proc/stat").unwrap();
     let fields: Vec<f64> =
         text.lines().next().unwrap().split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect();

@@ -2,14 +2,12 @@
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::thread::Scope;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use libgrid::io::{Pipe, Plan, Side, Socket};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Destination;
 use super::arrivals::{Range, Receiving};
@@ -26,12 +24,18 @@ const CONNECTIONS: usize = 256;
 
 impl Destination {
     pub(super) fn accept<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, listener: &TcpListener) {
+        // Whoever ends the transfer shuts the listener down, and that wakes this thread.
         while !self.ended.load(Ordering::Relaxed) {
-            let mut wait = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-            if !matches!(poll(&mut wait, PollTimeout::from(50u8)), Ok(1..)) {
-                continue;
-            }
-            let Ok((stream, from)) = listener.accept() else { continue };
+            let (stream, from) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if self.ended.load(Ordering::Relaxed) => return tracing::trace!(%error, "the end"),
+                Err(error) => {
+                    // Out of descriptors, say: connections that end make room.
+                    tracing::debug!(%error, "a data connection cannot be accepted");
+                    thread::sleep(Duration::from_millis(50));
+                    continue;
+                }
+            };
             // Strangers get no thread beyond this, and no longer than GREET.
             if self.connected.load(Ordering::Relaxed) >= CONNECTIONS as u64 {
                 continue;

@@ -18,15 +18,17 @@ mod connections;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufReader, BufWriter};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libgrid::copy::Landed;
 use libgrid::wire;
+use nix::sys::socket::shutdown;
 
 use self::arrivals::{Done, Range, Receiving, Waiting};
 use super::conduit::Seal;
@@ -220,6 +222,8 @@ impl Destination {
                 Ok(landed)
             });
             self.ended.store(true, Ordering::Relaxed);
+            // Wakes whoever accepts connections; that it is no longer needed is all that can be wrong with it.
+            let _ = shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
             self.verify.close();
             let mut state = locked(&self.state);
             state.ended = true;
@@ -236,23 +240,33 @@ impl Destination {
 
     /// Tells arrivals until all is there: how many files were not sent.
     fn wait(&self) -> Result<u64, Trouble> {
+        let mut tell = Instant::now();
+        let mut state = locked(&self.state);
         loop {
-            let mut state = locked(&self.state);
             if let Some(trouble) = state.trouble.take() {
                 return Err(trouble);
             }
-            let told = std::mem::take(&mut state.to_tell);
-            let end = state.end.filter(|(works, _)| state.done.low >= *works && state.files.is_empty());
-            if told.is_empty() && end.is_none() {
-                drop(self.changed.wait_timeout(state, Duration::from_millis(200)));
-                continue;
-            }
-            drop(state);
-            if let Some((_, skipped)) = end {
+            if let Some((works, skipped)) = state.end
+                && state.done.low >= works
+                && state.files.is_empty()
+            {
                 return Ok(skipped);
             }
+            // Those that arrive within a moment are told together.
+            let patience = match state.to_tell.is_empty() {
+                true => Duration::from_millis(200),
+                false => tell.saturating_duration_since(Instant::now()),
+            };
+            if !patience.is_zero() {
+                let woken = self.changed.wait_timeout(state, patience);
+                state = woken.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            let told = std::mem::take(&mut state.to_tell);
+            drop(state);
             say(&mut *locked(&self.writer), &FromDestination::Arrived(told))?;
-            thread::sleep(TELL);
+            tell = Instant::now() + TELL;
+            state = locked(&self.state);
         }
     }
 
