@@ -67,7 +67,7 @@ pub(crate) fn submit(grid: &mut Grid, spec: JobSpec, input: Option<Stdin>) -> an
     if folder.to_str().is_none() {
         bail!("the name of the folder {} is not UTF-8: rename it, or submit from another", folder.display());
     }
-    archive::check(&spec.stage_out)?;
+    archive::Patterns::new(&spec.stage_out)?;
     let paths = spec.stage_in.clone();
     for path in &paths {
         if !folder.join(path).exists() {

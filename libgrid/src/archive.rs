@@ -66,6 +66,53 @@ pub enum ArchiveError {
     Stream(#[from] io::Error),
 }
 
+/// Patterns that say which files below a folder are meant: `*` matches within one folder, `**` across, and a folder
+/// that matches is meant whole.
+///
+/// ```
+/// let patterns = libgrid::archive::Patterns::new(&["out/*".into()])?;
+/// assert!(patterns.matches("out/deep".as_ref()) && !patterns.matches("out/deep/a.png".as_ref()));
+/// assert!(patterns.covers("out/deep/a.png".as_ref()) && !patterns.covers("out".as_ref()));
+/// # Ok::<(), libgrid::archive::ArchiveError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Patterns(GlobSet);
+
+impl Patterns {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Pattern`].
+    ///
+    /// ```
+    /// assert!(libgrid::archive::Patterns::new(&["out/*.png".into()]).is_ok());
+    /// assert!(libgrid::archive::Patterns::new(&["[".into()]).is_err());
+    /// ```
+    pub fn new(patterns: &[String]) -> Result<Self, ArchiveError> {
+        globs(patterns).map(Self)
+    }
+
+    /// Whether one of them matches this path itself.
+    ///
+    /// ```
+    /// let patterns = libgrid::archive::Patterns::new(&["*.png".into()]).unwrap();
+    /// assert!(patterns.matches("a.png".as_ref()) && !patterns.matches("out/a.png".as_ref()));
+    /// ```
+    pub fn matches(&self, path: &Path) -> bool {
+        self.0.is_match(path)
+    }
+
+    /// Whether one of them matches this path or a folder above it.
+    ///
+    /// ```
+    /// let patterns = libgrid::archive::Patterns::new(&["out".into()]).unwrap();
+    /// assert!(patterns.covers("out/deep/a.png".as_ref()) && !patterns.covers("output".as_ref()));
+    /// ```
+    pub fn covers(&self, path: &Path) -> bool {
+        path.ancestors().any(|part| self.0.is_match(part))
+    }
+}
+
 /// Packs these files and folders below `base`, folders whole, under the names given.
 ///
 /// # Errors
@@ -100,10 +147,10 @@ pub fn pack_paths(base: &Path, paths: &[String], to: impl Write) -> Result<(), A
 /// assert!(files > 5);
 /// ```
 pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result<usize, ArchiveError> {
-    let set = globs(patterns)?;
+    let patterns = Patterns::new(patterns)?;
     let mut matching = BTreeSet::new();
     find(base, Path::new(""), &mut |path| {
-        let hit = set.is_match(path);
+        let hit = patterns.matches(path);
         if hit {
             matching.insert(path.to_owned());
         }
@@ -115,19 +162,6 @@ pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result
     }
     archive.into_inner()?.flush()?;
     Ok(matching.len())
-}
-
-/// Nothing if these patterns can be understood.
-///
-/// # Errors
-/// [`ArchiveError::Pattern`].
-///
-/// ```
-/// assert!(libgrid::archive::check(&["out/*.png".into()]).is_ok());
-/// assert!(libgrid::archive::check(&["[".into()]).is_err());
-/// ```
-pub fn check(patterns: &[String]) -> Result<(), ArchiveError> {
-    globs(patterns).map(drop)
 }
 
 /// Unpacks an archive into `base`, replacing files of the same names, each only when it has arrived whole. Where
@@ -144,13 +178,12 @@ pub fn check(patterns: &[String]) -> Result<(), ArchiveError> {
 /// libgrid::archive::unpack("src".as_ref(), &[], archive.as_slice()).unwrap();
 /// ```
 pub fn unpack(base: &Path, wanted: &[String], from: impl Read) -> Result<(), ArchiveError> {
-    let wanted = if wanted.is_empty() { None } else { Some(globs(wanted)?) };
+    let wanted = if wanted.is_empty() { None } else { Some(Patterns::new(wanted)?) };
     let mut archive = tar::Archive::new(from);
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = clean(&entry.path()?)?;
-        let matches = |set: &GlobSet| path.ancestors().any(|part| set.is_match(part));
-        if wanted.as_ref().is_some_and(|set| !matches(set)) {
+        if wanted.as_ref().is_some_and(|wanted| !wanted.covers(&path)) {
             return Err(ArchiveError::Unwanted { path });
         }
         make_parents(base, &path)?;

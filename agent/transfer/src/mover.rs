@@ -9,6 +9,7 @@
 //! reads anything. When the agent ends, the control stream does, and with it the mover: the next try goes on where
 //! this one ended.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -16,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use libgrid::archive::Patterns;
 use libgrid::copy::{Entry, EntryKind, Landed, Options, Progress};
 use libgrid::io::Fixed;
 use libgrid::user::User;
@@ -42,6 +44,8 @@ pub enum Order {
         sources: Vec<PathBuf>,
         /// Folders, too.
         recursive: bool,
+        /// Of each source, a folder, only what matches these patterns, as [`libgrid::archive`] has them.
+        matching: Option<Vec<String>>,
         /// Where the destination is.
         addresses: Vec<IpAddr>,
         /// The same for each try of the same transfer.
@@ -59,10 +63,21 @@ pub enum Order {
         target: PathBuf,
         /// The target is a folder.
         into: bool,
+        /// What comes is spread over the target, which is a folder.
+        spread: Option<Spread>,
         /// The ports that it may listen on.
         ports: Option<(u16, u16)>,
         /// How.
         options: Options,
+    },
+    /// Drop what an interrupted transfer left that was to be spread over a folder.
+    Discard {
+        /// Where it may write.
+        within: Within,
+        /// The path of the folder below that.
+        target: PathBuf,
+        /// As it was spread.
+        spread: Spread,
     },
     /// Tell what is in a folder.
     List {
@@ -80,6 +95,24 @@ pub enum Within {
     Everything,
     /// Not out of this folder.
     Folder(PathBuf),
+}
+
+/// How something is spread over a folder that has other things, see [`session::Spread`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The name of the hidden folder where it arrives, in part.
+    pub name: String,
+    /// The id of the transfer.
+    pub id: [u8; 8],
+    /// What may come.
+    pub patterns: Vec<String>,
+}
+
+impl Spread {
+    /// The name of the hidden folder where it arrives.
+    pub fn hidden(&self) -> OsString {
+        session::hidden(&self.name, self.id)
+    }
 }
 
 /// What a mover tells.
@@ -148,7 +181,7 @@ pub fn run(user: &User, orders: &UnixStream, control: &UnixStream) -> io::Result
 
 fn carry_out(order: Order, orders: &UnixStream, control: &UnixStream) -> Result<Report, Trouble> {
     match order {
-        Order::Send { within, sources, recursive, addresses, id, most_streams, options } => {
+        Order::Send { within, sources, recursive, matching, addresses, id, most_streams, options } => {
             let fixed = Fixed {
                 streams: options.streams.map(usize::from),
                 buffer: options.buffer.map(|bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX)),
@@ -161,18 +194,26 @@ fn carry_out(order: Order, orders: &UnixStream, control: &UnixStream) -> Result<
                 most_streams: most_streams.into(),
                 fixed,
             };
-            let order = SendOrder { root: root(&within)?, sources, recursive, addresses, id, options };
+            let (root, matching) = (root(&within)?, matching.as_deref().map(patterns).transpose()?);
+            let order = SendOrder { root, sources, recursive, matching, addresses, id, options };
             let landed = session::send(control, &order, &|progress| {
                 // An agent that is gone is noticed by the control stream.
                 let _ = wire::write(&mut &*orders, &Report::Progress(progress));
             })?;
             Ok(Report::Landed(landed))
         }
-        Order::Receive { within, target, into, ports, options } => {
+        Order::Receive { within, target, into, spread, ports, options } => {
+            let spread = match spread {
+                Some(Spread { name, id, patterns: words }) => {
+                    Some(session::Spread { name, id, wanted: patterns(&words)? })
+                }
+                None => None,
+            };
             let order = ReceiveOrder {
                 root: root(&within)?,
                 target,
                 into,
+                spread,
                 fsync: options.fsync,
                 verify: options.verify,
                 fresh: options.fresh,
@@ -180,6 +221,10 @@ fn carry_out(order: Order, orders: &UnixStream, control: &UnixStream) -> Result<
                 listen: None,
             };
             session::receive(control, &order).map(Report::Landed)
+        }
+        Order::Discard { within, target, spread } => {
+            session::discard(&root(&within)?, &target, &spread.name, spread.id)?;
+            Ok(Report::Landed(Landed::default()))
         }
         Order::List { within, path } => {
             let root = root(&within)?;
@@ -189,6 +234,10 @@ fn carry_out(order: Order, orders: &UnixStream, control: &UnixStream) -> Result<
             Ok(Report::Listing(entries, more))
         }
     }
+}
+
+fn patterns(words: &[String]) -> Result<Patterns, Trouble> {
+    Patterns::new(words).map_err(|error| Trouble::lasting(error.to_string()))
 }
 
 fn root(within: &Within) -> Result<Root, Trouble> {

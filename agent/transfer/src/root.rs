@@ -52,7 +52,9 @@ impl Root {
     /// # Errors
     /// As open(2); `EXDEV` if it leads out of the root.
     pub fn file(&self, path: &Path, flags: OFlag) -> io::Result<File> {
-        let mut how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY).resolve(self.resolve);
+        // With O_PATH nothing is opened that could be a terminal, and openat2 refuses what makes no difference.
+        let more = if flags.contains(OFlag::O_PATH) { OFlag::empty() } else { OFlag::O_NOCTTY };
+        let mut how = OpenHow::new().flags(flags | more | OFlag::O_CLOEXEC).resolve(self.resolve);
         if flags.contains(OFlag::O_CREAT) {
             how = how.mode(Mode::from_bits_truncate(0o600));
         }
@@ -78,7 +80,16 @@ impl Root {
             Some(Component::Normal(name)) => name.to_owned(),
             _ => return Err(Errno::EINVAL.into()),
         };
-        Ok((self.folder(path.parent().unwrap_or(Path::new("")))?, name))
+        let above = path.parent().unwrap_or(Path::new(""));
+        let folder = match self.folder(above) {
+            // One that may not be listed may be passed through.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let file = self.file(above, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+                Folder { file: file.into(), path: self.path.join(above) }
+            }
+            folder => folder?,
+        };
+        Ok((folder, name))
     }
 
     /// Where the root is.
@@ -143,6 +154,14 @@ impl Folder {
     /// As renameat(2).
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(renameat(&self.file, from, &self.file, to)?)
+    }
+
+    /// Moves something from it to another folder of the same file system, in place of what has that name there.
+    ///
+    /// # Errors
+    /// As renameat(2).
+    pub fn move_to(&self, name: &OsStr, to: &Self) -> io::Result<()> {
+        Ok(renameat(&self.file, name, &to.file, name)?)
     }
 
     /// Removes a name that is not a folder's.

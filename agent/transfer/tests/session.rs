@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use grid_transfer::root::Root;
-use grid_transfer::session::{Options, ReceiveOrder, SendOrder, Trouble, receive, send};
+use grid_transfer::session::{Options, ReceiveOrder, SendOrder, Spread, Trouble, discard, receive, send};
+use libgrid::archive::Patterns;
 use libgrid::copy::{Landed, Progress};
 use libgrid::io::Fixed;
 use net::{Fault, Network};
@@ -22,6 +23,8 @@ struct Copy<'a> {
     sources: Vec<PathBuf>,
     target: &'a Path,
     options: Options,
+    matching: Option<Patterns>,
+    spread: Option<Spread>,
     fsync: bool,
     verify: bool,
     fresh: bool,
@@ -34,6 +37,8 @@ fn copy<'a>(source: &Path, target: &'a Path) -> Copy<'a> {
         sources,
         target,
         options: Options::default(),
+        matching: None,
+        spread: None,
         fsync: false,
         verify: false,
         fresh: false,
@@ -57,6 +62,7 @@ impl Copy<'_> {
                     root: Root::everything().unwrap(),
                     target: self.target.strip_prefix("/").unwrap().to_owned(),
                     into: self.target.to_string_lossy().ends_with('/'),
+                    spread: self.spread.clone(),
                     fsync: self.fsync,
                     verify: self.verify,
                     fresh: self.fresh,
@@ -69,6 +75,7 @@ impl Copy<'_> {
                 root: Root::everything().unwrap(),
                 sources: self.sources.clone(),
                 recursive: true,
+                matching: self.matching.clone(),
                 addresses: vec![self.network.map_or(Ipv4Addr::LOCALHOST.into(), |_| net::ENTRANCE)],
                 id: [7; 8],
                 options: self.options.clone(),
@@ -430,4 +437,110 @@ fn a_stranger_on_the_data_port_disturbs_nothing() {
     Copy { network: Some(&network), ..copy(&from, &to) }.run().unwrap();
     assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap());
     assert!(network.faults() > 0);
+}
+
+// === spread over a folder that has other things ===
+
+fn spread<'a>(source: &Path, target: &'a Path, sent: &[&str], wanted: &[&str]) -> Copy<'a> {
+    let patterns =
+        |words: &[&str]| Patterns::new(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
+    let spread = Spread { name: "j1.1-0".into(), id: [7; 8], wanted: patterns(wanted).unwrap() };
+    Copy { matching: Some(patterns(sent).unwrap()), spread: Some(spread), ..copy(source, target) }
+}
+
+#[test]
+fn what_matches_takes_its_place_among_other_things() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    tree(&from.join("out"));
+    fs::create_dir_all(from.join("part/deep/er")).unwrap();
+    for name in ["part/deep/a.png", "part/deep/er/b.png", "part/stray", "stray"] {
+        fs::write(from.join(name), name).unwrap();
+    }
+    symlink("part/stray", from.join("named")).unwrap();
+    symlink("/nowhere", from.join("dangling")).unwrap();
+    fs::set_permissions(from.join("out/a"), fs::Permissions::from_mode(0o555)).unwrap();
+    fs::create_dir_all(to.join("out/a")).unwrap();
+    fs::write(to.join("out/a/size-1"), "old").unwrap();
+    fs::write(to.join("out/mine"), "mine").unwrap();
+    let words = ["out", "part/deep/**/*.png", "named", "dangling", "none"];
+    spread(&from, &to, &words, &words).run().unwrap();
+    // What was there stays, and keeps its mode.
+    assert_eq!(fs::read(to.join("out/mine")).unwrap(), b"mine");
+    assert_eq!(to.join("out/a").metadata().unwrap().mode() & 0o777, 0o755);
+    fs::remove_file(to.join("out/mine")).unwrap();
+    let plain = |top: &Path| {
+        let mut all = listing(top);
+        all.retain(|(path, ..)| path.to_str() != Some("") && path.to_str() != Some("a"));
+        all
+    };
+    assert!(plain(&from.join("out")) == plain(&to.join("out")));
+    assert_eq!(fs::read(to.join("part/deep/er/b.png")).unwrap(), b"part/deep/er/b.png");
+    // A folder of which only a part was asked for is like any new one.
+    assert_eq!(to.join("part/deep").metadata().unwrap().mode() & 0o777, 0o755);
+    assert_eq!(fs::read(to.join("named")).unwrap(), b"part/stray");
+    for absent in ["part/stray", "stray", "dangling"] {
+        assert!(to.join(absent).symlink_metadata().is_err(), "{absent}");
+    }
+    assert_eq!(hidden_leftovers(&to), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_was_not_asked_for_is_not_taken_and_nothing_is_placed_through_a_link() {
+    let folder = place();
+    let (from, to, outside) =
+        (folder.path().join("from"), folder.path().join("to"), folder.path().join("outside"));
+    for path in [&from.join("way"), &to, &outside] {
+        fs::create_dir_all(path).unwrap();
+    }
+    fs::write(from.join("way/loot"), "x").unwrap();
+    fs::write(from.join(".bashrc"), "x").unwrap();
+    fs::write(from.join("big"), noise(1 << 20, 1)).unwrap();
+    for (sent, name) in [(".bashrc", ".bashrc"), ("big", "big"), ("**", "big")] {
+        let trouble = spread(&from, &to, &[sent], &["way"]).run().unwrap_err();
+        assert!(
+            trouble.why.contains("is not among what was asked for") && !trouble.retry,
+            "{name}: {trouble}"
+        );
+        assert!(fs::read_dir(&to).unwrap().next().is_none(), "{name}: something stays");
+    }
+    symlink(&outside, to.join("way")).unwrap();
+    let trouble = spread(&from, &to, &["way"], &["way"]).run().unwrap_err();
+    assert!(trouble.why.contains("way is no folder"), "{trouble}");
+    assert!(fs::read_dir(&outside).unwrap().next().is_none());
+    assert_eq!(hidden_leftovers(&to), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_is_spread_goes_on_where_it_ended_or_is_dropped() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::create_dir_all(from.join("out")).unwrap();
+    fs::create_dir_all(to.join("out")).unwrap();
+    let bytes = noise(40 << 20, 5);
+    fs::write(from.join("out/big"), &bytes).unwrap();
+    let cut = |after| {
+        let network = Network::start(Fault::CutAll { after });
+        let broken = Copy { network: Some(&network), ..spread(&from, &to, &["out"], &["out"]) };
+        assert!(broken.run().unwrap_err().retry);
+    };
+    cut(30 << 20);
+    assert!(!to.join("out/big").exists() && !hidden_leftovers(&to).is_empty());
+    let landed = spread(&from, &to, &["out"], &["out"]).run().unwrap();
+    assert!(landed.bytes < 30 << 20, "{} bytes were sent again", landed.bytes);
+    assert!(fs::read(to.join("out/big")).unwrap() == bytes);
+    assert_eq!(hidden_leftovers(&to), Vec::<PathBuf>::new());
+
+    fs::write(from.join("out/big"), noise(40 << 20, 6)).unwrap();
+    cut(30 << 20);
+    assert!(!hidden_leftovers(&to).is_empty());
+    let target = to.strip_prefix("/").unwrap();
+    // The end that was cut off may not have noticed yet.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(trouble) = discard(&Root::everything().unwrap(), target, "j1.1-0", [7; 8]) {
+        assert!(trouble.retry && Instant::now() < deadline, "{trouble}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(hidden_leftovers(&to), Vec::<PathBuf>::new());
+    assert!(fs::read(to.join("out/big")).unwrap() == bytes);
 }

@@ -55,7 +55,7 @@ pub(super) async fn submit<S: Stream>(
 fn check(grid: &Grid, submission: &Submission) -> Result<libgrid::spec::JobSpec, Failure> {
     let spec = submission.spec.clone().check();
     let spec = spec.map_err(|error| Failure::new(Kind::Invalid, error.to_string()))?;
-    libgrid::archive::check(&spec.stage_out)
+    libgrid::archive::Patterns::new(&spec.stage_out)
         .map_err(|error| Failure::new(Kind::Invalid, format!("stage_out: {error}")))?;
     if !submission.folder.is_absolute() {
         let why = format!("{} is no absolute path: name the folder from / on", submission.folder.display());

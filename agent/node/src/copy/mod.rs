@@ -181,7 +181,14 @@ impl Mover<'_> {
 
 fn told(trouble: Trouble) -> Failure {
     let kind = if trouble.retry { Kind::Unavailable } else { Kind::Invalid };
-    Failure::new(kind, trouble.why)
+    let Trouble { why, first, .. } = trouble;
+    match first {
+        Some(first) => {
+            let again = "then give the same command again: it goes on where it ended";
+            Failure::new(kind, format!("{why}; {first}, {again}"))
+        }
+        None => Failure::new(kind, why),
+    }
 }
 
 fn unreachable(error: &AskError) -> Failure {
@@ -425,6 +432,7 @@ async fn sent<S: Stream>(
         within: admitted.within.clone(),
         sources: below,
         recursive: sending.recursive,
+        matching: None,
         addresses: addresses(grid, sending.to),
         id: sending.id,
         most_streams: grid.copies.most_streams(),
@@ -484,7 +492,7 @@ pub(crate) async fn receive<S: Stream>(
         Ok(started) => started,
         Err(failure) => {
             let retry = failure.kind == Kind::Unavailable;
-            let refusal = mover::refusal(Trouble { why: failure.message, retry })?;
+            let refusal = mover::refusal(Trouble { why: failure.message, retry, first: None })?;
             duplex.write_all(&refusal).await?;
             return Ok(());
         }
@@ -506,6 +514,7 @@ fn receiver(grid: &Grid, prepared: Prepared) -> Result<(Mover<'_>, UnixStream), 
         within: admitted.within.clone(),
         target: admitted.path.clone(),
         into: preparing.into,
+        spread: None,
         ports: grid.config.data_ports.map(|ports| (ports.first, ports.last)),
         options: preparing.options,
     };

@@ -5,6 +5,7 @@
 //! | a file | `.NAME.ID.gridos` beside its place | renamed |
 //! | a folder that is not there yet | the folder `.NAME.ID.gridos` beside its place | renamed as a whole |
 //! | a folder that is there | each file beside its place | each file is renamed |
+//! | what is to be spread over a folder | the folder `.NAME.ID.gridos` in that | see [`super::spread`] |
 //! | anything onto a device | there | |
 //!
 //! What an interrupted transfer left is found again by its id: `.gridos` files with their journals
@@ -19,6 +20,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use libgrid::archive::Patterns;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, utimensat};
 use nix::sys::time::TimeSpec;
@@ -38,17 +40,19 @@ const NAME: usize = 200;
 
 /// The place of one transfer.
 pub(super) struct Landing {
-    place: Place,
+    pub(super) place: Place,
     /// The final path, for people.
     pub(super) path: PathBuf,
-    id: String,
+    pub(super) id: String,
     fsync: bool,
+    /// What may come, if it is to be spread.
+    wanted: Option<Patterns>,
     folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
     /// What is set when nothing more is written into them.
     metas: Mutex<Vec<Item>>,
 }
 
-enum Place {
+pub(super) enum Place {
     Device(File),
     File { folder: Arc<Folder>, name: OsString },
     Fresh { folder: Arc<Folder>, name: OsString, top: Arc<Folder>, lock: Box<Flock<File>>, known: bool },
@@ -80,13 +84,16 @@ impl Landing {
         let root = &order.root;
         let shown = root.show(&order.target);
         let cannot = |error: io::Error| unwritable(&shown, &error);
+        if let Some(spread) = &order.spread {
+            return Self::spread(order, spread, offer);
+        }
         let there = root.folder(&order.target);
         if order.into
             && let Err(error) = &there
         {
             return Err(cannot(io::Error::new(error.kind(), format!("{error}, and a folder was asked for"))));
         }
-        let id: String = offer.id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = hex(offer.id);
         let named = |name: &RelPath| name.as_path().as_os_str().to_owned();
         let (folder, name) = match (there, &offer.shape) {
             (Ok(folder), Shape::File(name) | Shape::Tree(name)) => (folder, named(name)),
@@ -124,11 +131,17 @@ impl Landing {
         Ok(Self::new(place, path, id, order.fsync))
     }
 
-    fn new(place: Place, path: PathBuf, id: String, fsync: bool) -> Self {
-        Self { place, path, id, fsync, folders: Mutex::default(), metas: Mutex::default() }
+    pub(super) fn new(place: Place, path: PathBuf, id: String, fsync: bool) -> Self {
+        let (folders, metas) = (Mutex::default(), Mutex::default());
+        Self { place, path, id, fsync, wanted: None, folders, metas }
     }
 
-    fn fresh(
+    /// With bounds on what may come.
+    pub(super) fn wanting(self, wanted: Patterns) -> Self {
+        Self { wanted: Some(wanted), ..self }
+    }
+
+    pub(super) fn fresh(
         order: &ReceiveOrder,
         folder: Arc<Folder>,
         name: OsString,
@@ -151,6 +164,11 @@ impl Landing {
         let known = found.is_ok_and(|found| found.same_boot);
         let top = Arc::new(folder.make(&part)?);
         Ok(Ok(Place::Fresh { folder, name, top, lock: Box::new(lock), known }))
+    }
+
+    /// Whether it is to be spread over a folder.
+    pub(super) fn is_spread(&self) -> bool {
+        self.wanted.is_some()
     }
 
     /// Whether what arrived can be read back.
@@ -238,6 +256,7 @@ impl Landing {
         let What::File { size } = item.what else {
             return Err(Trouble::lasting("the other node says what makes no sense here"));
         };
+        self.admit(&item)?;
         let shown = self.shown(&item.path);
         let cannot = |error: io::Error| unwritable(&shown, &error);
         let (folder, name) = match &self.place {
@@ -303,8 +322,20 @@ impl Landing {
 
     /// Writes a small thing.
     pub(super) fn small(&self, item: Item, contents: &[u8]) -> Result<(), Trouble> {
+        self.admit(&item)?;
         let shown = self.shown(&item.path);
         self.write_small(item, contents).map_err(|error| unwritable(&shown, &error))
+    }
+
+    /// The source is not to be trusted with more than what was asked for.
+    fn admit(&self, item: &Item) -> Result<(), Trouble> {
+        match &self.wanted {
+            Some(wanted) if !wanted.covers(item.path.as_path()) => Err(Trouble::lasting(format!(
+                "{} is not among what was asked for: it is not taken",
+                item.path.as_path().display()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn write_small(&self, item: Item, contents: &[u8]) -> io::Result<()> {
@@ -336,7 +367,7 @@ impl Landing {
         } else {
             // The staging folder is closed to others: the file may have its mode from the start.
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-            let mode = if in_place { item.mode } else { 0o600 };
+            let mode = if in_place { item.mode & 0o777 } else { 0o600 };
             let mut file = again_if_there(&folder, &target, || folder.file(&target, flags, mode))?;
             file.write_all(contents)?;
             dress(&file, &item, !in_place)?;
@@ -352,10 +383,15 @@ impl Landing {
 
     /// Puts everything in its place.
     pub(super) fn land(&self) -> Result<(), Trouble> {
+        let mut metas = std::mem::take(&mut *self.metas.lock().unwrap_or_else(PoisonError::into_inner));
+        // The innermost first: what is written into a folder changes its time.
+        metas.sort_by_key(|item| std::cmp::Reverse(item.path.as_path().components().count()));
+        if self.is_spread()
+            && let Place::Fresh { folder, name, top, .. } = &self.place
+        {
+            return self.place_each((folder, name), top, &metas);
+        }
         let place = || -> io::Result<()> {
-            let mut metas = std::mem::take(&mut *self.metas.lock().unwrap_or_else(PoisonError::into_inner));
-            // The innermost first: what is written into a folder changes its time.
-            metas.sort_by_key(|item| std::cmp::Reverse(item.path.as_path().components().count()));
             for item in &metas {
                 let folder = self.folder(item.path.as_path())?;
                 dress(&folder.as_fd().try_clone_to_owned()?.into(), item, true)?;
@@ -402,6 +438,10 @@ impl Landing {
         }
         let above = self.folder(path.parent().unwrap_or(Path::new("")))?;
         let folder = Arc::new(above.make(path.file_name().ok_or(io::ErrorKind::InvalidData)?)?);
+        if self.is_spread() {
+            // One that is not sent itself, as only something in it was asked for, is like any new folder.
+            fchmod(folder.as_fd(), Mode::from_bits_truncate(0o755))?;
+        }
         let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
         if folders.len() >= FOLDERS {
             folders.clear();
@@ -431,18 +471,16 @@ impl Growing {
     }
 }
 
-fn unwritable(path: &Path, error: &io::Error) -> Trouble {
+pub(super) fn unwritable(path: &Path, error: &io::Error) -> Trouble {
     let why = format!("{} cannot be written: {error}", path.display());
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Trouble::lasting(format!(
-            "{why}; make room there, then give the same command again: it goes on where it ended"
-        )),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Trouble::until("make room there", why),
         _ => Trouble::lasting(why),
     }
 }
 
 /// The hidden names of a part and of its journal.
-fn hidden(name: &OsStr, id: &str) -> [OsString; 2] {
+pub(super) fn hidden(name: &OsStr, id: &str) -> [OsString; 2] {
     let bytes = name.as_bytes();
     let short = &bytes[..bytes.len().min(NAME)];
     let mut part = vec![b'.'];
@@ -453,7 +491,12 @@ fn hidden(name: &OsStr, id: &str) -> [OsString; 2] {
     [OsString::from_vec(part), OsString::from_vec(journal)]
 }
 
-fn lock(file: File) -> Result<Flock<File>, Trouble> {
+/// How an id is part of a name.
+pub(super) fn hex(id: [u8; 8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn lock(file: File) -> Result<Flock<File>, Trouble> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|_| Trouble::passing("the same is being sent there already: wait for it to end"))
 }
@@ -470,7 +513,7 @@ fn again_if_there<T>(folder: &Folder, name: &OsStr, make: impl Fn() -> io::Resul
 }
 
 /// Sets what a file or folder has beside its contents; its time last, for that tells that it is whole.
-fn dress(file: &File, item: &Item, mode: bool) -> io::Result<()> {
+pub(super) fn dress(file: &File, item: &Item, mode: bool) -> io::Result<()> {
     for Attribute { name, value } in &item.attributes {
         // A file system without them is no reason to lose the file.
         if name.starts_with(b"user.") {

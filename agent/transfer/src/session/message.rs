@@ -190,17 +190,24 @@ pub struct Trouble {
     pub why: String,
     /// Whether it may go well when it is tried again.
     pub retry: bool,
+    /// What somebody has to do first, if what came is kept and the next try goes on there.
+    pub first: Option<String>,
 }
 
 impl Trouble {
     /// One that trying again does not mend.
     pub fn lasting(why: impl Into<String>) -> Self {
-        Self { why: why.into(), retry: false }
+        Self { why: why.into(), retry: false, first: None }
     }
 
     /// One that trying again may mend.
     pub fn passing(why: impl Into<String>) -> Self {
-        Self { why: why.into(), retry: true }
+        Self { why: why.into(), retry: true, first: None }
+    }
+
+    /// One that somebody has to mend, and then the next try goes on.
+    pub(super) fn until(first: &str, why: String) -> Self {
+        Self { why, retry: false, first: Some(first.into()) }
     }
 
     /// The control stream or a data connection ended.

@@ -29,6 +29,7 @@ mod pace;
 mod queue;
 mod record;
 mod source;
+mod spread;
 mod walk;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,10 +40,17 @@ use libgrid::io::Fixed;
 pub use destination::{ReceiveOrder, receive};
 pub use message::Trouble;
 pub use source::{SendOrder, send};
+pub use spread::{Spread, discard};
 
 /// What a source hears if there is no destination: a frame.
 pub(crate) fn refusal(trouble: Trouble) -> Result<Vec<u8>, libgrid::wire::WireError> {
     libgrid::wire::frame(&message::FromDestination::Failed(trouble))
+}
+
+/// The name of the hidden folder in which something arrives that is to be spread.
+pub(crate) fn hidden(name: &str, id: [u8; 8]) -> std::ffi::OsString {
+    let [part, _] = landing::hidden(name.as_ref(), &landing::hex(id));
+    part
 }
 
 /// How long a data connection on which something is under way may bring nothing until it is replaced.

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use globset::{GlobBuilder, GlobMatcher};
+use libgrid::archive::Patterns;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{FileStat, SFlag};
@@ -122,6 +123,32 @@ pub(super) fn find(root: &Root, path: &Path, as_path: RelPath) -> Result<Found, 
         at = plain(&at.parent().unwrap_or(Path::new("")).join(target), root.path());
     }
     Err(cannot(Errno::ELOOP.into()))
+}
+
+/// What matches the patterns below a folder, each under its path from there. What matches is meant as what it leads
+/// to, if it is a link; what is neither file nor folder is left out.
+pub(super) fn matching(root: &Root, base: &Path, patterns: &Patterns) -> Result<Vec<Found>, Trouble> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(at) = open.pop() {
+        let within = base.join(&at);
+        let cannot = |error: io::Error| unreadable(&root.show(&within), &error);
+        let folder = root.folder(&within).map_err(cannot)?;
+        for (name, _) in folder.list().map_err(cannot)? {
+            let (path, full) = (at.join(&name), within.join(&name));
+            if !patterns.matches(&path) {
+                if folder.stat(&name).is_ok_and(|stat| kind(&stat) == SFlag::S_IFDIR) {
+                    open.push(path);
+                }
+                continue;
+            }
+            let leads = root.file(&full, OFlag::O_PATH).and_then(|file| file.metadata());
+            if leads.is_ok_and(|meta| meta.is_file() || meta.is_dir()) {
+                found.push(find(root, &full, RelPath::new(path).map_err(Trouble::lasting)?)?);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// A path below the root without `.` and `..`; the kernel has the last word on where it leads.

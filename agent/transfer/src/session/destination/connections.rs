@@ -146,13 +146,9 @@ impl Destination {
             }
             Err(broken) if broken.side == Side::File => {
                 let path = self.landing.shown(&file.growing.item.path);
-                let trouble = Trouble::lasting(format!(
-                    "{} cannot be written at byte {}: {}; mend it, then give the same command again: it goes on where it ended",
-                    path.display(),
-                    offset + broken.moved,
-                    broken.source
-                ));
-                self.fail(trouble);
+                let at = offset + broken.moved;
+                let why = format!("{} cannot be written at byte {at}: {}", path.display(), broken.source);
+                self.fail(Trouble::until("mend it", why));
                 Err(broken.source)
             }
             Err(broken) => Err(broken.source),

@@ -37,6 +37,7 @@ use super::locked;
 use super::message::{FromDestination, FromSource, Trouble};
 use super::queue::Queue;
 use super::record::Key;
+use super::spread::Spread;
 use crate::root::Root;
 
 /// How often arrivals are told.
@@ -50,6 +51,8 @@ pub struct ReceiveOrder {
     pub target: PathBuf,
     /// The target must be a folder that is there: it was written with a slash at its end.
     pub into: bool,
+    /// What comes is spread over the target, which is a folder.
+    pub spread: Option<Spread>,
     /// Everything is on the disk when the transfer ends.
     pub fsync: bool,
     /// Checksums are taken of what the disk gives back.
@@ -67,8 +70,13 @@ pub struct ReceiveOrder {
 /// # Errors
 /// Why it ended early, whichever side it was.
 pub fn receive(control: &UnixStream, order: &ReceiveOrder) -> Result<Landed, Trouble> {
-    let result = Destination::begin(control, order)
-        .and_then(|(destination, mut reader, listener)| destination.run(control, &mut reader, &listener));
+    let result = Destination::begin(control, order).and_then(|(destination, mut reader, listener)| {
+        let result = destination.run(control, &mut reader, &listener);
+        if matches!(&result, Err(trouble) if !trouble.retry) {
+            destination.landing.discard();
+        }
+        result
+    });
     if let Err(trouble) = &result {
         // The other side may be gone already.
         let _ = say(&mut &*control, &FromDestination::Failed(trouble.clone()));

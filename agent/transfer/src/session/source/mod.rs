@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 
+use libgrid::archive::Patterns;
 use libgrid::copy::{Landed, Progress};
 use libgrid::io::{Fixed, Path, Plan, ReadAhead, Tuner};
 use libgrid::wire;
@@ -58,6 +59,8 @@ pub struct SendOrder {
     pub sources: Vec<PathBuf>,
     /// Whether folders are sent.
     pub recursive: bool,
+    /// Of each source, a folder, only what matches, under its path from there.
+    pub matching: Option<Patterns>,
     /// Addresses of the destination's node, best first.
     pub addresses: Vec<IpAddr>,
     /// The same for each try of the same transfer, and for no other.
@@ -147,6 +150,10 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
 
 /// What the order names.
 fn tops(order: &SendOrder) -> Result<Vec<Found>, Trouble> {
+    if let Some(patterns) = &order.matching {
+        let each = order.sources.iter().map(|source| walk::matching(&order.root, source, patterns));
+        return Ok(each.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+    }
     let mut paths = Vec::new();
     for source in &order.sources {
         paths.extend(walk::expand(&order.root, source)?);
