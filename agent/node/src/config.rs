@@ -10,7 +10,7 @@
 //! runtime_dir  = "/run/gridos"
 //! retention    = "7d"                    # how long jobs that are done are remembered
 //! certificates = "24h"                   # how long a certificate lasts that this node's authority issues
-//! data_ports   = "50000-50100"           # TCP; for the data of copies; any free port if absent
+//! data_ports   = "50000-50100"           # TCP; for the data of copies and jobs; any free port if absent
 //! [limits]                               # what the grid may use of this machine
 //! cores        = 4.0
 //! memory       = "8G"
@@ -148,6 +148,11 @@ impl Config {
             return field("advertise", format!("more than {} addresses: name the best", grid_vo::MAX_ADDRS));
         }
         Ok(self)
+    }
+
+    /// The TCP ports that movers may listen on, the first and the last.
+    pub(crate) fn ports(&self) -> Option<(u16, u16)> {
+        self.data_ports.map(|ports| (ports.first, ports.last))
     }
 
     /// Private to the agent: keys and certificates.

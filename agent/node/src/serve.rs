@@ -127,13 +127,13 @@ async fn answer_node(
             finish(&mut duplex).await
         }
         Request::Receive { ticket } => {
-            let prepared = copy::redeemed(grid, node, &ticket);
-            copy::receive(grid, node, prepared, &mut duplex).await?;
+            let prepared = grid.copies.tickets.redeem(&ticket, node);
+            copy::receive(grid, prepared, &mut duplex).await?;
             finish(&mut duplex).await
         }
         Request::Accept { caller, preparing } => {
             let prepared = copy::prepared(grid, &caller.at_node(node), preparing);
-            copy::receive(grid, node, prepared, &mut duplex).await?;
+            copy::receive(grid, prepared, &mut duplex).await?;
             finish(&mut duplex).await
         }
         Request::Exports => answer_once(&mut duplex, &copy::exports_here(grid)).await,
