@@ -145,6 +145,7 @@ impl Grid {
                 home::Action::Accepted { .. }
                 | home::Action::Changed(_)
                 | home::Action::Spent(_)
+                | home::Action::Abandon { .. }
                 | home::Action::Forget(_) => (),
             }
         }

@@ -11,6 +11,7 @@
 //! retention    = "7d"                    # how long jobs that are done are remembered
 //! certificates = "24h"                   # how long a certificate lasts that this node's authority issues
 //! data_ports   = "50000-50100"           # TCP; for the data of copies and jobs; any free port if absent
+//! encrypt_jobs = true                    # whether inputs and results of jobs leave this node encrypted
 //! [limits]                               # what the grid may use of this machine
 //! cores        = 4.0
 //! memory       = "8G"
@@ -44,6 +45,7 @@ pub(crate) struct Config {
     pub(crate) retention: Span,
     pub(crate) certificates: Span,
     pub(crate) data_ports: Option<Ports>,
+    pub(crate) encrypt_jobs: bool,
     pub(crate) limits: Limits,
 }
 
@@ -98,6 +100,7 @@ impl Default for Config {
             retention: Span(Duration::from_secs(7 * 86_400)),
             certificates: Span(grid_vo::LIFETIME),
             data_ports: None,
+            encrypt_jobs: true,
             limits: Limits::default(),
         }
     }

@@ -27,6 +27,7 @@ use crate::membership::{self, Members, News};
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
 use crate::runner::{self, Keyboard, Query};
+use crate::staging::Staging;
 use crate::store::Store;
 
 /// How long to wait after a renewal that failed.
@@ -47,7 +48,7 @@ pub(crate) struct Grid {
     pub(crate) core: Core,
     pub(crate) members: Members,
     pub(crate) output: Output,
-    pub(crate) copies: Copies,
+    pub(crate) copies: Arc<Copies>,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
     queries: mpsc::UnboundedSender<Query>,
@@ -65,7 +66,7 @@ impl Grid {
         let internal = |error: &dyn std::fmt::Display| failure(Kind::Internal, error);
         let identity = Arc::new(identity);
         let me = identity.node();
-        let copies = Copies::load(&config)?;
+        let copies = Arc::new(Copies::load(&config)?);
         let (shims, found) = runner::find(&config).await.map_err(|error| internal(&error))?;
         let (link, incoming) =
             Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
@@ -103,17 +104,19 @@ impl Grid {
         let peers = Peers::new(link.clone());
         tokio::spawn(peers.clone().carry(letters_end));
         let (queries, queries_end) = mpsc::unbounded_channel();
+        let staging = Staging { copies: copies.clone(), peers: peers.clone(), ports: config.ports() };
         let output = Output {
             config: config.clone(),
             me,
             core: core.clone(),
             peers: peers.clone(),
+            staging: staging.clone(),
             shims: shims.clone(),
             queries: queries.clone(),
         };
         tokio::spawn(output.clone().collect_all(collects_end));
         let channel = (queries.clone(), queries_end);
-        runner::start(config.clone(), me, core.clone(), peers.clone(), (shims, found), channel, actions_end);
+        runner::start(config.clone(), me, core.clone(), staging, (shims, found), channel, actions_end);
 
         let info = NodeInfo {
             node: me,

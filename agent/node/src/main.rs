@@ -31,6 +31,7 @@ mod peers;
 mod relay;
 mod runner;
 mod serve;
+mod staging;
 mod store;
 
 use std::fs;

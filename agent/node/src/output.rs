@@ -1,8 +1,8 @@
 //! Output and results of runs: read where they are, bring home, keep.
 //!
 //! ```text
-//!   host: tasks/j2.1-7.1/{stdout.*,work/}  ── Results ──▶  home: logs/j2.1/7/{stdout.*}
-//!                                                               the user's folder (as that user)
+//!   host: tasks/s5/{stdout.*}  ── Output ──▶  home: logs/j2.1/7/{stdout.*}
+//!         tasks/s5/work/       ── Stage ───▶        the user's folder (as that user), see crate::staging
 //! ```
 //!
 //! Segments keep their names on the way, so offsets mean the same bytes before and after.
@@ -34,6 +34,7 @@ use crate::core::Core;
 use crate::peers::{Peers, Piece, Request};
 use crate::runner::inputs::said;
 use crate::runner::{Following, Query};
+use crate::staging::{StageError, Staging};
 
 /// Both streams, in the order of the offsets in [`Request::Logs`].
 pub(crate) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
@@ -41,7 +42,7 @@ pub(crate) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// How many runs are brought home at once.
 const AT_ONCE: usize = 16;
 
-/// How long a node may be silent while it sends results.
+/// How long a node may be silent while it sends what a run printed.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Reads and brings home.
@@ -51,6 +52,7 @@ pub(crate) struct Output {
     pub(crate) me: NodeId,
     pub(crate) core: Core,
     pub(crate) peers: Peers,
+    pub(crate) staging: Staging,
     pub(crate) shims: Shims,
     pub(crate) queries: mpsc::UnboundedSender<Query>,
 }
@@ -107,6 +109,14 @@ impl Output {
                     let logs = self.job_logs(job);
                     tokio::task::spawn_blocking(move || fs::remove_dir_all(logs));
                 }
+                Action::Abandon { run, origin } => {
+                    let (output, places) = (self.clone(), places.clone());
+                    tokio::spawn(async move {
+                        let _place = places.acquire().await;
+                        let user = User::of_machine(origin.uid, origin.gid);
+                        output.staging.abandon(run, &origin.folder, user).await;
+                    });
+                }
                 // The core keeps the others.
                 _ => (),
             }
@@ -123,36 +133,50 @@ impl Output {
         if node == self.me {
             return self.collect_here(run, results, origin).await;
         }
-        let request = Request::Results { run, patterns: results.clone() };
-        let mut from = match self.peers.ask(node, &request).await {
-            Ok(from) => from,
-            Err(_) => return Collected::Unreachable,
+        // The output first: it is small, and results that cannot be had are told when it is here.
+        match self.fetch_output(run, node).await {
+            Collected::Whole => self.fetch_results(run, node, results, origin).await,
+            other => other,
+        }
+    }
+
+    async fn fetch_output(&self, run: Run, node: NodeId) -> Collected {
+        let Ok(mut from) = self.peers.ask(node, &Request::Output(run)).await else {
+            return Collected::Unreachable;
         };
         let mut keeper = Keeper::new(self.kept(run.task));
-        let mut delivery =
-            match results.map(|wanted| Delivery::start(&self.shims, origin, &wanted)).transpose() {
-                Ok(delivery) => delivery,
-                Err(why) => return Collected::Failed(why),
-            };
         loop {
             let piece = match tokio::time::timeout(SILENCE, stream::read(&mut from)).await {
                 Ok(Ok(piece)) => piece,
                 _ => return Collected::Unreachable,
             };
-            let done = match (piece, &mut delivery) {
-                (Piece::Output { stream, offset, bytes }, _) => keeper.keep(stream, offset, &bytes),
-                (Piece::Archive(bytes), Some(delivery)) => delivery.write(&bytes).await,
-                (Piece::Archive(_), None) => Ok(()),
-                (Piece::End, _) => break,
-                (Piece::Failed(why), _) => Err(why),
+            let kept = match piece {
+                Piece::Output { stream, offset, bytes } => keeper.keep(stream, offset, &bytes),
+                Piece::End => return Collected::Whole,
+                Piece::Failed(why) => Err(why),
             };
-            if let Err(why) = done {
+            if let Err(why) = kept {
                 return Collected::Failed(why);
             }
         }
-        match delivery {
-            Some(delivery) => delivery.finish().await,
-            None => Collected::Whole,
+    }
+
+    async fn fetch_results(
+        &self,
+        run: Run,
+        node: NodeId,
+        patterns: Option<Vec<String>>,
+        origin: &Origin,
+    ) -> Collected {
+        let Some(patterns) = patterns else { return Collected::Whole };
+        let user = User::of_machine(origin.uid, origin.gid);
+        match self.staging.results(run, node, patterns, &origin.folder, user).await {
+            Ok(()) => Collected::Whole,
+            Err(StageError::Unreachable(_)) => Collected::Unreachable,
+            Err(error) => {
+                let folder = origin.folder.display();
+                Collected::Failed(format!("its results cannot be brought to {folder}: {error}"))
+            }
         }
     }
 
@@ -193,11 +217,10 @@ impl Output {
 
     // === for other nodes ===
 
-    /// Answers [`Request::Results`].
-    pub(crate) async fn send_results<W: AsyncWrite + Unpin>(
+    /// Answers [`Request::Output`].
+    pub(crate) async fn send_output<W: AsyncWrite + Unpin>(
         &self,
         run: Run,
-        patterns: Option<Vec<String>>,
         to: &mut W,
     ) -> Result<(), libgrid::wire::WireError> {
         let Some(following) = self.follow(run).await else {
@@ -218,31 +241,7 @@ impl Output {
                 }
             }
         }
-        if let Some(patterns) = patterns
-            && let Err(why) = self.send_archive(&following, &patterns, to).await
-        {
-            return stream::write(to, &Piece::Failed(why)).await;
-        }
         stream::write(to, &Piece::End).await
-    }
-
-    async fn send_archive<W: AsyncWrite + Unpin>(
-        &self,
-        following: &Following,
-        patterns: &[String],
-        to: &mut W,
-    ) -> Result<(), String> {
-        let mut pack = self.pack(following, patterns)?;
-        let mut from = pack.stdout.take().ok_or("no pipe to the packer")?;
-        loop {
-            let mut bytes = Vec::with_capacity(MAX_CHUNK);
-            let read = (&mut from).take(MAX_CHUNK as u64).read_to_end(&mut bytes).await;
-            if read.map_err(|error| error.to_string())? == 0 {
-                break;
-            }
-            stream::write(to, &Piece::Archive(bytes)).await.map_err(|error| error.to_string())?;
-        }
-        finish(pack, "packing the results failed").await
     }
 
     /// Sends what a run that is here printed, from these offsets on; with `follow` until it ends. Nothing more
@@ -340,7 +339,7 @@ struct Delivery {
 impl Delivery {
     fn start(shims: &Shims, origin: &Origin, wanted: &[String]) -> Result<Self, String> {
         let user = User::of_machine(origin.uid, origin.gid);
-        // The other node is not to be trusted with more than what was asked for.
+        // The packer ran as the task: it is not to be trusted with more than what was asked for.
         let mut command = shims.unpack(&user, &origin.folder, wanted);
         command.stdin(Stdio::piped()).stderr(Stdio::piped());
         let child = Command::from(command).kill_on_drop(true).spawn();
@@ -364,7 +363,7 @@ impl Delivery {
 
     async fn finish(mut self) -> Collected {
         self.stdin = None;
-        let what = format!("its results cannot be written to {}", self.folder.display());
+        let what = format!("its results cannot be brought to {}", self.folder.display());
         match finish(self.child, &what).await {
             Ok(()) => Collected::Whole,
             Err(why) => Collected::Failed(why),

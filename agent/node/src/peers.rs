@@ -6,9 +6,9 @@
 //! | --- | --- |
 //! | `Letters` | the asker sends [`Letter`] frames for as long as it likes; lost ones are made good by heartbeats |
 //! | `Control` | the frames of [`libgrid::control`], both ways |
-//! | `Inputs` | [`Chunk`] frames, an empty one last |
 //! | `Logs` | [`Piece`] frames |
-//! | `Results` | [`Piece`] frames |
+//! | `Output` | [`Piece`] frames |
+//! | `Stage` | [`control::Response`] frames: how far it is, then the end |
 //! | `Input` | the asker sends [`libgrid::control::Input`] frames; a [`libgrid::control::Response`] at the end |
 //! | `Usage` | one `Vec<(Run, Usage)>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
@@ -27,7 +27,7 @@ use std::net::IpAddr;
 use grid_link::{Duplex, Link};
 use grid_vo::{Admission, RevocationList};
 use libgrid::control::{self, Stream};
-use libgrid::ids::{JobId, NodeId, Run};
+use libgrid::ids::{NodeId, Run};
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -36,6 +36,7 @@ use tracing::debug;
 use crate::caller::Caller;
 use crate::copy::{Preparing, Sending, Ticket};
 use crate::core::Letter;
+use crate::staging::Staged;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
@@ -43,12 +44,12 @@ pub(crate) enum Request {
     Letters,
     /// A request of a user of the asking node.
     Control { caller: Caller, request: Box<control::Request> },
-    /// The archive of a job's inputs.
-    Inputs(JobId),
     /// What a run printed, from these offsets on, until it ends.
     Logs { run: Run, from: [u64; 2], follow: bool },
-    /// All that a run that ended printed and, with patterns, an archive of its results.
-    Results { run: Run, patterns: Option<Vec<String>> },
+    /// All that a run that ended printed.
+    Output(Run),
+    /// Inputs or results; the asked side sends them with this ticket.
+    Stage { what: Staged, ticket: Ticket },
     /// Typing into a run.
     Input(Run),
     /// What runs have used so far.
@@ -73,7 +74,7 @@ pub(crate) enum Request {
     Exports,
 }
 
-/// A part of what a run left.
+/// A part of what a run printed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Piece {
     /// Output.
@@ -83,8 +84,6 @@ pub(crate) enum Piece {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// A part of the archive of results.
-    Archive(#[serde(with = "serde_bytes")] Vec<u8>),
     /// All of it came.
     End,
     /// It will not come: one sentence why.

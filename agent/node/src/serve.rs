@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use grid_jobs::{home, host};
 use grid_link::{Duplex, Incoming, Peer};
-use libgrid::control::{Chunk, MAX_CHUNK};
-use libgrid::ids::{JobId, NodeId};
+use libgrid::ids::NodeId;
 use libgrid::wire::{WireError, stream};
-use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -18,7 +16,7 @@ use crate::copy;
 use crate::core::Letter;
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
-use crate::runner::inputs::spooled;
+use crate::staging;
 
 /// How long a peer may take to say what it wants.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -85,13 +83,16 @@ async fn answer_node(
             let _ = duplex.send.delivered().await;
             Ok(())
         }
-        Request::Inputs(job) => send_inputs(grid, job, &mut duplex).await,
         Request::Logs { run, from, follow } if run.task.job.home == node => {
             grid.output.send_logs(run, from, follow, &mut duplex).await?;
             finish(&mut duplex).await
         }
-        Request::Results { run, patterns } if run.task.job.home == node => {
-            grid.output.send_results(run, patterns, &mut duplex).await?;
+        Request::Output(run) if run.task.job.home == node => {
+            grid.output.send_output(run, &mut duplex).await?;
+            finish(&mut duplex).await
+        }
+        Request::Stage { what, ticket } => {
+            staging::send(grid, node, what, ticket, &mut duplex).await?;
             finish(&mut duplex).await
         }
         Request::Input(run) if run.task.job.home == node => {
@@ -103,7 +104,7 @@ async fn answer_node(
             answer_once(&mut duplex, &grid.output.usage(runs).await).await
         }
         // Only a job's home may ask for what its tasks left.
-        Request::Logs { .. } | Request::Results { .. } | Request::Input(_) | Request::Usage(_) => Ok(()),
+        Request::Logs { .. } | Request::Output(_) | Request::Input(_) | Request::Usage(_) => Ok(()),
         Request::Renew { public_key } => {
             let identity = grid.identity.clone();
             let admitted = blocking(move || identity.renew(node, public_key)).await;
@@ -140,19 +141,6 @@ async fn answer_node(
         Request::Join { .. } => {
             let refused: Admitted = Err("this node is in the VO already".into());
             answer_once(&mut duplex, &refused).await
-        }
-    }
-}
-
-async fn send_inputs(grid: &Grid, job: JobId, duplex: &mut Duplex) -> Result<(), WireError> {
-    let path = spooled(&grid.config, &grid.core, job).await.map_err(io::Error::other)?;
-    let mut file = tokio::fs::File::open(path).await?;
-    loop {
-        let mut bytes = Vec::with_capacity(MAX_CHUNK);
-        let read = (&mut file).take(MAX_CHUNK as u64).read_to_end(&mut bytes).await?;
-        stream::write(duplex, &Chunk(bytes)).await?;
-        if read == 0 {
-            return finish(duplex).await;
         }
     }
 }

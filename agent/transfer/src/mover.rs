@@ -109,9 +109,9 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// The name of the hidden folder where it arrives.
-    pub fn hidden(&self) -> OsString {
-        session::hidden(&self.name, self.id)
+    /// The name of a file that is in the folder for as long as anything is that came in part.
+    pub fn mark(&self) -> OsString {
+        session::mark(&self.name, self.id)
     }
 }
 

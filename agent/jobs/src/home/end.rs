@@ -94,6 +94,9 @@ impl Home {
         let id = run.task.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let again = job.record.spec.restart && job.record.origin.stdin.is_none();
+        if !job.record.spec.stage_out.is_empty() {
+            actions.push(Action::Abandon { run, origin: job.record.origin.clone() });
+        }
         let Some(task) = job.task_mut(run.task.index) else { return };
         task.state = State::Waiting;
         task.started = None;

@@ -116,6 +116,13 @@ pub enum Action {
         /// Whose folder they go to.
         origin: Origin,
     },
+    /// This run is lost: drop what came of its results so far.
+    Abandon {
+        /// Which.
+        run: Run,
+        /// Whose folder it came to.
+        origin: Origin,
+    },
     /// Something of this job changed; whoever waits for it wants to look.
     Changed(JobId),
     /// A job is done, so nobody fetches its inputs any more: remove them ([`Origin::inputs`]).

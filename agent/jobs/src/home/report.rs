@@ -44,6 +44,11 @@ impl Home {
         Some((Run { task, epoch: known.epoch }, known.state.node()))
     }
 
+    /// Whether a run of the job is on a node, or is on its way there.
+    pub fn has_run_at(&self, job: JobId, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.runs.iter().any(|run| run.task.job == job))
+    }
+
     /// Whether the task has ended and its logs and results are home.
     pub fn is_done(&self, task: TaskId) -> bool {
         self.task(task).is_some_and(|task| matches!(task.state, State::Done { .. }))

@@ -33,7 +33,7 @@ use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-pub(crate) use self::ends::{prepare, prepared, receive, send};
+pub(crate) use self::ends::{addresses, pass, prepare, prepared, receive, send};
 use self::exports::Exports;
 use self::movers::Movers;
 use self::tickets::Tickets;

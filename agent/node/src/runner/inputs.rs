@@ -1,34 +1,45 @@
 //! Putting a job's inputs into the working directories of its tasks.
 //!
-//! The archive is in the home node's spool. Another node fetches it once for all tasks of the job, and drops it
-//! with the last of them. It is unpacked as the task's own user.
+//! The archive is in the home node's spool. Another node fetches it once for all tasks of the job ([`crate::staging`]),
+//! and drops it with the last of them. It is unpacked as the task's own user.
+//!
+//! ```text
+//!   inputs/j2.1/           root's, but while it is fetched: then the user's of the task that needs it first
+//!               archive
+//!               .archive.ID.gridos, its journal       what came of it
+//! ```
+//!
+//! What came in part outlives the tasks that wanted it, and the agent, for [`KEPT`]: a task whose node was cut off, or
+//! whose agent was killed, is often started here again.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use grid_run::protocol::Launch;
 use grid_run::spawn::Shims;
-use libgrid::control::Chunk;
 use libgrid::ids::{JobId, NodeId};
 use libgrid::user::User;
-use libgrid::wire::stream;
-use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::AbortHandle;
+use tracing::warn;
 
-use super::Query;
+use super::{Query, remove};
 use crate::config::Config;
 use crate::core::Core;
-use crate::peers::{Peers, Request};
+use crate::staging::{ARCHIVE, StageError, Staging};
 
-/// How often a broken fetch is tried again.
-const TRIES: u32 = 3;
+/// How long what nobody needs is kept, in case that somebody does again.
+const KEPT: Duration = Duration::from_secs(120);
+
+/// How long to wait for a home node that does not answer. Its tasks are frozen meanwhile, and these wait with them.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the archive is, or why it is not.
 type Fetched = Arc<OnceCell<Result<PathBuf, String>>>;
@@ -36,7 +47,10 @@ type Fetched = Arc<OnceCell<Result<PathBuf, String>>>;
 pub(super) struct Inputs {
     source: Source,
     shims: Shims,
+    queries: mpsc::UnboundedSender<Query>,
     fetched: HashMap<JobId, Fetched>,
+    /// Numbers what is being removed.
+    removed: u64,
 }
 
 /// Where archives come from.
@@ -45,12 +59,23 @@ struct Source {
     config: Arc<Config>,
     me: NodeId,
     core: Core,
-    peers: Peers,
+    staging: Staging,
 }
 
 impl Inputs {
-    pub(super) fn new(config: Arc<Config>, me: NodeId, core: Core, peers: Peers, shims: Shims) -> Self {
-        Self { source: Source { config, me, core, peers }, shims, fetched: HashMap::new() }
+    pub(super) fn new(
+        config: Arc<Config>,
+        me: NodeId,
+        core: Core,
+        staging: Staging,
+        shims: Shims,
+        queries: mpsc::UnboundedSender<Query>,
+    ) -> Self {
+        let source = Source { config, me, core, staging };
+        let inputs = Self { source, shims, queries, fetched: HashMap::new(), removed: 0 };
+        // What an earlier agent left.
+        inputs.sweep_later();
+        inputs
     }
 
     /// Prepares the task's folder; [`Query::Staged`] follows.
@@ -60,7 +85,8 @@ impl Inputs {
         let (source, shims) = (self.source.clone(), self.shims.clone());
         let staging = tokio::spawn(async move {
             let staged = async {
-                let archive = fetched.get_or_init(|| source.archive(run.task.job)).await.clone()?;
+                let archive =
+                    fetched.get_or_init(|| source.archive(run.task.job, launch.uid)).await.clone()?;
                 unpack(&shims, &launch, &archive).await.map(|()| launch)
             };
             let result = staged.await.map_err(|why| format!("the inputs cannot be put in place: {why}"));
@@ -70,54 +96,116 @@ impl Inputs {
         staging.abort_handle()
     }
 
-    /// Drops the archive of a job whose last task here was forgotten.
+    /// Drops the archive of a job whose last task here was forgotten; what came in part some time later.
     pub(super) fn release(&mut self, job: JobId, in_use: bool) {
         if in_use {
             return;
         }
-        if let Some(fetched) = self.fetched.remove(&job)
-            && job.home != self.source.me
-            && let Some(Ok(path)) = fetched.get()
-        {
-            let path = path.clone();
-            tokio::task::spawn_blocking(move || fs::remove_file(path));
+        let Some(fetched) = self.fetched.remove(&job) else { return };
+        if job.home == self.source.me {
+            return;
+        }
+        match fetched.get() {
+            Some(_) => self.drop_folder(&self.source.folder(job)),
+            None => self.sweep_later(),
+        }
+    }
+
+    fn sweep_later(&self) {
+        let queries = self.queries.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(KEPT).await;
+            // The runner is gone only when the agent stops.
+            let _ = queries.send(Query::SweepInputs);
+        });
+    }
+
+    /// Drops what no task of this agent's wanted for some time.
+    pub(super) fn sweep(&mut self) {
+        let kept: Vec<PathBuf> = self.fetched.keys().map(|job| self.source.folder(*job)).collect();
+        let entries = fs::read_dir(self.source.config.inputs_dir()).into_iter().flatten().flatten();
+        let old = |path: &PathBuf| {
+            let changed = fs::symlink_metadata(path).and_then(|meta| meta.modified());
+            changed.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age >= KEPT))
+        };
+        let paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        for path in paths.iter().filter(|path| !kept.contains(path) && old(path)) {
+            self.drop_folder(path);
+        }
+    }
+
+    /// Removes a folder beside the work of this thread; its name is free at once.
+    fn drop_folder(&mut self, folder: &Path) {
+        self.removed += 1;
+        let aside = self.source.config.inputs_dir().join(format!(".{}", self.removed));
+        match fs::rename(folder, &aside) {
+            Ok(()) => drop(tokio::task::spawn_blocking(move || remove(&aside))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            Err(error) => warn!(path = %folder.display(), %error, "cannot be removed"),
         }
     }
 }
 
 impl Source {
-    async fn archive(&self, job: JobId) -> Result<PathBuf, String> {
+    fn folder(&self, job: JobId) -> PathBuf {
+        self.config.inputs_dir().join(job.to_string())
+    }
+
+    async fn archive(&self, job: JobId, uid: u32) -> Result<PathBuf, String> {
         if job.home == self.me {
             return spooled(&self.config, &self.core, job).await;
         }
-        let target = self.config.inputs_dir().join(format!("{job}.tar"));
-        let mut tries = 0;
+        let folder = self.folder(job);
+        let archive = folder.join(ARCHIVE);
+        if archive.exists() {
+            // An earlier agent fetched it: it has its name only since it is whole.
+            return Ok(archive);
+        }
+        let cannot = |error: io::Error| format!("cannot use {}: {error}", folder.display());
+        let lent = Lent::to(&folder, uid).map_err(cannot)?;
         loop {
-            tries += 1;
-            match self.fetch(job, &target).await {
-                Ok(()) => return Ok(target),
-                Err(why) if tries == TRIES => {
-                    let _ = fs::remove_file(&target);
-                    return Err(why);
+            match self.staging.inputs(job, &folder, User::of_task(uid)).await {
+                Ok(archive) => {
+                    drop(lent);
+                    return Ok(archive);
                 }
-                Err(_) => (),
+                // If it stays away, the run is taken from us some time.
+                Err(StageError::Unreachable(_)) => tokio::time::sleep(PAUSE).await,
+                Err(error) => {
+                    drop(lent);
+                    remove(&folder);
+                    return Err(error.to_string());
+                }
             }
         }
     }
+}
 
-    async fn fetch(&self, job: JobId, target: &Path) -> Result<(), String> {
-        let cannot = |error: io::Error| format!("cannot write {}: {error}", target.display());
-        let mut from =
-            self.peers.ask(job.home, &Request::Inputs(job)).await.map_err(|error| error.to_string())?;
-        let mut file = tokio::fs::File::create(target).await.map_err(cannot)?;
-        loop {
-            let Chunk(bytes) = stream::read(&mut from)
-                .await
-                .map_err(|error| format!("node {} stopped sending them: {error}", job.home))?;
-            if bytes.is_empty() {
-                return file.flush().await.map_err(cannot);
+/// A folder that is a task's user's for some time, and then root's again: nothing that the user runs later gets at it.
+struct Lent<'a>(&'a Path);
+
+impl<'a> Lent<'a> {
+    fn to(folder: &'a Path, uid: u32) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // It is root's now: what another user left in it changes no more.
+        let lent = Self(folder);
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let meta = fs::symlink_metadata(&path)?;
+            match meta.is_file() && meta.nlink() == 1 {
+                true => lchown(&path, Some(uid), Some(uid))?,
+                false => remove(&path),
             }
-            file.write_all(&bytes).await.map_err(cannot)?;
+        }
+        chown(folder, Some(uid), Some(uid))?;
+        Ok(lent)
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = chown(self.0, Some(0), Some(0)) {
+            warn!(path = %self.0.display(), %error, "cannot be taken back");
         }
     }
 }
@@ -135,8 +223,7 @@ pub(crate) async fn spooled(config: &Config, core: &Core, job: JobId) -> Result<
 async fn unpack(shims: &Shims, launch: &Launch, archive: &Path) -> Result<(), String> {
     let work = launch.folder.join("work");
     make_work(launch, &work).map_err(|error| format!("cannot make {}: {error}", work.display()))?;
-    let archive =
-        fs::File::open(archive).map_err(|error| format!("cannot read {}: {error}", archive.display()))?;
+    let archive = open(archive).map_err(|error| format!("cannot read {}: {error}", archive.display()))?;
     let mut command = shims.unpack(&User::of_task(launch.uid), &work, &[]);
     command.stdin(archive).stderr(Stdio::piped());
     let output = Command::from(command).kill_on_drop(true).output().await;
@@ -145,6 +232,17 @@ async fn unpack(shims: &Shims, launch: &Launch, archive: &Path) -> Result<(), St
         return Ok(());
     }
     Err(said(&output.stderr))
+}
+
+/// Opens an archive that a process of a user wrote: the file itself, and nothing that it leads to.
+fn open(path: &Path) -> io::Result<fs::File> {
+    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    let meta = file.metadata()?;
+    match meta.is_file() && meta.nlink() == 1 {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no plain file")),
+    }
 }
 
 /// What a helper said last, for a sentence.

@@ -42,7 +42,7 @@ use self::shim::{ShimId, ShimNews};
 use self::slots::{Slot, Slots};
 use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
-use crate::peers::Peers;
+use crate::staging::Staging;
 
 /// How many shims wait without tasks. To start one costs as much as all else of a short task, so a stream of short
 /// jobs is served by the same ones.
@@ -67,6 +67,8 @@ pub(crate) enum Query {
     Shim(ShimId, ShimNews),
     /// A slot can be used again.
     Cleaned(Slot),
+    /// Inputs that nobody needs may be dropped.
+    SweepInputs,
     /// Inputs are in place, or cannot be.
     Staged { run: Run, result: Result<Box<Launch>, String> },
 }
@@ -136,14 +138,14 @@ pub(crate) fn start(
     config: Arc<Config>,
     me: NodeId,
     core: Core,
-    peers: Peers,
+    staging: Staging,
     (shims, found): (Shims, Found),
     (queries, queries_end): Queries,
     actions: mpsc::UnboundedReceiver<Action>,
 ) {
     let slots = Slots::new(config.tasks_dir());
     let cleaner = start_cleaner(config.tasks_dir(), queries.clone());
-    let inputs = Inputs::new(config.clone(), me, core.clone(), peers, shims.clone());
+    let inputs = Inputs::new(config.clone(), me, core.clone(), staging, shims.clone(), queries.clone());
     let mut runner = Runner {
         config,
         me,
@@ -422,6 +424,7 @@ impl Runner {
             }
             Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
             Query::Shim(id, ShimNews::Gone) => self.lose(id),
+            Query::SweepInputs => self.inputs.sweep(),
             Query::Staged { run, result } => match result {
                 Ok(launch) if self.runs.get(&run).is_some_and(|local| !local.fenced) => {
                     self.hand_over(launch)

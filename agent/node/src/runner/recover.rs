@@ -45,10 +45,12 @@ pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError>
         let made = made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
         made.map_err(|source| RunnerError::Folder { path: path.to_owned(), source })
     };
-    for path in [&config.spool_dir(), &config.inputs_dir(), &config.logs_dir(), &config.shims_dir()] {
+    for path in [&config.logs_dir(), &config.shims_dir()] {
         folder(path, 0o700)?;
     }
-    for path in [&config.state_dir, &config.tasks_dir(), &config.runtime_dir, &config.workdir()] {
+    // Below these, processes of users find what is theirs.
+    let passed = [&config.state_dir, &config.tasks_dir(), &config.spool_dir(), &config.inputs_dir()];
+    for path in passed.into_iter().chain([&config.runtime_dir, &config.workdir()]) {
         folder(path, 0o711)?;
     }
     let program = shim_program();
@@ -106,8 +108,6 @@ fn sweep(config: &Config, kept: &[Kept]) -> Result<(), RunnerError> {
             remove(&entry.path());
         }
     }
-    let inputs = fs::read_dir(config.inputs_dir()).into_iter().flatten().flatten();
-    inputs.for_each(|entry| remove(&entry.path()));
     Ok(())
 }
 

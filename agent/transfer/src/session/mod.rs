@@ -47,10 +47,10 @@ pub(crate) fn refusal(trouble: Trouble) -> Result<Vec<u8>, libgrid::wire::WireEr
     libgrid::wire::frame(&message::FromDestination::Failed(trouble))
 }
 
-/// The name of the hidden folder in which something arrives that is to be spread.
-pub(crate) fn hidden(name: &str, id: [u8; 8]) -> std::ffi::OsString {
-    let [part, _] = landing::hidden(name.as_ref(), &landing::hex(id));
-    part
+/// The name of the journal of what is to be spread: it is made first and removed last.
+pub(crate) fn mark(name: &str, id: [u8; 8]) -> std::ffi::OsString {
+    let [_, journal] = landing::hidden(name.as_ref(), &landing::hex(id));
+    journal
 }
 
 /// How long a data connection on which something is under way may bring nothing until it is replaced.
