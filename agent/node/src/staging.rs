@@ -248,7 +248,8 @@ async fn source(grid: &Grid, to: NodeId, what: Staged) -> Result<(User, Order), 
                 view.home.record(job).filter(|_| view.home.has_run_at(job, to))
             };
             let record = grid.core.look(look).await.map_err(|error| failure(Kind::Unavailable, error))?;
-            let none = || Failure::new(Kind::Denied, format!("no task of {job} is on node {to}"));
+            // A node that was cut off asks on until it hears that its task was given up; one may come anew.
+            let none = || Failure::new(Kind::Unavailable, format!("no task of {job} is on node {to} now"));
             let origin = record.ok_or_else(none)?.origin.clone();
             let spooled = spooled(&grid.config, &grid.core, job).await;
             let path = spooled.map_err(|why| Failure::new(Kind::Missing, why))?;
