@@ -23,7 +23,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use libgrid::copy::Landed;
@@ -206,14 +206,8 @@ impl Destination {
     ) -> Result<Landed, Trouble> {
         thread::scope(|scope| {
             scope.spawn(|| self.accept(scope, listener));
-            if self.checksums {
-                let cores = thread::available_parallelism().map_or(1, usize::from);
-                for _ in 0..cores.min(4) {
-                    scope.spawn(|| self.verify());
-                }
-            }
-            scope.spawn(|| {
-                if let Err(trouble) = self.listen_to_source(reader) {
+            scope.spawn(move || {
+                if let Err(trouble) = self.listen_to_source(scope, reader) {
                     self.fail(trouble);
                 }
             });
@@ -283,11 +277,23 @@ impl Destination {
         self.changed.notify_all();
     }
 
-    fn listen_to_source(&self, reader: &mut BufReader<UnixStream>) -> Result<(), Trouble> {
+    fn listen_to_source<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        reader: &mut BufReader<UnixStream>,
+    ) -> Result<(), Trouble> {
+        let mut verified = false;
         loop {
             match wire::read(reader).map_err(Trouble::broken)? {
                 FromSource::Open { file, item } => {
                     let growing = self.landing.begin(item)?;
+                    // A transfer of small files is over sooner than these are started.
+                    if self.checksums && !std::mem::replace(&mut verified, true) {
+                        let cores = thread::available_parallelism().map_or(1, usize::from);
+                        for _ in 0..cores.min(4) {
+                            scope.spawn(|| self.verify());
+                        }
+                    }
                     let receiving = Arc::new(Receiving { number: file, growing, state: Mutex::default() });
                     locked(&self.state).files.insert(file, receiving);
                     self.changed.notify_all();

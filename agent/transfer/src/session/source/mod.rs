@@ -22,7 +22,7 @@ use std::net::{IpAddr, Shutdown};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
 use std::thread;
 
 use libgrid::archive::Patterns;
@@ -139,8 +139,7 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
         room: Condvar::new(),
         writer: Mutex::new(writer),
         pace: Pace::new(order.options.limit),
-        ahead: ReadAhead::new(2)
-            .map_err(|error| Trouble::lasting(format!("no thread can be started: {error}")))?,
+        ahead: OnceLock::new(),
         trouble: Mutex::default(),
         ended: AtomicBool::new(false),
         counts: Counts::default(),
@@ -242,7 +241,8 @@ struct Source {
     room: Condvar,
     writer: Mutex<BufWriter<UnixStream>>,
     pace: Pace,
-    ahead: ReadAhead,
+    /// Started with the first large file: a transfer of small ones is over sooner than its threads are started.
+    ahead: OnceLock<Option<ReadAhead>>,
     trouble: Mutex<Option<Trouble>>,
     ended: AtomicBool,
     counts: Counts,
@@ -259,17 +259,11 @@ impl Source {
         report: &dyn Fn(Progress),
     ) -> Result<Landed, Trouble> {
         thread::scope(|scope| {
-            scope.spawn(|| {
-                if let Err(trouble) = self.walk(tops, held) {
+            scope.spawn(move || {
+                if let Err(trouble) = self.walk(scope, tops, held) {
                     self.fail(trouble);
                 }
             });
-            if self.checksums {
-                let cores = thread::available_parallelism().map_or(1, usize::from);
-                for _ in 0..cores.min(4) {
-                    scope.spawn(|| self.hash());
-                }
-            }
             let (told, heard) = mpsc::channel();
             scope.spawn(move || {
                 loop {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libgrid::io::Side;
+use libgrid::io::{ReadAhead, Side};
 
 use super::{Source, Work};
 use crate::session::conduit::Conduit;
@@ -18,6 +18,9 @@ use crate::session::walk::{self, Found};
 
 /// How far ahead of the sender the disk is read, in ranges.
 const AHEAD: u64 = 8;
+
+/// Threads that read ahead.
+const READERS: usize = 2;
 
 /// A large file that is being sent.
 pub(super) struct Sending {
@@ -68,7 +71,11 @@ impl Source {
                     }
                     let ahead = offset + length..file.size.min(offset + length + AHEAD * self.range);
                     if offset.is_multiple_of(AHEAD * self.range) {
-                        self.ahead.fill(&file.file, ahead);
+                        // Without, it is slower, and no worse.
+                        let pool = self.ahead.get_or_init(|| ReadAhead::new(READERS).ok());
+                        if let Some(pool) = pool {
+                            pool.fill(&file.file, ahead);
+                        }
                     }
                     let record = Record::Range { work: id, file: file.number, offset, length };
                     conduit.write(&sequence.header(record, &[]), true).map_err(Trouble::broken)?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Scope};
 
 use super::sending::Sending;
 use super::{OUTSTANDING, Sent, Source, Work, say};
@@ -19,8 +20,27 @@ const PACK_ITEMS: usize = 256;
 const PACK_BYTES: u64 = 1 << 20;
 
 impl Source {
-    pub(super) fn walk(&self, tops: Vec<Found>, held: HashMap<RelPath, Held>) -> Result<(), Trouble> {
-        let mut sorter = Sorter { source: self, held, pack: Vec::new(), bytes: 0, works: 0, files: 0 };
+    pub(super) fn walk<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        tops: Vec<Found>,
+        held: HashMap<RelPath, Held>,
+    ) -> Result<(), Trouble> {
+        let start_hashers = || {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            for _ in 0..cores.min(4) {
+                scope.spawn(|| self.hash());
+            }
+        };
+        let mut sorter = Sorter {
+            source: self,
+            start_hashers: &start_hashers,
+            held,
+            pack: Vec::new(),
+            bytes: 0,
+            works: 0,
+            files: 0,
+        };
         for top in tops {
             let on = match top.item.what {
                 What::Folder => walk::walk(top, &mut |found| sorter.take(found))?,
@@ -53,6 +73,8 @@ impl Source {
 /// Makes pieces of work of what the walk finds.
 struct Sorter<'a> {
     source: &'a Source,
+    /// Called with the first large file: small ones need none.
+    start_hashers: &'a dyn Fn(),
     held: HashMap<RelPath, Held>,
     pack: Vec<Found>,
     bytes: u64,
@@ -107,6 +129,9 @@ impl Sorter<'_> {
         let file = found.open().map_err(|error| walk::unreadable(&shown, &error))?;
         let (size, modified) = (found.size(), found.item.modified);
         let number = self.files;
+        if number == 0 && source.checksums {
+            (self.start_hashers)();
+        }
         self.files += 1;
         say(&mut *locked(&source.writer), &FromSource::Open { file: number, item: found.item })?;
         let held: Ranges = held.into_iter().collect();
