@@ -171,6 +171,27 @@ fn files_of_all_sizes_arrive_whole_with_mode_and_time() {
 }
 
 #[test]
+fn what_is_very_little_needs_no_data_connection() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::create_dir_all(from.join("a/empty")).unwrap();
+    fs::write(from.join("a/file"), "contents").unwrap();
+    symlink("file", from.join("a/link")).unwrap();
+    // Whatever tried to get through here would be cut.
+    let network = Network::start(Fault::Cut { every: 1 });
+    let landed = Copy { network: Some(&network), ..copy(&from, &to) }.run().unwrap();
+    assert_eq!((landed.bytes, listing(&from)), (8, listing(&to)));
+    fs::write(from.join("more"), "!").unwrap();
+    // Into a folder that is there, and then onto what came of it.
+    let into = Copy { network: Some(&network), ..copy(&from, &to) };
+    assert_eq!(into.run().unwrap().bytes, 9);
+    let again = Copy { network: Some(&network), ..copy(&from, &to) }.run().unwrap();
+    assert_eq!((again.bytes, again.skipped), (0, 2), "what is there is not sent");
+    assert_eq!(network.faults(), 0, "a data connection was made");
+    assert_eq!(hidden_leftovers(folder.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn a_tree_arrives_as_it_was() {
     let folder = place();
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));

@@ -4,13 +4,15 @@
 //!   source                                              destination
 //!     ── Offer ────────────────────────────────────────▶   finds the place, begins to listen
 //!     ◀── Ready, Held…, HeldEnd ────────────────────────   what an interrupted transfer left
-//!     ── Open, Close (a large file), Folder ───────────▶
+//!     ── Open, Close (a large file) ───────────────────▶
 //!     ══ data connections: records, see [`super::record`] ═▶
 //!     ◀── Arrived, Again ───────────────────────────────
 //!     ── End ──────────────────────────────────────────▶   all is there: names, times, folders
 //!     ◀── Landed ───────────────────────────────────────
 //!   either: Failed
 //! ```
+//!
+//! What is very little is offered as such, and comes as one Inline before End, without data connections.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -36,6 +38,8 @@ pub(super) enum FromSource {
     },
     /// All ranges of a large file are given out: so many.
     Close { file: u32, ranges: u32 },
+    /// All that there is to send, as one pack: it was offered so.
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Everything is given out.
     End {
         /// Records with data in all.
@@ -79,6 +83,8 @@ pub(super) struct Offer {
     /// Tells this transfer from others to the same place: a transfer that is tried again has the same.
     pub(super) id: [u8; 8],
     pub(super) checksums: bool,
+    /// It is so little that it comes over this stream.
+    pub(super) inline: bool,
     /// The source's certificate for its data connections, if they are to be encrypted.
     pub(super) certificate: Option<Vec<u8>>,
 }

@@ -23,7 +23,7 @@ use crate::root::{Folder, Root};
 pub(super) const SMALL: u64 = 256 << 10;
 
 /// A thing to send, in its folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) folder: Arc<Folder>,
     pub(super) name: OsString,

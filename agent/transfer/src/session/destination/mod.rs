@@ -71,7 +71,7 @@ pub struct ReceiveOrder {
 /// Why it ended early, whichever side it was.
 pub fn receive(control: &UnixStream, order: &ReceiveOrder) -> Result<Landed, Trouble> {
     let result = Destination::begin(control, order).and_then(|(destination, mut reader, listener)| {
-        let result = destination.run(control, &mut reader, &listener);
+        let result = destination.run(control, &mut reader, listener.as_ref());
         if matches!(&result, Err(trouble) if !trouble.retry) {
             destination.landing.discard();
         }
@@ -144,7 +144,7 @@ impl Destination {
     fn begin(
         control: &UnixStream,
         order: &ReceiveOrder,
-    ) -> Result<(Self, BufReader<UnixStream>, TcpListener), Trouble> {
+    ) -> Result<(Self, BufReader<UnixStream>, Option<TcpListener>), Trouble> {
         let mut reader = BufReader::new(control.try_clone().map_err(Trouble::broken)?);
         let mut writer = BufWriter::new(control.try_clone().map_err(Trouble::broken)?);
         let offer = match wire::read(&mut reader).map_err(Trouble::broken)? {
@@ -153,7 +153,7 @@ impl Destination {
             _ => return Err(Trouble::confused()),
         };
         let landing = Landing::prepare(order, &offer)?;
-        let listener = listen(order)?;
+        let listener = if offer.inline { None } else { Some(listen(order)?) };
         let seal = match offer.certificate {
             Some(_) => {
                 Some(Seal::new().map_err(|error| Trouble::lasting(format!("no key can be made: {error}")))?)
@@ -161,7 +161,10 @@ impl Destination {
             None => None,
         };
         let key = Key(rand::random());
-        let port = listener.local_addr().map_err(Trouble::broken)?.port();
+        let port = match &listener {
+            Some(listener) => listener.local_addr().map_err(Trouble::broken)?.port(),
+            None => 0,
+        };
         let certificate = seal.as_ref().map(Seal::certificate);
         let checksums = offer.checksums && landing.readable();
         let ready = FromDestination::Ready { port, key: key.0, certificate, checksums };
@@ -202,10 +205,12 @@ impl Destination {
         &self,
         control: &UnixStream,
         reader: &mut BufReader<UnixStream>,
-        listener: &TcpListener,
+        listener: Option<&TcpListener>,
     ) -> Result<Landed, Trouble> {
         thread::scope(|scope| {
-            scope.spawn(|| self.accept(scope, listener));
+            if let Some(listener) = listener {
+                scope.spawn(|| self.accept(scope, listener));
+            }
             scope.spawn(move || {
                 if let Err(trouble) = self.listen_to_source(scope, reader) {
                     self.fail(trouble);
@@ -225,7 +230,7 @@ impl Destination {
             });
             self.ended.store(true, Ordering::Relaxed);
             // Wakes whoever accepts connections; that it is no longer needed is all that can be wrong with it.
-            let _ = shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+            let _ = listener.map(|listener| shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both));
             self.verify.close();
             let mut state = locked(&self.state);
             state.ended = true;
@@ -303,6 +308,10 @@ impl Destination {
                         locked(&self.state).files.get(&file).cloned().ok_or_else(Trouble::confused)?;
                     locked(&receiving.state).expected = Some(ranges);
                     self.finish_if_whole(&receiving)?;
+                }
+                FromSource::Inline(pack) => {
+                    // What was wrong with it, the transfer knows.
+                    let _ = self.pack_came(0, &pack);
                 }
                 FromSource::End { works, skipped } => {
                     locked(&self.state).end = Some((works, skipped));

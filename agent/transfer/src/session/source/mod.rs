@@ -9,9 +9,11 @@
 //! ```
 //!
 //! A piece of work stays outstanding until the destination says that it arrived; so a connection may die at any
-//! moment. The number of outstanding pieces is bounded, and with it the memory, whatever the size of the tree.
+//! moment. The number of outstanding pieces is bounded, and with it the memory, whatever the size of the tree. What is
+//! very little goes without any of that: [`inline`].
 
 mod door;
+mod inline;
 mod sending;
 mod sorter;
 mod supervisor;
@@ -87,7 +89,8 @@ pub fn send(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) 
 fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> Result<Landed, Trouble> {
     let tops = tops(order)?;
     let shape = shape(order, &tops)?;
-    let seal = match order.options.encrypt {
+    let little = inline::all(&tops)?;
+    let seal = match order.options.encrypt && little.is_none() {
         true => Some(Seal::new().map_err(|error| Trouble::lasting(format!("no key can be made: {error}")))?),
         false => None,
     };
@@ -97,6 +100,7 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
         shape,
         id: order.id,
         checksums: order.options.checksums,
+        inline: little.is_some(),
         certificate: seal.as_ref().map(Seal::certificate),
     };
     say(&mut writer, &FromSource::Offer(offer))?;
@@ -117,6 +121,9 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
             FromDestination::Failed(trouble) => return Err(trouble),
             _ => return Err(Trouble::confused()),
         }
+    }
+    if let Some(little) = little {
+        return inline::send((reader, writer), little, held, report);
     }
     let door = Door { addresses: order.addresses.clone(), port, key, seal, theirs };
     let first = door.connect(&Plan::default(), || true)?;

@@ -157,7 +157,8 @@ pub(super) fn changed(path: &std::path::Path) -> Trouble {
     Trouble::passing(format!("{} changed while it was read", path.display()))
 }
 
-fn pack(items: &mut [Found]) -> Result<Vec<u8>, Trouble> {
+/// Small things as they are packed, their contents read now.
+pub(super) fn pack(items: &mut [Found]) -> Result<Vec<u8>, Trouble> {
     let mut pack = Pack::new();
     for found in items {
         let file = match found.item.what {
