@@ -190,6 +190,8 @@ impl Landing {
                 None => Ok(()),
             },
             Place::Fresh { top, known, .. } => self.held_below(top, Path::new(""), *known, each),
+            // It comes at once, and the folder may have a million files.
+            Place::Merge { .. } if self.is_spread() => Ok(()),
             Place::Merge { top } => self.held_below(top, Path::new(""), true, each),
         }
     }
@@ -341,7 +343,12 @@ impl Landing {
     fn write_small(&self, item: Item, contents: &[u8]) -> io::Result<()> {
         if item.what == What::Folder {
             if !matches!(self.place, Place::File { .. } | Place::Device(_)) {
+                let there = self.is_spread() && self.is_merged() && self.is_there(&item.path)?;
                 self.folder(item.path.as_path())?;
+                if there {
+                    // What the user had stays as it was.
+                    return Ok(());
+                }
             }
             self.metas.lock().unwrap_or_else(PoisonError::into_inner).push(item);
             return Ok(());
@@ -359,24 +366,37 @@ impl Landing {
             }
         };
         let target = if in_place { name.clone() } else { hidden(&name, &self.id)[0].clone() };
+        let made = self.make_small((&folder, &target), in_place, &item, contents);
+        let placed = made.and_then(|()| if in_place { Ok(()) } else { folder.rename(&target, &name) });
+        if placed.is_err() && !in_place {
+            // What is there in part is of no use to anybody.
+            let _ = folder.remove(&target);
+        }
+        placed
+    }
+
+    fn make_small(
+        &self,
+        (folder, target): (&Folder, &OsStr),
+        in_place: bool,
+        item: &Item,
+        contents: &[u8],
+    ) -> io::Result<()> {
         if let What::Link(to) = &item.what {
             let to = OsStr::from_bytes(to);
-            again_if_there(&folder, &target, || Ok(symlinkat(to, folder.as_fd(), target.as_os_str())?))?;
+            again_if_there(folder, target, || Ok(symlinkat(to, folder.as_fd(), target)?))?;
             let time = spec(item.modified);
-            utimensat(folder.as_fd(), target.as_os_str(), &time, &time, UtimensatFlags::NoFollowSymlink)?;
+            utimensat(folder.as_fd(), target, &time, &time, UtimensatFlags::NoFollowSymlink)?;
         } else {
             // The staging folder is closed to others: the file may have its mode from the start.
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
             let mode = if in_place { item.mode & 0o777 } else { 0o600 };
-            let mut file = again_if_there(&folder, &target, || folder.file(&target, flags, mode))?;
+            let mut file = again_if_there(folder, target, || folder.file(target, flags, mode))?;
             file.write_all(contents)?;
-            dress(&file, &item, !in_place)?;
+            dress(&file, item, !in_place)?;
             if self.fsync {
                 file.sync_all()?;
             }
-        }
-        if !in_place {
-            folder.rename(&target, &name)?;
         }
         Ok(())
     }
@@ -416,6 +436,15 @@ impl Landing {
 
     // === folders ===
 
+    fn is_merged(&self) -> bool {
+        matches!(self.place, Place::Merge { .. })
+    }
+
+    fn is_there(&self, path: &RelPath) -> io::Result<bool> {
+        let (folder, name) = self.above(path)?;
+        Ok(folder.stat(&name).is_ok())
+    }
+
     fn above(&self, path: &RelPath) -> io::Result<(Arc<Folder>, OsString)> {
         let path = path.as_path();
         let name = path.file_name().ok_or(io::ErrorKind::InvalidData)?.to_owned();
@@ -437,8 +466,10 @@ impl Landing {
             return Ok(folder);
         }
         let above = self.folder(path.parent().unwrap_or(Path::new("")))?;
-        let folder = Arc::new(above.make(path.file_name().ok_or(io::ErrorKind::InvalidData)?)?);
-        if self.is_spread() {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidData)?;
+        let new = self.is_spread() && above.stat(name).is_err();
+        let folder = Arc::new(above.make(name)?);
+        if new {
             // One that is not sent itself, as only something in it was asked for, is like any new folder.
             fchmod(folder.as_fd(), Mode::from_bits_truncate(0o755))?;
         }

@@ -5,7 +5,8 @@
 //!   FOLDER/.NAME.ID.gridos/new/      ──▶ FOLDER/new/          a folder that is not there, as a whole
 //! ```
 //!
-//! All of it is here before the first thing takes its place. What an interrupted try left is looked for in the hidden
+//! All of it is here before the first thing takes its place. What is so little that it comes as one pack is here when it
+//! is in memory: it needs no hidden folder, and each file is written beside its place. What an interrupted try left is looked for in the hidden
 //! folder alone, and not in a user's home with a million files. Nothing is taken that the patterns do not mean, and
 //! nothing is placed through a symbolic link.
 
@@ -48,7 +49,10 @@ impl Landing {
         let cannot = |error: io::Error| unwritable(&shown, &error);
         let folder = Arc::new(order.root.folder(&order.target).map_err(cannot)?);
         let id = hex(offer.id);
-        let place = Self::fresh(order, folder, spread.name.clone().into(), &id).map_err(cannot)??;
+        let place = match offer.inline {
+            true => Place::Merge { top: folder },
+            false => Self::fresh(order, folder, spread.name.clone().into(), &id).map_err(cannot)??,
+        };
         Ok(Self::new(place, shown, id, order.fsync).wanting(spread.wanted.clone()))
     }
 
