@@ -1,7 +1,8 @@
 //! Inputs and results of a task, as tar archives that flow.
 //!
-//! `gridctl submit` packs inputs with it; the agent packs results and unpacks both. Archives hold files, folders
-//! and symbolic links; owners are not kept.
+//! `gridctl submit` packs inputs with it, and the agent unpacks them; results are packed and unpacked where a task ran on
+//! the node that it was submitted on, and go another way between nodes, by the same patterns. Archives hold files,
+//! folders and symbolic links; owners are not kept.
 //!
 //! A task's files are its own to shape: links that lead out, folders that change while they are read. So the
 //! agent, which is root, never walks them itself: it runs these functions in a process **of the user whose files

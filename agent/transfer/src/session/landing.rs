@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libgrid::archive::Patterns;
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, utimensat};
+use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
-use nix::unistd::symlinkat;
 use xattr::FileExt as _;
 
 use super::ReceiveOrder;
@@ -44,12 +43,12 @@ pub(super) struct Landing {
     /// The final path, for people.
     pub(super) path: PathBuf,
     pub(super) id: String,
-    fsync: bool,
+    pub(super) fsync: bool,
     /// What may come, if it is to be spread.
     wanted: Option<Patterns>,
     folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
     /// What is set when nothing more is written into them.
-    metas: Mutex<Vec<Item>>,
+    pub(super) metas: Mutex<Vec<Item>>,
 }
 
 pub(super) enum Place {
@@ -322,15 +321,8 @@ impl Landing {
         place().map_err(|error| unwritable(&self.shown(&growing.item.path), &error))
     }
 
-    /// Writes a small thing.
-    pub(super) fn small(&self, item: Item, contents: &[u8]) -> Result<(), Trouble> {
-        self.admit(&item)?;
-        let shown = self.shown(&item.path);
-        self.write_small(item, contents).map_err(|error| unwritable(&shown, &error))
-    }
-
     /// The source is not to be trusted with more than what was asked for.
-    fn admit(&self, item: &Item) -> Result<(), Trouble> {
+    pub(super) fn admit(&self, item: &Item) -> Result<(), Trouble> {
         match &self.wanted {
             Some(wanted) if !wanted.covers(item.path.as_path()) => Err(Trouble::lasting(format!(
                 "{} is not among what was asked for: it is not taken",
@@ -338,67 +330,6 @@ impl Landing {
             ))),
             _ => Ok(()),
         }
-    }
-
-    fn write_small(&self, item: Item, contents: &[u8]) -> io::Result<()> {
-        if item.what == What::Folder {
-            if !matches!(self.place, Place::File { .. } | Place::Device(_)) {
-                let there = self.is_spread() && self.is_merged() && self.is_there(&item.path)?;
-                self.folder(item.path.as_path())?;
-                if there {
-                    // What the user had stays as it was.
-                    return Ok(());
-                }
-            }
-            self.metas.lock().unwrap_or_else(PoisonError::into_inner).push(item);
-            return Ok(());
-        }
-        let (folder, name, in_place) = match &self.place {
-            Place::Device(file) => return (&*file).write_all(contents),
-            Place::File { folder, name } => (folder.clone(), name.clone(), false),
-            Place::Fresh { .. } => {
-                let (folder, name) = self.above(&item.path)?;
-                (folder, name, true)
-            }
-            Place::Merge { .. } => {
-                let (folder, name) = self.above(&item.path)?;
-                (folder, name, false)
-            }
-        };
-        let target = if in_place { name.clone() } else { hidden(&name, &self.id)[0].clone() };
-        let made = self.make_small((&folder, &target), in_place, &item, contents);
-        let placed = made.and_then(|()| if in_place { Ok(()) } else { folder.rename(&target, &name) });
-        if placed.is_err() && !in_place {
-            // What is there in part is of no use to anybody.
-            let _ = folder.remove(&target);
-        }
-        placed
-    }
-
-    fn make_small(
-        &self,
-        (folder, target): (&Folder, &OsStr),
-        in_place: bool,
-        item: &Item,
-        contents: &[u8],
-    ) -> io::Result<()> {
-        if let What::Link(to) = &item.what {
-            let to = OsStr::from_bytes(to);
-            again_if_there(folder, target, || Ok(symlinkat(to, folder.as_fd(), target)?))?;
-            let time = spec(item.modified);
-            utimensat(folder.as_fd(), target, &time, &time, UtimensatFlags::NoFollowSymlink)?;
-        } else {
-            // The staging folder is closed to others: the file may have its mode from the start.
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-            let mode = if in_place { item.mode & 0o777 } else { 0o600 };
-            let mut file = again_if_there(folder, target, || folder.file(target, flags, mode))?;
-            file.write_all(contents)?;
-            dress(&file, item, !in_place)?;
-            if self.fsync {
-                file.sync_all()?;
-            }
-        }
-        Ok(())
     }
 
     /// Puts everything in its place.
@@ -436,23 +367,14 @@ impl Landing {
 
     // === folders ===
 
-    fn is_merged(&self) -> bool {
-        matches!(self.place, Place::Merge { .. })
-    }
-
-    fn is_there(&self, path: &RelPath) -> io::Result<bool> {
-        let (folder, name) = self.above(path)?;
-        Ok(folder.stat(&name).is_ok())
-    }
-
-    fn above(&self, path: &RelPath) -> io::Result<(Arc<Folder>, OsString)> {
+    pub(super) fn above(&self, path: &RelPath) -> io::Result<(Arc<Folder>, OsString)> {
         let path = path.as_path();
         let name = path.file_name().ok_or(io::ErrorKind::InvalidData)?.to_owned();
         Ok((self.folder(path.parent().unwrap_or(Path::new("")))?, name))
     }
 
     /// A folder of the tree, made with those above it if need be.
-    fn folder(&self, path: &Path) -> io::Result<Arc<Folder>> {
+    pub(super) fn folder(&self, path: &Path) -> io::Result<Arc<Folder>> {
         let top = match &self.place {
             Place::Fresh { top, .. } | Place::Merge { top } => top.clone(),
             _ => return Err(io::ErrorKind::InvalidData.into()),
@@ -533,7 +455,11 @@ pub(super) fn lock(file: File) -> Result<Flock<File>, Trouble> {
 }
 
 /// Makes something; if its name is taken, once more without what has it.
-fn again_if_there<T>(folder: &Folder, name: &OsStr, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn again_if_there<T>(
+    folder: &Folder,
+    name: &OsStr,
+    make: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
     match make() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             folder.remove(name)?;
@@ -558,7 +484,7 @@ pub(super) fn dress(file: &File, item: &Item, mode: bool) -> io::Result<()> {
     Ok(futimens(file, &time, &time)?)
 }
 
-fn spec(time: Time) -> TimeSpec {
+pub(super) fn spec(time: Time) -> TimeSpec {
     TimeSpec::new(time.seconds, i64::from(time.nanos.min(999_999_999)))
 }
 

@@ -28,6 +28,7 @@ mod message;
 mod pace;
 mod queue;
 mod record;
+mod small;
 mod source;
 mod spread;
 mod walk;
