@@ -64,6 +64,7 @@ struct Grid {
     finished: BTreeMap<TaskId, u32>,
     starts: BTreeMap<TaskId, u32>,
     collects: Vec<(Duration, NodeId, Run, NodeId)>,
+    abandoned: Vec<Run>,
 }
 
 impl Grid {
@@ -86,6 +87,7 @@ impl Grid {
             finished: BTreeMap::new(),
             starts: BTreeMap::new(),
             collects: Vec::new(),
+            abandoned: Vec::new(),
         }
     }
 
@@ -142,10 +144,10 @@ impl Grid {
                     let at = self.now + Duration::from_millis(self.rng.random_range(10..500));
                     self.collects.push((at, id, run, node));
                 }
+                home::Action::Abandon { run, .. } => self.abandoned.push(run),
                 home::Action::Accepted { .. }
                 | home::Action::Changed(_)
                 | home::Action::Spent(_)
-                | home::Action::Abandon { .. }
                 | home::Action::Forget(_) => (),
             }
         }
@@ -454,6 +456,37 @@ fn a_silent_node_without_restart_counts_as_lost() {
     let task = "j1.2/0".parse().unwrap();
     let (_, outcome, _) = grid.machines[&NodeId(1)].store.tasks[&task].ended.clone().unwrap();
     assert_eq!(outcome, Outcome::NodeLost { node: NodeId(2) });
+}
+
+#[test]
+fn a_node_has_a_part_in_a_job_only_while_a_task_of_it_is_there() {
+    let mut grid = Grid::new(7, 3, 0.0);
+    grid.step();
+    let origin = {
+        let job = grid.submit(NodeId(1), 1);
+        grid.machines[&NodeId(1)].store.jobs[&job].origin.clone()
+    };
+    let spec = JobSpec::command(["x"]).stage_out(["results"]);
+    let spec = Arc::new(JobSpec { nodes: vec!["node2".into()], ..spec });
+    grid.home(NodeId(1), home::Event::Submit { ticket: 0, spec, origin });
+    grid.task_time = Duration::from_secs(60);
+    while grid.starts.len() < 2 {
+        grid.step();
+    }
+    let job = "j1.2".parse().unwrap();
+    let at = |grid: &Grid| {
+        let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
+        [1, 2, 3].map(|node| home.has_run_at(job, NodeId(node)))
+    };
+    assert_eq!(at(&grid), [false, true, false], "its inputs are for the node that runs it");
+    grid.crash_machine(NodeId(2), Duration::from_secs(30));
+    while at(&grid)[1] {
+        grid.step();
+    }
+    let run = Run { task: job.task(0), epoch: 1 };
+    assert_eq!(grid.abandoned, [run], "what came of its results is dropped");
+    grid.finish(300);
+    assert_eq!(at(&grid), [false; 3]);
 }
 
 #[test]
