@@ -79,6 +79,8 @@ fn a_file_is_put_listed_and_got_back() {
         assert_eq!(there.join("big.h5").metadata().unwrap().uid(), NOBODY);
         let list = grid.gridctl(2, ["ls", "-l", "grid:/physics/put"]);
         assert!(list.ok().contains("big.h5"), "{}", list.stdout);
+        let one = grid.gridctl(2, ["ls", "grid:/physics/put/big.h5"]);
+        assert_eq!(one.ok().trim(), "big.h5");
         let back = here.join("back.h5");
         grid.gridctl(2, ["get", "grid:/physics/put/big.h5", "-o", back.to_str().unwrap()]).ok();
         assert!(same(&big, &back));
