@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use libgrid::ftp::client::{Client, FtpUrl, Limits, Login};
@@ -79,8 +80,14 @@ pub(crate) fn obstacle(kinds: &[Kind]) -> Option<String> {
     })
 }
 
+/// A port that nobody uses, below those that the kernel gives out: a server that is killed finds it free again.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut ports = std::iter::repeat_with(|| {
+        let next = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        u16::try_from(20_000 + next % 12_000).unwrap()
+    });
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 impl Kind {
@@ -149,9 +156,15 @@ impl Server {
 
     /// Kills the server with all its sessions, as a crash of its machine would.
     pub(crate) fn kill(&mut self) {
-        let _ = killpg(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGKILL);
+        let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        let _ = killpg(group, Signal::SIGKILL);
         self.child.wait().unwrap();
         kill_sessions(&self.root, self.port);
+        // A session that is still dying may hold the port.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while killpg(group, None).is_ok() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Starts it again after [`Server::kill`].
