@@ -147,8 +147,8 @@ impl Session {
                 }
                 Err(why) => {
                     self.used();
-                    self.server.forget_upload(&place, &crew.flight);
                     let _ = tokio::task::spawn_blocking(move || arrival.abandon(offset, false)).await;
+                    self.server.forget_upload(&place, &crew.flight);
                     return self.say(425, why).await;
                 }
             }
@@ -249,7 +249,6 @@ impl Session {
         offset: u64,
         result: Result<(), Fault>,
     ) -> Result<(), Fault> {
-        self.server.forget_upload(place, &crew.flight);
         let reached = offset + crew.flight.moved();
         let have = crew.flight.have();
         let (end, prefix) = if self.manner.mode_e { (have.end(), have.prefix()) } else { (reached, reached) };
@@ -260,7 +259,10 @@ impl Session {
                 Err(fault)
             }
         });
-        done.await.unwrap_or_else(|error| Err(Fault::File(std::io::Error::other(error))))
+        let done = done.await.unwrap_or_else(|error| Err(Fault::File(std::io::Error::other(error))));
+        // Not before: who asks for the size meanwhile would be told that of the file that is to be replaced.
+        self.server.forget_upload(place, &crew.flight);
+        done
     }
 
     /// Whether the client is still there. In stream mode the end of a client looks like the end of a file: but then its
