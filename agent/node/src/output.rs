@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   host: tasks/s5/{stdout.*}  ── Output ──▶  home: logs/j2.1/7/{stdout.*}
-//!         tasks/s5/work/       ── Stage ───▶        the user's folder (as that user), see crate::staging
+//!         tasks/s5/work        ── Stage ───▶        the user's folder (as that user), see crate::staging
 //! ```
 //!
 //! Segments keep their names on the way, so offsets mean the same bytes before and after.
