@@ -7,6 +7,7 @@ use std::env;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ use crate::wire::{self, Hello, WireError};
 pub struct Grid {
     stream: UnixStream,
     path: PathBuf,
+    /// A second connection, that waiting took and left open.
+    second: Mutex<Option<Box<Grid>>>,
 }
 
 /// The typing half of an interactive task.
@@ -105,7 +108,7 @@ impl Grid {
             UnixStream::connect(&path).map_err(|source| GridError::NoAgent { path: path.clone(), source })?;
         Hello::ours().write(&mut stream)?;
         Hello::read(&mut stream)?.check()?;
-        Ok(Self { stream, path })
+        Ok(Self { stream, path, second: Mutex::default() })
     }
 
     /// Sends one request and waits for its answer.
@@ -267,13 +270,32 @@ impl Grid {
     /// Does something that goes on over a connection of its own, and again over another when the agent is restarted
     /// meanwhile.
     fn outlast<T>(&self, mut work: impl FnMut(&mut Self) -> Result<T, GridError>) -> Result<T, GridError> {
-        let mut own = Self::connect_to(&self.path)?;
+        let second = || self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = second().take().filter(|kept| kept.is_quiet());
+        let mut own = kept.map_or_else(|| Self::connect_to(&self.path).map(Box::new), Ok)?;
         loop {
             match work(&mut own) {
-                Err(GridError::Wire(WireError::Io(error))) if is_broken(&error) => own = self.again()?,
-                done => return done,
+                Err(GridError::Wire(WireError::Io(error))) if is_broken(&error) => {
+                    own = Box::new(self.again()?);
+                }
+                Ok(done) => {
+                    *second() = Some(own);
+                    return Ok(done);
+                }
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether the connection is open, and nothing is left in it. The agent closes it after some requests that go on.
+    fn is_quiet(&self) -> bool {
+        let look = || {
+            self.stream.set_nonblocking(true)?;
+            let read = (&self.stream).read(&mut [0]);
+            self.stream.set_nonblocking(false)?;
+            read
+        };
+        matches!(look(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// A connection to the agent that takes the place of one that was restarted.

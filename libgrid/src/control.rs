@@ -83,7 +83,8 @@ pub enum Request {
         /// The first index of the page of tasks.
         from: u32,
     },
-    /// One job, again at each change until it is done: [`Reply::Job`].
+    /// One job, again at each change until it is done: [`Reply::Job`]. Then the connection takes the next request, where
+    /// the job is of this node, or ends.
     Wait {
         /// Which.
         job: Selector,

@@ -4,9 +4,10 @@
 //!   events ─▶ [ take all that wait ─▶ handle ─▶ schedule ─▶ one transaction ─▶ carry out ] ─▶ outlets
 //! ```
 //!
-//! What waits is taken together, so that under load one transaction serves many events: group commit. Nothing
-//! leaves before the transaction is durable. Messages between this node's home and host never leave the
-//! thread.
+//! What waits is taken together, so that under load one transaction serves many events: group commit. What nobody
+//! acts upon, such as the end of a task when no other waits for its place, goes with the next transaction that is asked
+//! for, within [`COMPANY`]. Nothing leaves before the transaction is durable. Messages between this node's home and host
+//! never leave the thread.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -34,6 +35,10 @@ const TICK: Duration = Duration::from_millis(500);
 /// How many events one transaction serves at most.
 const BATCH: usize = 2048;
 
+/// How long after a transaction another one is put off, if all that it would let out is news: a stream of submissions
+/// then takes the ends of earlier jobs along, instead of waiting for them to be written.
+const COMPANY: Duration = Duration::from_millis(1);
+
 /// How long to wait before a failed transaction is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -58,6 +63,14 @@ pub(crate) struct View {
     pub(crate) home: Home,
     pub(crate) host: Host,
     watchers: HashMap<JobId, watch::Sender<()>>,
+}
+
+impl View {
+    /// Tells of each change of a job from now on.
+    pub(crate) fn watch(&mut self, job: JobId) -> watch::Receiver<()> {
+        self.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
+        self.watchers.entry(job).or_insert_with(|| watch::Sender::new(())).subscribe()
+    }
 }
 
 enum Event {
@@ -86,6 +99,9 @@ struct Thread {
     outlets: Outlets,
     tickets: HashMap<u64, oneshot::Sender<JobId>>,
     next_ticket: u64,
+    /// What is not written yet, and when the last transaction was.
+    pending: Outcome,
+    written: Instant,
 }
 
 /// What came out of a batch of events.
@@ -95,6 +111,17 @@ struct Outcome {
     home: Vec<home::Action>,
     host: Vec<host::Action>,
     looks: Vec<Look>,
+}
+
+impl Outcome {
+    /// Whether it has to be written, and nobody waits for it who could do something before it comes.
+    fn can_wait(&self) -> bool {
+        use home::Action::{Changed, Forget, Spent};
+        !self.changes.is_empty()
+            && self.looks.is_empty()
+            && self.home.iter().all(|action| matches!(action, Changed(_) | Spent(_) | Forget(_)))
+            && self.host.iter().all(|action| matches!(action, host::Action::Forget(_)))
+    }
 }
 
 impl Core {
@@ -108,7 +135,16 @@ impl Core {
     ) -> std::io::Result<Self> {
         let (sender, receiver) = channel();
         let view = View { home, host, watchers: HashMap::new() };
-        let thread = Thread { view, store, me, outlets, tickets: HashMap::new(), next_ticket: 0 };
+        let thread = Thread {
+            view,
+            store,
+            me,
+            outlets,
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            pending: Outcome::default(),
+            written: Instant::now(),
+        };
         thread::Builder::new().name("core".into()).spawn(move || thread.run(&receiver))?;
         Ok(Self(sender))
     }
@@ -145,11 +181,7 @@ impl Core {
 
     /// Tells of each change of a job from now on.
     pub(crate) async fn watch(&self, job: JobId) -> Result<watch::Receiver<()>, Stopping> {
-        self.look(move |view| {
-            view.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
-            view.watchers.entry(job).or_insert_with(|| watch::Sender::new(())).subscribe()
-        })
-        .await
+        self.look(move |view| view.watch(job)).await
     }
 }
 
@@ -163,10 +195,12 @@ impl Thread {
         let mut next_tick = Instant::now();
         loop {
             let mut batch = VecDeque::new();
-            match events.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+            let wake =
+                if self.pending.can_wait() { next_tick.min(self.written + COMPANY) } else { next_tick };
+            match events.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(event) => batch.push_back(event),
                 Err(RecvTimeoutError::Timeout) => (),
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return self.let_out(),
             }
             batch.extend(events.try_iter().take(BATCH));
             if Instant::now() >= next_tick {
@@ -180,7 +214,7 @@ impl Thread {
 
     fn turn(&mut self, mut batch: VecDeque<Event>) {
         let now = now();
-        let mut outcome = Outcome::default();
+        let mut outcome = std::mem::take(&mut self.pending);
         loop {
             while let Some(event) = batch.pop_front() {
                 self.handle(now, event, &mut batch, &mut outcome);
@@ -191,6 +225,15 @@ impl Thread {
                 break;
             }
         }
+        self.pending = outcome;
+        if !self.pending.can_wait() || self.written.elapsed() >= COMPANY {
+            self.let_out();
+        }
+    }
+
+    /// Writes what came out of events, and lets it out.
+    fn let_out(&mut self) {
+        let outcome = std::mem::take(&mut self.pending);
         self.commit(&outcome.changes);
         for action in outcome.home {
             self.carry_out(action);
@@ -247,7 +290,7 @@ impl Thread {
         }
     }
 
-    fn commit(&self, changes: &[Change]) {
+    fn commit(&mut self, changes: &[Change]) {
         if changes.is_empty() {
             return;
         }
@@ -259,6 +302,7 @@ impl Thread {
             }
             thread::sleep(RETRY);
         }
+        self.written = Instant::now();
         if told {
             info!("the job records are written again");
         }
@@ -300,5 +344,62 @@ pub(crate) fn lent(config: &crate::config::Config) -> Resources {
     Resources {
         cpu: config.limits.cores.map_or(machine.cpu, libgrid::units::Cpus::milli),
         memory: config.limits.memory.map_or(machine.memory, |limit| limit.0.min(machine.memory)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread with news that is not written: of a job that somebody watches.
+    fn thread(folder: &tempfile::TempDir) -> (Thread, watch::Receiver<()>) {
+        let (letters, _) = mpsc::unbounded_channel();
+        let (runner, _) = mpsc::unbounded_channel();
+        let (collector, _) = mpsc::unbounded_channel();
+        let me = NodeId(1);
+        let nothing = Resources { cpu: 0, memory: 0 };
+        let (id, change) = crate::store::tests::job(1);
+        let mut thread = Thread {
+            view: View {
+                home: Home::new(me, 1, 1, Duration::from_secs(1)),
+                host: Host::new(me, nothing),
+                watchers: HashMap::new(),
+            },
+            store: Store::open(&folder.path().join("jobs.redb")).unwrap(),
+            me,
+            outlets: Outlets { letters, runner, collector },
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            pending: Outcome::default(),
+            written: Instant::now(),
+        };
+        let watch = thread.view.watch(id);
+        thread.pending.changes.push(change);
+        thread.pending.home.push(home::Action::Changed(id));
+        (thread, watch)
+    }
+
+    fn written(thread: &Thread) -> usize {
+        thread.store.load().unwrap().1.len()
+    }
+
+    #[test]
+    fn news_goes_with_what_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut thread, watch) = thread(&folder);
+        thread.written = Instant::now() + Duration::from_secs(60);
+        thread.turn(VecDeque::new());
+        assert_eq!((written(&thread), watch.has_changed().unwrap()), (0, false), "it waits");
+        thread.turn(VecDeque::from([Event::Look(Box::new(|_| ()))]));
+        assert_eq!((written(&thread), watch.has_changed().unwrap()), (1, true));
+    }
+
+    #[test]
+    fn news_is_not_put_off_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut thread, watch) = thread(&folder);
+        thread.written = Instant::now() - COMPANY;
+        thread.turn(VecDeque::new());
+        assert_eq!((written(&thread), watch.has_changed().unwrap()), (1, true));
     }
 }

@@ -136,7 +136,7 @@ impl Store {
 mod crash;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::SystemTime;
 
     use grid_jobs::record::Origin;
@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    pub(super) fn job(serial: u32) -> (JobId, Change) {
+    pub(crate) fn job(serial: u32) -> (JobId, Change) {
         let id = JobId::from_u64(1 << 32 | u64::from(serial));
         let origin =
             Origin { owner: "u@n".into(), uid: 1, gid: 1, folder: "/".into(), inputs: None, stdin: None };

@@ -125,9 +125,9 @@ async fn forward<S: Stream>(
         |error: &dyn std::fmt::Display| Failure::new(Kind::Unavailable, format!("{who}{error}"));
     let mut duplex = grid.peers.ask(home, &asked).await.map_err(|error| unreachable(&error))?;
     if goes_on {
-        // Frames pass through as they are, both ways, until either side ends.
+        // Frames pass through as they are, both ways, until either side ends; so does the client's connection.
         relay(client, &mut duplex).await;
-        return Ok(());
+        return Err(Answer::left());
     }
     let response: Response = stream::read(&mut duplex).await.map_err(|error| unreachable(&error))?;
     Ok(stream::write(client, &response).await?)

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::answer::missing;
 use super::{Answer, Stream};
+use crate::core::{Stopping, View};
 use crate::grid::Grid;
 use crate::output::STREAMS;
 use crate::peers::{self, Piece};
@@ -22,32 +23,33 @@ const PACE: Duration = Duration::from_millis(50);
 /// How long to wait for a node that cannot be reached now.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Tells of each change until the selected tasks are done, or the client is gone.
+/// Tells of each change until the selected tasks are done; the client may then ask for something else.
 pub(super) async fn wait<S: Stream>(grid: &Arc<Grid>, job: Selector, client: &mut S) -> Result<(), Answer> {
-    let mut changes = grid.core.watch(job.job()).await?;
+    let begin = move |view: &mut View| (view.watch(job.job()), view.home.status(job, 0));
+    let (mut changes, mut status) = grid.core.look(begin).await?;
     loop {
-        let status =
-            grid.core.look(move |view| view.home.status(job, 0)).await?.ok_or_else(|| missing(job))?;
+        let now = status.ok_or_else(|| missing(job))?;
         let done = match job {
-            Selector::Job(_) => status.summary.is_done(),
-            Selector::Task(_) => status.tasks.iter().all(|task| task.outcome.is_some()),
+            Selector::Job(_) => now.summary.is_done(),
+            Selector::Task(_) => now.tasks.iter().all(|task| task.outcome.is_some()),
         };
-        stream::write(client, &Response::Ok(Reply::Job(Box::new(status)))).await?;
+        stream::write(client, &Response::Ok(Reply::Job(Box::new(now)))).await?;
         if done {
             return Ok(());
         }
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return Ok(()) },
-            () = gone(client) => return Ok(()),
+            changed = changes.changed() => changed.map_err(|_| Stopping)?,
+            () = gone(client) => return Err(Answer::left()),
         }
         // One more change may follow at once; a task alone is told of without delay.
         if matches!(job, Selector::Job(_)) && grid.core.look(move |view| many(view, job)).await? {
             tokio::time::sleep(PACE).await;
         }
+        status = grid.core.look(move |view| view.home.status(job, 0)).await?;
     }
 }
 
-fn many(view: &mut crate::core::View, job: Selector) -> bool {
+fn many(view: &mut View, job: Selector) -> bool {
     view.home.record(job.job()).is_some_and(|record| record.spec.tasks() > 1)
 }
 
@@ -151,7 +153,7 @@ async fn from_run<S: Stream>(
     loop {
         let piece = tokio::select! {
             piece = stream::read::<Piece, _>(&mut pieces) => piece,
-            () = &mut leaving => return Err(Answer::Wire(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into())),
+            () = &mut leaving => return Err(Answer::left()),
         };
         match piece {
             Ok(Piece::Output { stream, offset, bytes }) => {

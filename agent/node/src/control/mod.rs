@@ -112,10 +112,7 @@ impl Agent {
                 }
                 Err(error) => return Err(error),
             };
-            let goes_on = matches!(
-                request,
-                Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. } | Request::Copy(_)
-            );
+            let goes_on = matches!(request, Request::Logs { .. } | Request::Input { .. } | Request::Copy(_));
             match self.handle(&caller, request, &mut client).await {
                 Ok(()) => (),
                 Err(Answer::Failure(failure)) => {
@@ -211,6 +208,13 @@ pub(crate) enum Answer {
     Failure(Failure),
     /// The client is gone.
     Wire(WireError),
+}
+
+impl Answer {
+    /// The client left in the middle, or said something out of turn.
+    fn left() -> Self {
+        Answer::Wire(io::Error::from(io::ErrorKind::BrokenPipe).into())
+    }
 }
 
 impl From<Failure> for Answer {
