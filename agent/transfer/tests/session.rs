@@ -128,6 +128,15 @@ fn listing(top: &Path) -> Vec<(PathBuf, u32, SystemTime, Vec<u8>)> {
     found
 }
 
+/// Two trees are the same; otherwise the test fails with the paths that differ.
+#[track_caller]
+fn assert_same(one: &Path, other: &Path, what: impl std::fmt::Debug) {
+    let (one, other) = (listing(one), listing(other));
+    let differ = one.iter().filter(|entry| !other.contains(entry));
+    let differ: Vec<_> = differ.chain(other.iter().filter(|entry| !one.contains(entry))).collect();
+    assert!(differ.is_empty(), "{what:?}: {:#?}", &differ[..differ.len().min(8)]);
+}
+
 /// A tree with everything in it that trees have.
 fn tree(top: &Path) {
     fs::create_dir_all(top.join("a/b/empty")).unwrap();
@@ -197,7 +206,7 @@ fn a_tree_arrives_as_it_was() {
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));
     tree(&from);
     copy(&from, &to).run().unwrap();
-    assert_eq!(listing(&from), listing(&to));
+    assert_same(&from, &to, ());
     assert_eq!(hidden_leftovers(folder.path()), Vec::<PathBuf>::new());
 }
 
@@ -287,7 +296,7 @@ fn encrypted_limited_synced_and_verified_transfers_arrive_too() {
     for (index, options) in [encrypted, unchecked, several, slow].into_iter().enumerate() {
         let to = folder.path().join(format!("to{index}"));
         Copy { options, fsync: true, verify: index == 2, ..copy(&from, &to) }.run().unwrap();
-        assert_eq!(listing(&from), listing(&to), "{index}");
+        assert_same(&from, &to, index);
     }
 }
 
@@ -331,9 +340,23 @@ fn connections_that_break_or_stall_are_replaced() {
         let network = Network::start(fault);
         let to = folder.path().join(format!("to{index}"));
         Copy { network: Some(&network), ..copy(&from, &to) }.run().unwrap();
-        assert_eq!(listing(&from), listing(&to), "{fault:?}");
+        assert_same(&from, &to, fault);
         assert!(network.faults() > 0, "{fault:?}");
     }
+}
+
+#[test]
+fn what_comes_late_over_a_connection_that_was_given_up_changes_nothing() {
+    let folder = place();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::write(&from, noise(40_000_000, 5)).unwrap();
+    // The range that was under way is sent again first; then the transfer goes on for a second.
+    let network = Network::start(Fault::LateOnce { after: 6_000_000, overtaken: 22_000_000 });
+    let options = Options { limit: Some(20_000_000), ..Options::default() };
+    Copy { network: Some(&network), options, ..copy(&from, &to) }.run().unwrap();
+    assert!(network.faults() > 0, "nothing came late");
+    assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap());
+    assert_eq!(listing(&from)[0].2, listing(&to)[0].2, "it was written to after it had its time");
 }
 
 #[test]
@@ -360,7 +383,7 @@ fn a_transfer_that_is_cut_again_and_again_goes_on_where_it_ended() {
         assert!(!to.exists(), "it has its name before it is whole");
     }
     assert!(tries > 3, "{tries}");
-    assert_eq!(listing(&from), listing(&to));
+    assert_same(&from, &to, ());
     assert_eq!(listing(&to).len() as u64, total);
     // What came was not sent again: twice as much is what a try loses at its end, and no more.
     assert!(sent < 2 * 66_000_000 + tries * 8_000_000, "{sent} bytes in {tries} tries");
@@ -397,7 +420,7 @@ fn two_hundred_interruptions_at_random_points_leave_no_wrong_byte() {
             interruptions += 1;
         }
         copies += 1;
-        assert_eq!(listing(&from), listing(&to), "after {interruptions} interruptions");
+        assert_same(&from, &to, interruptions);
         fs::remove_dir_all(&to).unwrap();
     }
     assert_eq!(hidden_leftovers(folder.path()), Vec::<PathBuf>::new());

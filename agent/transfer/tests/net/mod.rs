@@ -18,6 +18,9 @@ pub(crate) enum Fault {
     Cut { every: u64 },
     /// One connection passes nothing on any more after so many bytes.
     StallOnce { after: u64 },
+    /// One connection passes nothing on after so many bytes, until so many went over others; then what it held, with a
+    /// bit flipped.
+    LateOnce { after: u64, overtaken: u64 },
     /// Data and control are cut when so many bytes have passed in all.
     CutAll { after: u64 },
     /// Others connect to the destination's port and say what comes to their minds.
@@ -151,6 +154,16 @@ impl Shared {
                         thread::sleep(Duration::from_millis(20));
                     }
                     return;
+                }
+                Fault::LateOnce { after, overtaken }
+                    if here > after && self.faults.swap(1, Ordering::Relaxed) == 0 =>
+                {
+                    while !self.ended.load(Ordering::Relaxed)
+                        && self.passed.load(Ordering::Relaxed) < total + overtaken
+                    {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    buffer[came / 2] ^= 4;
                 }
                 Fault::CutAll { after } if total > after => {
                     self.faults.fetch_add(1, Ordering::Relaxed);

@@ -26,6 +26,15 @@ pub(super) struct Waiting {
     sum: Option<[u8; 32]>,
 }
 
+/// How far a range is that is not done. What is written is not written again, unless its checksum is wrong: otherwise a
+/// connection that was given up could still change what was verified, or a file that has its name.
+pub(super) enum Claim {
+    /// This connection writes it.
+    Writing(u32),
+    /// It waits for its checksum.
+    Written,
+}
+
 #[derive(Clone)]
 pub(super) struct Range {
     pub(super) file: Arc<Receiving>,
@@ -142,6 +151,7 @@ impl Destination {
             return self.keep(work, range, Some(sum));
         }
         tracing::warn!(path = %path().display(), offset = range.offset, "a range arrived damaged");
+        locked(&self.state).claims.remove(&work);
         say(&mut *locked(&self.writer), &FromDestination::Again(work))
     }
 
@@ -167,6 +177,7 @@ impl Destination {
         let mut state = locked(&self.state);
         let new = state.done.add(work);
         if new {
+            state.claims.remove(&work);
             state.to_tell.push(work);
             self.changed.notify_all();
         }

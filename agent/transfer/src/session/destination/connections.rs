@@ -1,7 +1,7 @@
 //! A destination's data connections.
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, Scope};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libgrid::io::{Pipe, Plan, Side, Socket};
 
 use super::Destination;
-use super::arrivals::{Range, Receiving};
+use super::arrivals::{Claim, Range, Receiving};
 use crate::session::conduit::Conduit;
 use crate::session::message::Trouble;
 use crate::session::record::{self, GREETING, HEADER, Record, Sequence};
@@ -63,7 +63,7 @@ impl Destination {
             if state.ended || !state.connections.insert(number) {
                 return Err(strange());
             }
-            state.handles.push(socket.stream().try_clone()?);
+            state.handles.insert(number, socket.stream().try_clone()?);
         }
         // An idle connection is no stalled one: the source watches them.
         socket.set_stall_limit(None)?;
@@ -92,7 +92,7 @@ impl Destination {
                 }
                 Record::Range { work, file, offset, length } => {
                     sequence.check(&header, &[])?;
-                    match self.file(work, file) {
+                    match self.claim(number, work, file)? {
                         Some(file) if offset + length <= file.growing.size => {
                             let range = Range { file, offset, length };
                             self.receive_range(&mut conduit, &mut pipe, work, range)?;
@@ -108,23 +108,46 @@ impl Destination {
         }
     }
 
-    /// The file of a range, when it is announced; `None` if the range is here already, or the transfer ended.
-    fn file(&self, work: u64, number: u32) -> Option<Arc<Receiving>> {
+    /// The file of a range that this connection is to write, when it is announced; `None` if the range is here already,
+    /// or the transfer ended.
+    ///
+    /// One connection at a time writes a range. The source gave up the other, or it would not send the range again.
+    fn claim(&self, connection: u32, work: u64, number: u32) -> io::Result<Option<Arc<Receiving>>> {
         let deadline = Instant::now() + STALL;
         let mut state = locked(&self.state);
         loop {
-            if state.done.has(work) || state.ended || Instant::now() > deadline {
-                return None;
+            if state.done.has(work) || state.ended {
+                return Ok(None);
             }
-            if let Some(file) = state.files.get(&number) {
-                return Some(file.clone());
+            match state.claims.get(&work) {
+                Some(Claim::Written) => return Ok(None),
+                Some(Claim::Writing(other)) => {
+                    let _ = state.handles.get(other).map(|handle| handle.shutdown(Shutdown::Both));
+                }
+                None => {
+                    if let Some(file) = state.files.get(&number).cloned() {
+                        state.claims.insert(work, Claim::Writing(connection));
+                        return Ok(Some(file));
+                    }
+                }
             }
-            state = self
-                .changed
-                .wait_timeout(state, Duration::from_millis(100))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            // The source sends it again over another connection.
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let woken = self.changed.wait_timeout(state, Duration::from_millis(100));
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Whoever wrote a range is done with it.
+    fn release(&self, work: u64, written: bool) {
+        let mut state = locked(&self.state);
+        match written {
+            true => drop(state.claims.insert(work, Claim::Written)),
+            false => drop(state.claims.remove(&work)),
+        }
+        self.changed.notify_all();
     }
 
     fn receive_range(
@@ -135,7 +158,9 @@ impl Destination {
         range: Range,
     ) -> io::Result<()> {
         let Range { file, offset, length } = &range;
-        match conduit.receive(&file.growing.file, *offset, *length, pipe, |_| ()) {
+        let received = conduit.receive(&file.growing.file, *offset, *length, pipe, |_| ());
+        self.release(work, received.is_ok());
+        match received {
             Ok(()) => {
                 if self.checksums {
                     self.range_came(work, range);

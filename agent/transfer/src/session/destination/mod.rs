@@ -30,7 +30,7 @@ use libgrid::copy::Landed;
 use libgrid::wire;
 use nix::sys::socket::shutdown;
 
-use self::arrivals::{Done, Range, Receiving, Waiting};
+use self::arrivals::{Claim, Done, Range, Receiving, Waiting};
 use super::conduit::Seal;
 use super::landing::Landing;
 use super::locked;
@@ -112,13 +112,14 @@ fn listen(order: &ReceiveOrder) -> Result<TcpListener, Trouble> {
 #[derive(Default)]
 struct State {
     files: HashMap<u32, Arc<Receiving>>,
+    claims: HashMap<u64, Claim>,
     waiting: HashMap<u64, Waiting>,
     done: Done,
     to_tell: Vec<u64>,
     /// How many pieces there are, and how many files were not sent.
     end: Option<(u64, u64)>,
     connections: HashSet<u32>,
-    handles: Vec<TcpStream>,
+    handles: HashMap<u32, TcpStream>,
     trouble: Option<Trouble>,
     ended: bool,
 }
@@ -234,7 +235,7 @@ impl Destination {
             self.verify.close();
             let mut state = locked(&self.state);
             state.ended = true;
-            for handle in &state.handles {
+            for handle in state.handles.values() {
                 let _ = handle.shutdown(Shutdown::Both);
             }
             drop(state);

@@ -54,10 +54,13 @@ pub(super) fn send(
     found.retain(|found| held.remove(&found.item.path).is_none_or(|held| !held.is_whole(found)));
     let skipped = of_items - found.len() as u64;
     let works = u64::from(!found.is_empty());
-    if works > 0 {
-        say(&mut writer, &FromSource::Inline(pack(&mut found)?))?;
+    let inline = if works > 0 { Some(FromSource::Inline(pack(&mut found)?)) } else { None };
+    for message in inline.into_iter().chain([FromSource::End { works, skipped }]) {
+        // A destination that is gone by now has said why, and that is heard below.
+        if say(&mut writer, &message).is_err() {
+            break;
+        }
     }
-    say(&mut writer, &FromSource::End { works, skipped })?;
     loop {
         match hear(&mut reader)? {
             FromDestination::Arrived(_) => (),

@@ -28,6 +28,9 @@ const FAILURES: u32 = 8;
 /// How often the checksum of a range may be wrong.
 const REPEATS: u32 = 3;
 
+/// How long to listen for the reason when the destination does not take what it is told.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// A connection as the supervisor sees it.
 struct Stream {
     number: u32,
@@ -78,7 +81,7 @@ impl Source {
         let mut reported = start;
         loop {
             if let Some(trouble) = locked(&self.trouble).take() {
-                return Err(trouble);
+                return Err(last_words(heard, trouble));
             }
             let mut refused = None;
             streams.retain(|stream: &Stream| {
@@ -216,6 +219,20 @@ impl Source {
             whole: self.counts.walked.load(Ordering::Relaxed),
             streams: u32::try_from(streams).unwrap_or(u32::MAX),
             sent_again: get(&self.counts.sent_again),
+        }
+    }
+}
+
+/// What the destination said before it left, if that is why it is not there.
+fn last_words(heard: &mpsc::Receiver<Result<FromDestination, Trouble>>, trouble: Trouble) -> Trouble {
+    if !trouble.retry {
+        return trouble;
+    }
+    loop {
+        match heard.recv_timeout(LAST_WORDS) {
+            Ok(Ok(FromDestination::Failed(why))) => return why,
+            Ok(Ok(_)) => (),
+            Ok(Err(_)) | Err(_) => return trouble,
         }
     }
 }
