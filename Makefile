@@ -3,7 +3,7 @@
 CARGO := setup/cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PREFIX := /usr/local
-PROGRAMS := gridctl gridosd gridos-shim gridos-init gridos-mover gridos-ftpd gridos-lab
+PROGRAMS := gridctl gridosd gridos-shim gridos-init gridos-criu gridos-mover gridos-ftpd gridos-lab
 
 .PHONY: help build install test lint demo bench clean
 
@@ -18,6 +18,12 @@ install: ## what was built, to /usr/local/bin; PREFIX=/usr for elsewhere
 	@test -x $(TARGET_DIR)/release/gridosd || { echo "nothing is built yet: run make build, as yourself" >&2; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install $(addprefix $(TARGET_DIR)/release/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	@# CRIU of our own, where Debian's is too old (setup/install).
+	if test -e $(TARGET_DIR)/criu/criu; then \
+		install -d $(DESTDIR)$(PREFIX)/lib/gridos/criu/lib && \
+		install $(TARGET_DIR)/criu/criu $(DESTDIR)$(PREFIX)/lib/gridos/criu && \
+		install $(TARGET_DIR)/criu/lib/* $(DESTDIR)$(PREFIX)/lib/gridos/criu/lib; \
+	fi
 
 test: ## installs what is missing and runs every test; ONLY=crate runs one crate's
 	setup/install build test

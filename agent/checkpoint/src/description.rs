@@ -1,0 +1,129 @@
+//! What has to be known of a checkpoint besides what CRIU writes.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use libgrid::wire;
+use serde::{Deserialize, Serialize};
+
+use crate::order::External;
+
+/// Changes with the meaning of a checkpoint's files.
+const FORMAT: u32 = 1;
+
+/// The name of its file.
+const NAME: &str = "task";
+
+/// The task of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    format: u32,
+    /// The user and group of all its processes.
+    pub uid: u32,
+    /// Where it sees its working folder.
+    pub workdir: PathBuf,
+    /// Its standard streams that came from outside, in order: one for a terminal; else input, if it has any, output and
+    /// errors.
+    pub stdio: Vec<External>,
+    /// Bytes that it had printed, to standard output and to standard error.
+    pub printed: [u64; 2],
+    /// How long the task stood still for its files and its output, after CRIU was done with it.
+    pub held: Duration,
+}
+
+/// A folder holds no checkpoint, or none that this release can use.
+#[derive(Debug, thiserror::Error)]
+pub enum DescriptionError {
+    /// It cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It was cut off, or altered, or written by something else.
+    #[error("{} is no description of a checkpoint: {why}", path.display())]
+    Garbled {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Another release wrote it.
+    #[error("{} has format {found}, and this release reads {FORMAT}: restore it with the release that wrote it", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format that it names.
+        found: u32,
+    },
+}
+
+impl Description {
+    /// Of a task that had printed so much.
+    pub fn new(uid: u32, workdir: PathBuf, stdio: Vec<External>, printed: [u64; 2], held: Duration) -> Self {
+        Self { format: FORMAT, uid, workdir, stdio, printed, held }
+    }
+
+    /// Reads that of the checkpoint in this folder.
+    ///
+    /// # Errors
+    /// [`DescriptionError`].
+    pub fn read(folder: &Path) -> Result<Self, DescriptionError> {
+        let path = folder.join(NAME);
+        let mut file =
+            File::open(&path).map_err(|source| DescriptionError::File { path: path.clone(), source })?;
+        let description: Self = wire::read(&mut file)
+            .map_err(|error| DescriptionError::Garbled { path: path.clone(), why: error.to_string() })?;
+        match description.format {
+            FORMAT => Ok(description),
+            found => Err(DescriptionError::Format { path, found }),
+        }
+    }
+
+    /// Writes it; the folder is a checkpoint from then on.
+    ///
+    /// # Errors
+    /// [`DescriptionError::File`].
+    pub fn write(&self, folder: &Path) -> Result<(), DescriptionError> {
+        let path = folder.join(NAME);
+        let part = folder.join(format!("{NAME}.part"));
+        let write = || {
+            let mut file = File::create(&part)?;
+            let frame = wire::frame(self).map_err(io::Error::other)?;
+            file.write_all(&frame)?;
+            file.sync_all()?;
+            fs::rename(&part, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|source| DescriptionError::File { path: path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_read_as_it_was_written_and_not_at_all_when_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let stdio = vec![External::Pipe { inode: 7 }, External::Terminal { device: 1, filesystem: 2 }];
+        let description =
+            Description::new(1_900_000_000, "/w".into(), stdio, [1, 2], Duration::from_millis(3));
+        assert!(matches!(Description::read(folder.path()), Err(DescriptionError::File { .. })));
+        description.write(folder.path()).unwrap();
+        assert_eq!(Description::read(folder.path()).unwrap(), description);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let path = folder.path().join(NAME);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        assert!(matches!(Description::read(folder.path()), Err(DescriptionError::Garbled { .. })));
+        let mut other = description;
+        other.format = 9;
+        other.write(folder.path()).unwrap();
+        assert!(matches!(Description::read(folder.path()), Err(DescriptionError::Format { found: 9, .. })));
+    }
+}

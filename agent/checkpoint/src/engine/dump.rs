@@ -1,0 +1,122 @@
+//! Writing a checkpoint.
+//!
+//! ```text
+//!  images made by CRIU ── post-dump ─▶ Frozen ─▶ Go ─▶ archives ─▶ description ─▶ synced ─▶ the task goes on, or is ended
+//! ```
+//!
+//! Whatever fails before the description is there lets the task run on, and the folder is removed.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use libgrid::wire;
+
+use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
+use crate::Description;
+use crate::order::{Done, Dump, Go, Report};
+
+/// The pid of every task's root in its namespace: the first process that init starts.
+const ROOT: i32 = 2;
+
+pub(super) fn run(
+    order: &Dump,
+    descriptors: Vec<OwnedFd>,
+    shim: &UnixStream,
+    criu: &Criu,
+) -> Result<Done, String> {
+    let start = Instant::now();
+    let [init]: [OwnedFd; 1] =
+        descriptors.try_into().map_err(|_| "the order names no task to dump".to_owned())?;
+    let images = order.folder.join("images");
+    let make = |path: &Path| {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| format!("cannot make {}: {error}", path.display()))
+    };
+    make(&order.folder)?;
+    let result = make(&images).and_then(|()| {
+        // Opened here: where the task's own mounts hide the folder, its path leads elsewhere.
+        let opened = open_folder(&images)?;
+        let folder = open_folder(&order.folder)?;
+        let names = folders(&order.workdir).map(|(_, name)| name);
+        let packed = archives(&order.folder, names, File::options().write(true).create_new(true))?;
+        inside::run(init.as_fd(), None, None, |_| dump(order, &opened, &folder, packed, shim, criu))
+    });
+    // A task that is ended takes its namespace along, and with it the process that would tell of it.
+    let result = match (result, Description::read(&order.folder)) {
+        (Ok(()), Ok(description)) => Ok(description),
+        (Err(_), Ok(description)) if order.stop => Ok(description),
+        (Err(why), _) => Err(why),
+        (Ok(()), Err(error)) => Err(error.to_string()),
+    };
+    match result {
+        Ok(description) => {
+            Ok(Done { took: start.elapsed(), held: description.held, bytes: size(&order.folder) })
+        }
+        Err(why) => {
+            // The sentence of the dump is the one to tell.
+            let _ = fs::remove_dir_all(&order.folder);
+            Err(why)
+        }
+    }
+}
+
+fn dump(
+    order: &Dump,
+    images: &OwnedFd,
+    folder: &OwnedFd,
+    packed: Vec<File>,
+    shim: &UnixStream,
+    criu: &Criu,
+) -> Result<(), String> {
+    criu.prepare(order.uid)?;
+    let mut options = criu.library.options(images.as_fd(), c"dump.log")?;
+    for stream in &order.stdio {
+        options.external(&stream.key())?;
+    }
+    let here = path_of(folder);
+    let log = path_of(images).join("dump.log");
+    let hook = {
+        let order = order.clone();
+        let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
+        let folder = folder.try_clone().map_err(|error| format!("cannot keep the folder open: {error}"))?;
+        move |stage: &str| {
+            if stage != "post-dump" {
+                return Ok(());
+            }
+            let start = Instant::now();
+            let printed = ask(&shim)?;
+            for ((base, _), archive) in folders(&order.workdir).into_iter().zip(&packed) {
+                files::as_user(order.uid, || files::pack(base, archive))?;
+            }
+            if order.stop {
+                // From here on, the checkpoint is all that there is of the task.
+                files::sync(&folder)?;
+            }
+            let (stdio, held) = (order.stdio.clone(), start.elapsed());
+            let description = Description::new(order.uid, order.workdir.clone(), stdio, printed, held);
+            description.write(&here).map_err(|error| error.to_string())
+        }
+    };
+    options.dump(ROOT, !order.stop, Box::new(hook)).map_err(|failure| explain("dump", failure, &log))
+}
+
+/// A folder that was opened before, as a path of this process.
+pub(super) fn path_of(folder: &OwnedFd) -> std::path::PathBuf {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", folder.as_raw_fd()).into()
+}
+
+/// Lets the shim take what waits in the task's pipes.
+fn ask(shim: &UnixStream) -> Result<[u64; 2], String> {
+    let mut shim = shim;
+    let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
+    wire::write(&mut shim, &Report::Frozen).map_err(|error| lost(&error))?;
+    let Go(printed) = wire::read(&mut shim).map_err(|error| lost(&error))?;
+    Ok(printed)
+}

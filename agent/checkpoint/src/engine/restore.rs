@@ -1,0 +1,169 @@
+//! Making a task from a checkpoint.
+//!
+//! ```text
+//!  init has made its mounts ─▶ control groups joined ─▶ archives unpacked ─▶ CRIU makes the processes
+//!     ─ pre-resume ─▶ user and capabilities compared ─▶ they run, as children of init
+//! ```
+//! What fails on this way is ended together with init, by the shim.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::inside::Teller;
+use super::{Criu, archives, dump::path_of, explain, files, folders, inside, keep, open_folder, size};
+use crate::Description;
+use crate::images::Tree;
+use crate::order::{Done, Restore};
+
+/// A restore that takes longer is ended. Memory comes from the disk at 100 MB/s at the least.
+const LIMIT: Duration = Duration::from_secs(600);
+
+pub(super) fn run(order: &Restore, descriptors: Vec<OwnedFd>, criu: &Criu) -> Result<Done, String> {
+    let start = Instant::now();
+    if order.uid == 0 {
+        return Err("jobs never run as root".into());
+    }
+    let description = Description::read(&order.folder).map_err(|error| error.to_string())?;
+    if (description.uid, &description.workdir) != (order.uid, &order.workdir) {
+        return Err(format!(
+            "the checkpoint is of user {} with its folder at {}: it can be restored to no other",
+            description.uid,
+            description.workdir.display()
+        ));
+    }
+    let images = order.folder.join("images");
+    let tree = Tree::read(&images).map_err(|error| error.to_string())?;
+    let mut descriptors = descriptors.into_iter();
+    let (init, mark) = descriptors.next().zip(descriptors.next()).ok_or("the order names no init")?;
+    let streams: Vec<OwnedFd> = descriptors.by_ref().take(description.stdio.len()).collect();
+    if streams.len() != description.stdio.len() {
+        return Err(format!(
+            "the checkpoint is of a task with {} streams, and {} are given",
+            description.stdio.len(),
+            streams.len()
+        ));
+    }
+    let entrances: Vec<File> = descriptors.map(File::from).collect();
+    let opened = open_folder(&images)?;
+    let names = folders(&order.workdir).map(|(_, name)| name);
+    let packed = archives(&order.folder, names, File::options().read(true))?;
+    // Init closes its end when its mounts are made, or when it fails, which the shim hears from itself.
+    let mut nothing = Vec::new();
+    File::from(mark).read_to_end(&mut nothing).map_err(|error| format!("init is not heard: {error}"))?;
+    let pid = Some(tree.free(pid_max()));
+    inside::run(init.as_fd(), pid, Some(LIMIT), |outside| {
+        restore(order, &description, tree, &opened, &streams, &entrances, &packed, criu, outside)
+    })?;
+    Ok(Done { took: start.elapsed(), held: Duration::ZERO, bytes: size(&order.folder) })
+}
+
+#[expect(clippy::too_many_arguments, reason = "everything was opened outside, and is used once")]
+fn restore(
+    order: &Restore,
+    description: &Description,
+    tree: Tree,
+    images: &OwnedFd,
+    streams: &[OwnedFd],
+    entrances: &[File],
+    packed: &[File],
+    criu: &Criu,
+    outside: &Teller,
+) -> Result<(), String> {
+    for mut entrance in entrances {
+        entrance.write_all(b"0").map_err(|error| format!("joining the control group failed: {error}"))?;
+    }
+    for ((base, _), archive) in folders(&order.workdir).into_iter().zip(packed) {
+        files::as_user(order.uid, || files::unpack(base, archive))?;
+    }
+    criu.prepare(order.uid)?;
+    let mut options = criu.library.options(images.as_fd(), c"restore.log")?;
+    for (stream, external) in streams.iter().zip(&description.stdio) {
+        keep(stream)?;
+        options.inherit(stream.as_fd(), &external.key())?;
+    }
+    let (uid, outside) = (order.uid, outside.another()?);
+    let hook = move |stage: &str| match stage {
+        // They have their users by now, and are stopped before their first instruction.
+        "pre-resume" => tree.processes.iter().try_for_each(|pid| check_user(*pid, uid)).inspect_err(|why| {
+            // CRIU would let them go all the same. Their end is that of the namespace, and of this process.
+            outside.tell::<()>(Err(why.clone()));
+            for pid in &tree.processes {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+        }),
+        _ => Ok(()),
+    };
+    let log = path_of(images).join("restore.log");
+    options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log))
+}
+
+/// Whether a process, which has not run yet, is what the task may be.
+fn check_user(pid: i32, uid: u32) -> Result<(), String> {
+    let path = format!("/proc/{pid}/status");
+    let status =
+        fs::read_to_string(&path).map_err(|error: io::Error| format!("cannot read {path}: {error}"))?;
+    if is_harmless(&status, uid) {
+        Ok(())
+    } else {
+        Err(format!(
+            "the checkpoint would make process {pid} another user than {uid}, or give it rights: it is refused"
+        ))
+    }
+}
+
+/// No user but this one, no capability that could be used or gained.
+fn is_harmless(status: &str, uid: u32) -> bool {
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|rest| rest.split_whitespace().collect::<Vec<_>>())
+    };
+    let own = uid.to_string();
+    let is_own = |ids: Vec<&str>| ids.len() == 4 && ids.iter().all(|id| *id == own);
+    // What has ended runs no more, and CRIU makes it end as its own user.
+    if field("State:").is_some_and(|state| state.first() == Some(&"Z")) {
+        return true;
+    }
+    let none = |name| field(name).is_some_and(|set| set.iter().all(|set| set.chars().all(|c| c == '0')));
+    field("Uid:").is_some_and(is_own)
+        && field("Gid:").is_some_and(is_own)
+        && ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"].into_iter().all(none)
+        && field("Groups:").is_none_or(|groups| groups.iter().all(|group| *group == own))
+        && field("NoNewPrivs:").is_some_and(|set| set == ["1"])
+}
+
+fn pid_max() -> i32 {
+    let text = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(32768)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &str = "State:\tT (stopped)\nUid:\t7\t7\t7\t7\nGid:\t7\t7\t7\t7\nGroups:\t \nCapInh:\t0000\n\
+                          CapPrm:\t0000\nCapEff:\t0000\nCapBnd:\tffff\nCapAmb:\t0000\nNoNewPrivs:\t1\n";
+
+    #[test]
+    fn only_the_tasks_user_without_rights_is_let_go() {
+        assert!(is_harmless(STATUS, 7));
+        assert!(!is_harmless(STATUS, 8));
+        assert!(is_harmless(&STATUS.replace("T (stopped)", "Z (zombie)"), 8));
+        for (good, bad) in [
+            ("Uid:\t7\t7\t7\t7", "Uid:\t7\t7\t0\t7"),
+            ("Gid:\t7\t7\t7\t7", "Gid:\t0\t7\t7\t7"),
+            ("Groups:\t ", "Groups:\t0 "),
+            ("CapPrm:\t0000", "CapPrm:\t0001"),
+            ("NoNewPrivs:\t1", "NoNewPrivs:\t0"),
+            ("CapEff:\t0000\n", ""),
+        ] {
+            assert!(STATUS.contains(good) && !is_harmless(&STATUS.replace(good, bad), 7), "{bad}");
+        }
+    }
+}

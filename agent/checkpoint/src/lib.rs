@@ -1,0 +1,50 @@
+//! Checkpoints: what a task is at one moment, written down such that it can go on from there.
+//!
+//! ```text
+//!  gridos-shim ──socket── gridos-criu (A)            keeps the shim's namespaces
+//!  (the task's parent)       │ fork, into the task's pid, mount, ipc and uts namespaces
+//!                         gridos-criu (B)            speaks libcriu
+//!                            │ fork and execute /proc/self/exe swrk
+//!                         criu swrk 3 (C)            stops, reads, makes processes
+//! ```
+//!
+//! A checkpoint is a folder:
+//!
+//! | name | what |
+//! | --- | --- |
+//! | `images/` | what CRIU writes: processes, memory, descriptors; and its logs |
+//! | `work.tar`, `tmp.tar`, `shm.tar` | the task's working folder, its `/tmp` and its `/dev/shm`, read while it was stopped |
+//! | `task` | [`Description`]; written last: without it, a folder is no checkpoint |
+//!
+//! **Why inside the namespaces.** The tree below `gridos-init` is dumped, not init: the namespaces and mounts are made
+//! again by a new init, the one way in which they are ever made ([`grid-run`]'s), and CRIU has nothing to do with
+//! them. It sees the task as one that shares all namespaces with CRIU itself, and paths and pids are those that the task
+//! knows. The pids have to be free: so B takes a number in the middle of those that the task does not use
+//! ([`images::Tree::free`]), by `clone3` with `set_tid`, and CRIU's own processes follow it.
+//!
+//! **What belongs to the shim**, the ends of the task's pipes or its terminal, is named in the dump
+//! ([`order::External`]), and given to CRIU as inherited descriptors at the restore.
+//!
+//! **Who may do what.** A task never runs as root, and a checkpoint, whoever altered it, cannot make it: between CRIU's
+//! making of the processes and their first instruction, their user and capabilities are compared with those that
+//! the task has to have. Files are read and written by a process of the task's user.
+//!
+//! **Failure.** CRIU lets a task run on whose dump fails, and so does a hook of ours that fails, for CRIU asks it while
+//! the task is stopped. Nobody ends CRIU during a dump, or the code that it put into the task would stay there. A restore
+//! that fails ends with its init, and nothing is left of it.
+//!
+//! # What was needed on a kernel in a container-like machine
+//! Without CAP_SYS_RESOURCE, CRIU cannot raise its limit of descriptors; it says so and goes on. `/run` that is no tmpfs
+//! costs 40 ms a run, for it asks the kernel all its questions anew. A task's descriptor that was opened in another
+//! mount namespace cannot be dumped ("Can't lookup mount"): so init opens `/dev/null` itself, and only pipes and the
+//! terminal come from outside.
+
+pub mod description;
+pub mod engine;
+pub mod images;
+pub mod installation;
+mod log;
+pub mod order;
+
+pub use description::Description;
+pub use installation::{Capabilities, Installation};

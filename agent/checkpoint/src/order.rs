@@ -1,0 +1,205 @@
+//! What a shim and `gridos-criu` say to each other, over the Unix socket that is the latter's standard input.
+//!
+//! ```text
+//!   shim ── Order, descriptors ──▶
+//!                                  (a dump: the task is stopped)
+//!        ◀── Report::Frozen ──────
+//!        takes what waits in the task's pipes
+//!        ── Go ──────────────────▶ (writes the files; the task goes on, or is ended)
+//!        ◀── Report::Done, or Report::Failed at any time
+//! ```
+//!
+//! One order a process. All are frames of [`libgrid::wire`]; the descriptors come with the order's first byte.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use libgrid::wire;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+
+/// Descriptors of one order at most: init, its mark, three streams, the entrances of control groups.
+const MOST_DESCRIPTORS: usize = 32;
+
+/// What to do. The first descriptor of each is a pidfd of the task's init.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// Write a checkpoint.
+    Dump(Dump),
+    /// Make a task from one.
+    Restore(Restore),
+}
+
+/// Write a checkpoint of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dump {
+    /// The folder to write it to; it is made.
+    pub folder: PathBuf,
+    /// The task's user.
+    pub uid: u32,
+    /// Where the task sees its working folder.
+    pub workdir: PathBuf,
+    /// As in [`crate::Description`].
+    pub stdio: Vec<External>,
+    /// End the task when it is written.
+    pub stop: bool,
+}
+
+/// Make the processes of a checkpoint below a new init, that waits for them.
+///
+/// The descriptors after init's: one that init closes once its mounts are made; as many streams as the description
+/// has; the entrances of the control groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The folder of the checkpoint.
+    pub folder: PathBuf,
+    /// The task's user, the same that it had.
+    pub uid: u32,
+    /// Where the task sees its working folder, the same as before.
+    pub workdir: PathBuf,
+}
+
+/// A standard stream that comes from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum External {
+    /// A pipe.
+    Pipe {
+        /// Its inode.
+        inode: u64,
+    },
+    /// The task's side of a terminal.
+    Terminal {
+        /// `st_rdev`.
+        device: u64,
+        /// `st_dev`.
+        filesystem: u64,
+    },
+}
+
+impl External {
+    /// As CRIU names it.
+    pub fn key(&self) -> String {
+        match self {
+            External::Pipe { inode } => format!("pipe:[{inode}]"),
+            External::Terminal { device, filesystem } => format!("tty[{device:x}:{filesystem:x}]"),
+        }
+    }
+}
+
+/// The answer to [`Report::Frozen`]: bytes that the task has printed, to standard output and to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Go(pub [u64; 2]);
+
+/// What `gridos-criu` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// The task is stopped, and its processes are written down.
+    Frozen,
+    /// It is done.
+    Done(Done),
+    /// It is not; one sentence. A task that was to be dumped runs on.
+    Failed(String),
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// How long it took in all.
+    pub took: Duration,
+    /// How long of that a task stood still for its files and its output, after CRIU was done with it.
+    pub held: Duration,
+    /// Bytes of the checkpoint.
+    pub bytes: u64,
+}
+
+/// What starts `gridos-criu`, and the socket to it.
+///
+/// # Errors
+/// There is no descriptor left.
+pub fn command(program: &Path) -> io::Result<(Command, UnixStream)> {
+    let (ours, its) = UnixStream::pair()?;
+    let mut command = Command::new(program);
+    command
+        .stdin(Stdio::from(OwnedFd::from(its)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .env_clear()
+        .current_dir("/");
+    Ok((command, ours))
+}
+
+/// Gives an order.
+///
+/// # Errors
+/// Where the socket takes it not, or there are too many descriptors.
+pub fn send(socket: &UnixStream, order: &Order, descriptors: &[RawFd]) -> io::Result<()> {
+    if descriptors.len() > MOST_DESCRIPTORS {
+        return Err(io::Error::other("too many descriptors for one order"));
+    }
+    let frame = wire::frame(order).map_err(io::Error::other)?;
+    let control = [ControlMessage::ScmRights(descriptors)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&frame[..1])], &control, MsgFlags::empty(), None)?;
+    let mut socket = socket;
+    socket.write_all(&frame[1..])
+}
+
+/// Takes an order.
+///
+/// # Errors
+/// Where none comes.
+pub(crate) fn receive(socket: &UnixStream) -> io::Result<(Order, Vec<OwnedFd>)> {
+    let mut first = [0; 1];
+    let mut space = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
+    let mut descriptors = Vec::new();
+    {
+        let mut parts = [IoSliceMut::new(&mut first)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        if message.bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = part {
+                // SAFETY: the kernel opened them for this process, and nobody else knows of them.
+                descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+    }
+    let order = wire::read(&mut first.as_slice().chain(socket)).map_err(io::Error::other)?;
+    Ok((order, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_arrives_with_its_descriptors() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let order =
+            Order::Restore(Restore { folder: "/x/y".into(), uid: 1_900_000_000, workdir: "/w".into() });
+        send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();
+        drop(near);
+        let (received, descriptors) = receive(&theirs).unwrap();
+        assert_eq!((received, descriptors.len()), (order.clone(), 2));
+        let mut copy = UnixStream::from(descriptors.into_iter().next_back().unwrap());
+        copy.write_all(b"x").unwrap();
+        let mut byte = [0; 1];
+        far.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"x");
+        assert!(send(&ours, &order, &[0; MOST_DESCRIPTORS + 1]).is_err());
+        drop(ours);
+        assert!(receive(&theirs).is_err());
+    }
+
+    #[test]
+    fn streams_are_named_as_criu_names_them() {
+        assert_eq!(External::Pipe { inode: 42 }.key(), "pipe:[42]");
+        assert_eq!(External::Terminal { device: 0x8803, filesystem: 0x1d }.key(), "tty[8803:1d]");
+    }
+}
