@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use grid_checkpoint::Installation;
 use grid_qos::Cgroups;
 use libgrid::control::{Finding, Verdict};
 use libgrid::node::Tier;
@@ -20,6 +21,7 @@ const LITTLE_ROOM: u64 = 1 << 30;
 
 pub(crate) async fn examine(config: &Config, grid: Option<&Grid>) -> Vec<Finding> {
     let mut findings = vec![tier(), cgroups(config), shim(), room(config), resources(config)];
+    findings.extend(checkpoints().await);
     findings.extend(vo(grid));
     if let Some(grid) = grid {
         findings.push(network(grid));
@@ -65,6 +67,45 @@ fn shim() -> Finding {
             format!("there is no {}: install it beside gridosd", path.display()),
         ),
     }
+}
+
+/// What CRIU and this kernel can do, and what each missing piece costs.
+async fn checkpoints() -> Vec<Finding> {
+    let shim = shim_program();
+    let program = shim.with_file_name("gridos-criu");
+    if !program.exists() {
+        let text = format!(
+            "there is no {}: tasks cannot be checkpointed; install it beside gridosd",
+            program.display()
+        );
+        return vec![finding("checkpoints", Verdict::Missing, text)];
+    }
+    let asked = tokio::task::spawn_blocking(move || {
+        let criu = Installation::find(shim.parent().unwrap_or(Path::new("/")))?;
+        Some(criu.capabilities().map_err(|error| format!("{}: {error}", criu.program().display())))
+    });
+    let capabilities = match asked.await {
+        Ok(Some(Ok(capabilities))) => capabilities,
+        Ok(Some(Err(error))) => {
+            return vec![finding("checkpoints", Verdict::Missing, format!("CRIU cannot be started: {error}"))];
+        }
+        Ok(None) | Err(_) => {
+            let text = "CRIU is not installed: tasks cannot be checkpointed, and begin anew after a loss; install criu";
+            return vec![finding("checkpoints", Verdict::Missing, text)];
+        }
+    };
+    let mut findings = vec![match capabilities.trouble {
+        Some(why) => {
+            finding("checkpoints", Verdict::Missing, format!("{why}; until then tasks cannot be checkpointed"))
+        }
+        None => finding("checkpoints", Verdict::Good, format!("CRIU {}", capabilities.version)),
+    }];
+    findings.extend(
+        capabilities.missing.iter().map(|piece| {
+            finding("checkpoints", Verdict::Missing, format!("{}: {}", piece.feature, piece.cost))
+        }),
+    );
+    findings
 }
 
 fn room(config: &Config) -> Finding {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use grid_checkpoint::order::Done;
 use libgrid::control::Stdin;
 use libgrid::ids::Run;
 use libgrid::node::Resources;
@@ -41,6 +42,9 @@ pub struct Launch {
     pub log_limit: u64,
     /// What its standard input is; nothing if absent.
     pub stdin: Option<Stdin>,
+    /// The folder of the checkpoint to go on from, instead of starting the program. `work` and `tmp` are to be empty,
+    /// and the user, the working folder and the kind of input the same as when it was written.
+    pub restore: Option<PathBuf>,
 }
 
 /// From the agent to the shim.
@@ -83,6 +87,15 @@ pub enum ToShim {
     },
     /// Send [`FromShim::Output`] for this task from now on.
     Watch(Run),
+    /// Write a checkpoint of it; one at a time. [`FromShim::Checkpointed`] is the answer.
+    Checkpoint {
+        /// Of which.
+        run: Run,
+        /// The folder to make and to write it to; not where the task's own mounts are.
+        folder: PathBuf,
+        /// End the task once it is written: to its home node it is then killed.
+        stop: bool,
+    },
     /// The home node has its exit status: forget it.
     Forget(Run),
     /// End when no task is left.
@@ -100,6 +113,15 @@ pub enum FromShim {
         run: Run,
         /// When.
         at: SystemTime,
+    },
+    /// A checkpoint was written, or not; a task that was not to be ended runs on in either case.
+    Checkpointed {
+        /// Of which.
+        run: Run,
+        /// To which folder; if it failed there is none.
+        folder: PathBuf,
+        /// What it cost, or why it failed: a sentence.
+        result: Result<Done, String>,
     },
     /// A task ended; repeated in [`FromShim::Tasks`] until [`ToShim::Forget`].
     Ended {

@@ -45,13 +45,15 @@ pub(crate) enum Step {
     Execute,
     /// Executing init itself.
     Init,
+    /// Opening an empty input.
+    Input,
 }
 
 /// Bytes of a record: a tag, 0 for the end, and a value.
 pub(crate) const RECORD: usize = 8;
 
 impl Step {
-    const ALL: [Step; 14] = [
+    const ALL: [Step; 15] = [
         Step::Propagation,
         Step::Work,
         Step::Tmp,
@@ -66,6 +68,7 @@ impl Step {
         Step::Privileges,
         Step::Execute,
         Step::Init,
+        Step::Input,
     ];
 
     /// What was tried, for the sentence that says that it failed.
@@ -85,6 +88,7 @@ impl Step {
             Step::Privileges => "giving up privileges",
             Step::Execute => "executing the program",
             Step::Init => "starting the task's init",
+            Step::Input => "opening /dev/null",
         }
     }
 }

@@ -283,6 +283,7 @@ impl Runner {
             time: spec.time.map(|limit| limit.0),
             log_limit: spec.log_limit.0,
             stdin: order.stdin,
+            restore: None,
         });
         if order.inputs {
             let staging = self.inputs.stage(launch, self.queries.clone());
@@ -486,6 +487,10 @@ impl Runner {
                     }
                 }
             }
+            FromShim::Checkpointed { run, folder, result } => match result {
+                Ok(done) => info!(%run, ?folder, bytes = done.bytes, "a checkpoint was written"),
+                Err(why) => warn!(%run, why, "no checkpoint was written"),
+            },
             // The greeting of a shim that was just started: it has none.
             FromShim::Tasks(kept) => {
                 if !kept.is_empty() {

@@ -6,13 +6,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
+use grid_checkpoint::order::External;
 use grid_qos::{Cgroups, Group, Limits};
 use libgrid::control::{Stdin, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::unistd::pipe2;
 
-use super::start::Init;
+use super::start::{self, Init};
 use crate::logs;
 use crate::protocol::Launch;
 
@@ -28,6 +29,20 @@ pub(super) struct Launched {
     /// The writing end of the input.
     pub(super) input: Option<OwnedFd>,
     pub(super) terminal: Option<OwnedFd>,
+    /// What of its standard streams comes from us.
+    pub(super) external: Vec<External>,
+    /// What a restore takes, until it is started.
+    pub(super) restoring: Option<Restoring>,
+}
+
+/// The descriptors that a restore takes.
+pub(super) struct Restoring {
+    /// Ends when init has made its mounts.
+    pub(super) mark: OwnedFd,
+    /// The task's ends of its streams, in the order of [`Launched::external`].
+    pub(super) streams: Vec<OwnedFd>,
+    /// Of its control groups.
+    pub(super) entrances: Vec<File>,
 }
 
 /// Our ends of the task's standard streams.
@@ -40,7 +55,9 @@ struct Streams {
 /// The task's ends; closed here once it runs.
 struct Theirs {
     stdio: [i32; 3],
-    _open: Vec<OwnedFd>,
+    mode: u32,
+    external: Vec<External>,
+    open: Vec<OwnedFd>,
 }
 
 /// Starts a task.
@@ -57,37 +74,56 @@ pub(super) fn launch(launch: &Launch, cgroups: &Cgroups, program: &Path) -> Resu
         launch.folder.file_name().and_then(|name| name.to_str()).ok_or("the task's folder has no name")?;
     let ready = if launch.group_ready { cgroups.reuse(name).ok() } else { None };
     let group = ready.map_or_else(|| cgroups.create(name, limits), Ok).map_err(|error| error.to_string())?;
-    start(launch, &group, program)
-        .inspect_err(|_| {
+    match begin(launch, &group, program) {
+        Ok(started) => Ok(Launched {
+            init: started.init,
+            pid: started.pid,
+            status: started.status,
+            group,
+            outputs: started.streams.outputs,
+            input: started.streams.input,
+            terminal: started.streams.terminal,
+            external: started.external,
+            restoring: started.restoring,
+        }),
+        Err(why) => {
             // The failure of the start is the one to tell.
             let _ = group.remove();
-        })
-        .map(|(init, pid, status, streams)| Launched {
-            init,
-            pid,
-            status,
-            group,
-            outputs: streams.outputs,
-            input: streams.input,
-            terminal: streams.terminal,
-        })
+            Err(why)
+        }
+    }
 }
 
-fn start(
-    launch: &Launch,
-    group: &Group,
-    program: &Path,
-) -> Result<(OwnedFd, libc::pid_t, OwnedFd, Streams), String> {
+struct Started {
+    init: OwnedFd,
+    pid: libc::pid_t,
+    status: OwnedFd,
+    streams: Streams,
+    external: Vec<External>,
+    restoring: Option<Restoring>,
+}
+
+fn begin(launch: &Launch, group: &Group, program: &Path) -> Result<Started, String> {
     let entrances = group.entrances().map_err(|error| error.to_string())?;
     let (streams, theirs) =
         open_streams(launch).map_err(|error| format!("cannot make the task's streams: {error}"))?;
-    let (status, status_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .map_err(|error| format!("cannot make a pipe: {error}"))?;
-    let terminal = streams.terminal.is_some();
-    let (pid, init) = Init::new(program, launch, theirs.stdio, terminal, &status_end, &entrances)
-        .and_then(|init| init.start())
-        .map_err(|error| format!("cannot start the task's init: {error}"))?;
-    Ok((init, pid, status, streams))
+    let pipe =
+        |flags| pipe2(OFlag::O_CLOEXEC | flags).map_err(|error| format!("cannot make a pipe: {error}"));
+    let (status, status_end) = pipe(OFlag::O_NONBLOCK)?;
+    let init = |stdio, mode, entrances: &[File]| {
+        Init::new(program, launch, stdio, mode, &status_end, entrances)
+            .and_then(|init| init.start())
+            .map_err(|error| format!("cannot start the task's init: {error}"))
+    };
+    let (pid, init, restoring) = if launch.restore.is_none() {
+        let (pid, init) = init(theirs.stdio, theirs.mode, &entrances)?;
+        (pid, init, None)
+    } else {
+        let (mark, end) = pipe(OFlag::empty())?;
+        let (pid, init) = init([end.as_raw_fd(); 3], start::RESTORED, &[])?;
+        (pid, init, Some(Restoring { mark, streams: theirs.open, entrances }))
+    };
+    Ok(Started { init, pid, status, streams, external: theirs.external, restoring })
 }
 
 fn make_folders(launch: &Launch) -> Result<(), String> {
@@ -120,28 +156,36 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         set_nonblocking(&pty.master)?;
         nix::unistd::fchown(&pty.slave, Some(launch.uid.into()), None)?;
         let slave = pty.slave.as_raw_fd();
+        let stat = nix::sys::stat::fstat(&pty.slave)?;
+        let external = vec![External::Terminal { device: stat.st_rdev, filesystem: stat.st_dev }];
         let ours = Streams {
             outputs: vec![(pty.master.try_clone()?, keep(Stream::Stdout))],
             input: Some(pty.master.try_clone()?),
             terminal: Some(pty.master),
         };
-        return Ok((ours, Theirs { stdio: [slave; 3], _open: vec![pty.slave] }));
+        let open = vec![pty.slave];
+        return Ok((ours, Theirs { stdio: [slave; 3], mode: start::TERMINAL, external, open }));
     }
     let (out, out_end) = pipe2(OFlag::O_CLOEXEC)?;
     let (err, err_end) = pipe2(OFlag::O_CLOEXEC)?;
     set_nonblocking(&out)?;
     set_nonblocking(&err)?;
-    let (stdin, input) = match launch.stdin {
-        Some(_) => {
-            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-            set_nonblocking(&write)?;
-            (read, Some(write))
-        }
-        None => (File::open("/dev/null")?.into(), None),
-    };
-    let stdio = [stdin.as_raw_fd(), out_end.as_raw_fd(), err_end.as_raw_fd()];
+    let mut open = vec![out_end, err_end];
+    let mut stdio = [open[0].as_raw_fd(), open[0].as_raw_fd(), open[1].as_raw_fd()];
+    let mut input = None;
+    let mut mode = start::NO_INPUT;
+    if launch.stdin.is_some() {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        set_nonblocking(&write)?;
+        (stdio[0], mode, input) = (read.as_raw_fd(), 0, Some(write));
+        open.insert(0, read);
+    }
+    let external = open
+        .iter()
+        .map(|end| Ok(External::Pipe { inode: nix::sys::stat::fstat(end)?.st_ino }))
+        .collect::<io::Result<_>>()?;
     let outputs = vec![(out, keep(Stream::Stdout)), (err, keep(Stream::Stderr))];
-    Ok((Streams { outputs, input, terminal: None }, Theirs { stdio, _open: vec![stdin, out_end, err_end] }))
+    Ok((Streams { outputs, input, terminal: None }, Theirs { stdio, mode, external, open }))
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {

@@ -4,6 +4,7 @@ mod launch;
 mod link;
 mod start;
 mod task;
+mod worker;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
@@ -13,6 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use grid_checkpoint::order::Report;
 use grid_qos::{CgroupError, Cgroups};
 use libgrid::ids::Run;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -22,6 +24,7 @@ use nix::time::clock_gettime;
 
 use self::link::Link;
 use self::task::{Task, Typed};
+use self::worker::Work;
 use crate::protocol::{FromShim, How, Kept, Launch, ToShim};
 
 /// How long a task has between SIGTERM and SIGKILL when its time is over.
@@ -75,6 +78,7 @@ enum Source {
     Stdout(u32),
     Stderr(u32),
     Input(u32),
+    Worker(u32),
 }
 
 /// What happens to a task at a certain time.
@@ -185,6 +189,7 @@ impl Shim {
                 let closed = events.intersects(EpollFlags::EPOLLERR);
                 self.input(slot, |task| if closed { Typed::Closed } else { task.pump_input() });
             }
+            Source::Worker(slot) => self.work(slot),
         }
     }
 
@@ -274,6 +279,7 @@ impl Shim {
                 self.with(run, |task| task.watched = true);
                 self.report_output(run);
             }
+            ToShim::Checkpoint { run, folder, stop } => self.checkpoint(run, folder, stop),
             ToShim::Forget(run) => self.forget(run),
             ToShim::Retire => self.retire = true,
         }
@@ -379,6 +385,7 @@ impl Shim {
             task.freeze(true);
         }
         let limit = task.time_limit();
+        let restored = self.restore(&mut task, slot);
         self.slots.insert(run, slot);
         let ended = task.end.clone();
         self.tasks.insert(slot, task);
@@ -388,7 +395,10 @@ impl Shim {
                 if let Some(limit) = limit {
                     self.schedule(now() + nanos(limit), Due::TimeLimit(slot));
                 }
-                self.tell(&FromShim::Started { run, at });
+                // A task that is restored has started when it runs again.
+                if !restored {
+                    self.tell(&FromShim::Started { run, at });
+                }
             }
         }
     }
@@ -443,6 +453,14 @@ impl Shim {
 
     fn end(&mut self, slot: u32) {
         let Some(task) = self.tasks.get_mut(&slot) else { return };
+        if task.worker.is_some() {
+            // It knows more about this end, and has still to be heard.
+            task.end_waits = true;
+            if let Some(live) = &task.live {
+                let _ = self.epoll.delete(&live.init);
+            }
+            return;
+        }
         if let Some(live) = &task.live {
             // Copies of these descriptors in a child that is just starting would keep them in the epoll.
             let outputs = live.outputs.iter().map(|(fd, _)| fd);
@@ -459,6 +477,92 @@ impl Shim {
             self.tell(&FromShim::Ended { run, end });
         }
         self.due.retain(|(_, due)| !matches!(due, Due::TimeLimit(s) | Due::Kill(s) if *s == slot));
+    }
+
+    // === checkpoints ===
+
+    /// The program `gridos-criu`.
+    fn criu(&self) -> PathBuf {
+        self.init.with_file_name("gridos-criu")
+    }
+
+    fn checkpoint(&mut self, run: Run, folder: PathBuf, stop: bool) {
+        let started = self.begin_checkpoint(run, folder.clone(), stop);
+        if let Err(why) = started {
+            self.tell(&FromShim::Checkpointed { run, folder, result: Err(why) });
+        }
+    }
+
+    fn begin_checkpoint(&mut self, run: Run, folder: PathBuf, stop: bool) -> Result<(), String> {
+        if self.frozen {
+            return Err("the task is frozen until its home node is heard of".into());
+        }
+        let criu = self.criu();
+        let slot = self.slots.get(&run).copied().ok_or("the task does not run here")?;
+        let task = self.tasks.get_mut(&slot).ok_or("the task does not run here")?;
+        let worker = task.checkpoint(&criu, folder, stop)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Worker(slot).to_u64());
+        // Unheard, it waits for its answer with the task stopped: its socket must go.
+        self.epoll.add(worker.socket(), event).map_err(|error| {
+            task.worker = None;
+            format!("cannot watch the checkpoint: {error}")
+        })
+    }
+
+    /// Starts what makes the task from its checkpoint; true if it is to begin so. What fails ends the task.
+    fn restore(&self, task: &mut Task, slot: u32) -> bool {
+        let why = match task.restore(&self.criu()) {
+            Ok(None) => return false,
+            Ok(Some(worker)) => match self.listen(worker.socket(), Source::Worker(slot), EpollFlags::EPOLLIN)
+            {
+                Ok(()) => return true,
+                Err(error) => format!("cannot watch the restore: {error}"),
+            },
+            Err(why) => why,
+        };
+        task.worker = None;
+        task.signal(libc::SIGKILL, Some(How::NotStarted { why, status: 126 }));
+        true
+    }
+
+    fn work(&mut self, slot: u32) {
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        let Some(worker) = task.worker.as_mut() else { return };
+        let result = match worker.hear() {
+            None => return,
+            Some(Report::Frozen) => {
+                task.drain();
+                let (stdout, stderr) = task.written();
+                if let Some(worker) = task.worker.as_mut() {
+                    worker.go([stdout, stderr]);
+                }
+                return;
+            }
+            Some(Report::Done(done)) => Ok(done),
+            Some(Report::Failed(why)) => Err(why),
+        };
+        let Some(worker) = task.worker.take() else { return };
+        let (run, at, ended) = (task.run(), task.started, std::mem::take(&mut task.end_waits));
+        let message = match (worker.work, result) {
+            (Work::Dump { stop }, result) => {
+                if stop && result.is_ok() {
+                    task.stopped();
+                }
+                Some(FromShim::Checkpointed { run, folder: worker.folder.clone(), result })
+            }
+            (Work::Restore, Ok(_)) => Some(FromShim::Started { run, at }),
+            (Work::Restore, Err(why)) => {
+                task.signal(libc::SIGKILL, Some(How::NotStarted { why, status: 126 }));
+                None
+            }
+        };
+        self.unlisten(worker.socket());
+        if let Some(message) = message {
+            self.tell(&message);
+        }
+        if ended {
+            self.end(slot);
+        }
     }
 
     fn listen(&self, fd: impl AsFd, source: Source, flags: EpollFlags) -> io::Result<()> {
@@ -480,6 +584,7 @@ impl Source {
             Source::Stdout(slot) => (4, slot),
             Source::Stderr(slot) => (5, slot),
             Source::Input(slot) => (6, slot),
+            Source::Worker(slot) => (7, slot),
         };
         kind << 32 | u64::from(slot)
     }
@@ -494,6 +599,7 @@ impl Source {
             4 => Source::Stdout(slot),
             5 => Source::Stderr(slot),
             6 => Source::Input(slot),
+            7 => Source::Worker(slot),
             _ => return None,
         })
     }

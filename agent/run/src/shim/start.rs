@@ -21,6 +21,11 @@ const STACK: usize = 32 << 10;
 /// Where init expects the status pipe; the entrances of control groups follow.
 const STATUS: RawFd = 3;
 
+/// The bits of init's mode: descriptor 0 is a terminal; there is no input; a checkpoint is restored.
+pub(super) const TERMINAL: u32 = 1;
+pub(super) const NO_INPUT: u32 = 2;
+pub(super) const RESTORED: u32 = 4;
+
 /// What the child needs.
 pub(super) struct Init {
     program: CString,
@@ -80,7 +85,7 @@ impl Init {
         program: &Path,
         launch: &Launch,
         stdio: [RawFd; 3],
-        terminal: bool,
+        mode: u32,
         status: &impl AsRawFd,
         entrances: &[std::fs::File],
     ) -> io::Result<Self> {
@@ -93,7 +98,7 @@ impl Init {
             path(&launch.workdir)?,
             path(&launch.folder.join("tmp"))?,
             number(launch.uid)?,
-            number(terminal.into())?,
+            number(mode)?,
             number(entrances.len() as u32)?,
             number(places.len() as u32)?,
         ];

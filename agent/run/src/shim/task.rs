@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use grid_checkpoint::order::{Dump, Order, Restore};
 use libgrid::status::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
@@ -13,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::launch::Launched;
+use super::worker::{Work, Worker};
 use crate::logs;
 use crate::record::{RECORD, Record, Step};
 use libgrid::ids::Run;
@@ -36,6 +39,10 @@ pub(super) struct Task {
     typed_end: bool,
     /// Why we ended it, if we did.
     reason: Option<How>,
+    /// Who writes a checkpoint of it, or makes it from one.
+    pub(super) worker: Option<Worker>,
+    /// It ended while somebody worked for it, who is heard first.
+    pub(super) end_waits: bool,
 }
 
 /// What became of typed bytes.
@@ -70,6 +77,8 @@ impl Task {
             typed: VecDeque::new(),
             typed_end: false,
             reason: None,
+            worker: None,
+            end_waits: false,
         }
     }
 
@@ -230,9 +239,7 @@ impl Task {
         let mut usage = Usage { wall: self.since.elapsed(), ..Usage::default() };
         let Some(pid) = self.live.as_ref().map(|live| live.pid) else { return };
         reap(pid, &mut usage);
-        for at in 0..2 {
-            while self.pump(at) && self.readable(at) {}
-        }
+        self.drain();
         let (stdout, stderr) = self.written();
         let Some(live) = self.live.take() else { return };
         let used = live.group.used();
@@ -247,6 +254,62 @@ impl Task {
             let _ = live.group.remove();
         }
         self.end = Some(Ending { how, usage, printed: stdout + stderr, group_kept });
+    }
+
+    /// Takes what waits in its pipes or its terminal: all, of a task that prints nothing meanwhile.
+    pub(super) fn drain(&mut self) {
+        for at in 0..2 {
+            while self.pump(at) && self.readable(at) {}
+        }
+    }
+
+    /// What writes a checkpoint of it.
+    ///
+    /// # Errors
+    /// Where it cannot be written now: a sentence.
+    pub(super) fn checkpoint(
+        &mut self,
+        program: &Path,
+        folder: PathBuf,
+        stop: bool,
+    ) -> Result<&Worker, String> {
+        let live = self.live.as_ref().ok_or("the task has ended")?;
+        match self.worker.as_ref().map(|worker| worker.work) {
+            Some(Work::Restore) => return Err("the task is being restored: try again when it runs".into()),
+            Some(Work::Dump { .. }) => return Err("another checkpoint of the task is being written".into()),
+            None => (),
+        }
+        let order = Order::Dump(Dump {
+            folder,
+            uid: self.launch.uid,
+            workdir: self.launch.workdir.clone(),
+            stdio: live.external.clone(),
+            stop,
+        });
+        let worker = Worker::start(program, &order, &[live.init.as_raw_fd()])?;
+        Ok(self.worker.insert(worker))
+    }
+
+    /// What makes its processes from a checkpoint, if it is to begin so.
+    ///
+    /// # Errors
+    /// Where it cannot be started: a sentence.
+    pub(super) fn restore(&mut self, program: &Path) -> Result<Option<&Worker>, String> {
+        let Some(folder) = self.launch.restore.clone() else { return Ok(None) };
+        let Some(live) = self.live.as_mut() else { return Ok(None) };
+        let Some(restoring) = live.restoring.take() else { return Ok(None) };
+        let order =
+            Order::Restore(Restore { folder, uid: self.launch.uid, workdir: self.launch.workdir.clone() });
+        let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
+        descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
+        descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));
+        let worker = Worker::start(program, &order, &descriptors)?;
+        Ok(Some(self.worker.insert(worker)))
+    }
+
+    /// It was ended on purpose, with a checkpoint to go on from.
+    pub(super) fn stopped(&mut self) {
+        self.reason.get_or_insert(How::Killed(libc::SIGKILL));
     }
 
     fn readable(&self, at: usize) -> bool {

@@ -14,8 +14,15 @@
 //! | descriptors 0, 1, 2 | the program's |
 //! | descriptor 3 | the status pipe: [`Record`]s |
 //! | descriptors 4 to 3 + `groups` | write `0` here to join the control groups |
-//! | arguments | `gridos-init`, work, workdir, tmp, uid, terminal (0 or 1), groups, places, the program's possible places, its arguments |
+//! | arguments | `gridos-init`, work, workdir, tmp, uid, mode, groups, places, the program's possible places, its arguments |
 //! | environment | the program's |
+//!
+//! The mode is a sum: 1, descriptor 0 is a terminal, to be taken; 2, there is no input: descriptor 0 becomes
+//! `/dev/null`, opened here, in the task's own mount namespace, for a checkpoint can name no file of another; 4, a
+//! checkpoint is restored.
+//!
+//! **Restored.** Init makes the mounts and starts nothing: it closes descriptors 0 to 2, which tells whoever restores that
+//! the mounts are there, and reaps what is put below it until pid 2 ends, the number that every task's program has.
 #![no_main]
 // The compiler may turn code into calls of these; without the C library they must be here, and must not be turned
 // into calls of themselves.
@@ -39,13 +46,21 @@ const STATUS: usize = 3;
 /// The first entrance of a control group.
 const ENTRANCES: usize = 4;
 
+/// The bits of the mode.
+const TERMINAL: usize = 1;
+const NO_INPUT: usize = 2;
+const RESTORED: usize = 4;
+
+/// The pid of the program: the first process of its namespace after this one.
+const PROGRAM: usize = 2;
+
 /// What the arguments say.
 struct Task {
     work: *const u8,
     workdir: *const u8,
     tmp: *const u8,
     uid: usize,
-    terminal: bool,
+    mode: usize,
     groups: usize,
     places: Strings,
     count: usize,
@@ -64,7 +79,11 @@ type Failed = (Step, Errno);
 unsafe extern "C" fn begin(stack: *const usize) -> ! {
     // SAFETY: as promised by the caller; the shim passes at least nine arguments.
     let task = unsafe { Task::read(stack) };
-    match task.prepare().and_then(|()| task.start()) {
+    let started = task.prepare().and_then(|()| match task.mode & RESTORED {
+        0 => task.start(),
+        _ => system::block_child_signal().map(|()| PROGRAM).map_err(|errno| (Step::Init, errno)),
+    });
+    match started {
         Ok(pid) => wait(pid),
         Err((step, errno)) => fail(step, errno),
     }
@@ -83,7 +102,7 @@ impl Task {
                 workdir: at(2),
                 tmp: at(3),
                 uid: system::number(at(4)),
-                terminal: system::number(at(5)) == 1,
+                mode: system::number(at(5)),
                 groups: system::number(at(6)),
                 places: argv.add(8),
                 count: places,
@@ -140,8 +159,12 @@ impl Task {
             system::write(entrance, b"0").map_err(at(Step::Cgroup))?;
         }
         system::setsid().map_err(at(Step::Session))?;
-        if self.terminal {
+        if self.mode & TERMINAL != 0 {
             system::take_terminal(0).map_err(at(Step::Terminal))?;
+        }
+        if self.mode & NO_INPUT != 0 {
+            system::close(0);
+            system::open_for_reading(c"/dev/null").map_err(at(Step::Input))?;
         }
         system::chdir(self.workdir).map_err(at(Step::Folder))?;
         system::become_user(self.uid).map_err(at(Step::Identity))?;
@@ -170,7 +193,7 @@ impl Task {
 
 /// Reaps until the program ends; its end is the task's.
 fn wait(program: usize) -> ! {
-    // Nothing of the task's pipes may stay open here, or their end would never be seen.
+    // Nothing of the task's pipes may stay open here, or their end would never be seen. To a restore it is the mark.
     system::close_all_but(STATUS);
     loop {
         match system::wait() {
@@ -179,6 +202,8 @@ fn wait(program: usize) -> ! {
                 system::exit(0);
             }
             Ok(_) | Err(system::INTERRUPTED) => (),
+            // Nothing was restored yet: the end of what comes is waited for, blocked as its signal is.
+            Err(system::NO_CHILD) => system::wait_for_child_signal(),
             Err(_) => system::exit(1),
         }
     }

@@ -11,11 +11,13 @@ pub(crate) type Errno = i32;
 
 pub(crate) const NOT_FOUND: Errno = 2;
 pub(crate) const INTERRUPTED: Errno = 4;
+pub(crate) const NO_CHILD: Errno = 10;
 pub(crate) const NO_FOLDER: Errno = 20;
 
 #[cfg(target_arch = "x86_64")]
 mod number {
     pub(super) const WRITE: usize = 1;
+    pub(super) const CLOSE: usize = 3;
     pub(super) const RT_SIGACTION: usize = 13;
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const IOCTL: usize = 16;
@@ -28,9 +30,11 @@ mod number {
     pub(super) const SETGROUPS: usize = 116;
     pub(super) const SETRESUID: usize = 117;
     pub(super) const SETRESGID: usize = 119;
+    pub(super) const RT_SIGTIMEDWAIT: usize = 128;
     pub(super) const PRCTL: usize = 157;
     pub(super) const MOUNT: usize = 165;
     pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const OPENAT: usize = 257;
     pub(super) const CLOSE_RANGE: usize = 436;
 }
 
@@ -39,10 +43,13 @@ mod number {
     pub(super) const IOCTL: usize = 29;
     pub(super) const MOUNT: usize = 40;
     pub(super) const CHDIR: usize = 49;
+    pub(super) const OPENAT: usize = 56;
+    pub(super) const CLOSE: usize = 57;
     pub(super) const WRITE: usize = 64;
     pub(super) const EXIT_GROUP: usize = 94;
     pub(super) const RT_SIGACTION: usize = 134;
     pub(super) const RT_SIGPROCMASK: usize = 135;
+    pub(super) const RT_SIGTIMEDWAIT: usize = 137;
     pub(super) const SETRESUID: usize = 147;
     pub(super) const SETRESGID: usize = 149;
     pub(super) const SETSID: usize = 157;
@@ -229,6 +236,35 @@ pub(crate) fn restore_signals() {
         call(number::RT_SIGPROCMASK, 2, (&raw const none) as usize, 0, size_of_val(&none), 0);
         call(number::UMASK, 0o022, 0, 0, 0, 0);
     }
+}
+
+/// The set of signals with SIGCHLD alone.
+const CHILD_SIGNAL: u64 = 1 << 16;
+
+/// A child's end waits, instead of being ignored, from now on.
+pub(crate) fn block_child_signal() -> Result<(), Errno> {
+    let set = CHILD_SIGNAL;
+    // SAFETY: the set is of the size that the kernel is told. 0 is SIG_BLOCK.
+    check(unsafe { call(number::RT_SIGPROCMASK, 0, (&raw const set) as usize, 0, size_of::<u64>(), 0) })
+        .map(drop)
+}
+
+/// Waits until a child ended, or has ended since it was blocked.
+pub(crate) fn wait_for_child_signal() {
+    let set = CHILD_SIGNAL;
+    // SAFETY: the set is of the size that the kernel is told; nobody asks for details, and there is no time limit.
+    unsafe { call(number::RT_SIGTIMEDWAIT, (&raw const set) as usize, 0, 0, size_of::<u64>(), 0) };
+}
+
+pub(crate) fn close(fd: usize) {
+    // SAFETY: takes a number.
+    unsafe { call(number::CLOSE, fd, 0, 0, 0, 0) };
+}
+
+/// The lowest free number becomes the file's.
+pub(crate) fn open_for_reading(path: &'static core::ffi::CStr) -> Result<usize, Errno> {
+    // AT_FDCWD, which a path from the root does not use. SAFETY: a C string; O_RDONLY is 0.
+    check(unsafe { call(number::OPENAT, -100isize as usize, path.as_ptr() as usize, 0, 0, 0) })
 }
 
 pub(crate) fn close_on_exec_from(fd: usize) {

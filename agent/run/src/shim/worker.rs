@@ -1,0 +1,101 @@
+//! A `gridos-criu` that works for a task: it writes a checkpoint, or makes the task from one.
+
+use std::io::{self, Read, Write};
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use grid_checkpoint::order::{self, Go, Order, Report};
+use libgrid::wire;
+
+pub(super) struct Worker {
+    child: Child,
+    socket: UnixStream,
+    incoming: Vec<u8>,
+    /// The folder of the checkpoint.
+    pub(super) folder: PathBuf,
+    pub(super) work: Work,
+    /// What it said at last.
+    said: Option<Report>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    Dump { stop: bool },
+    Restore,
+}
+
+impl Worker {
+    /// Starts it, and gives it its order.
+    ///
+    /// # Errors
+    /// One sentence; nothing runs then.
+    pub(super) fn start(program: &Path, order: &Order, descriptors: &[RawFd]) -> Result<Self, String> {
+        let (folder, work) = match order {
+            Order::Dump(dump) => (dump.folder.clone(), Work::Dump { stop: dump.stop }),
+            Order::Restore(restore) => (restore.folder.clone(), Work::Restore),
+        };
+        let wrong = |error: io::Error| format!("cannot start {}: {error}", program.display());
+        let (mut command, socket) = order::command(program).map_err(wrong)?;
+        let mut child = command.spawn().map_err(wrong)?;
+        // Its end of the socket: only its own copy may be left, or its end is never heard.
+        drop(command);
+        let ordered = order::send(&socket, order, descriptors).and_then(|()| socket.set_nonblocking(true));
+        if let Err(error) = ordered {
+            drop(socket);
+            let _ = child.wait();
+            return Err(wrong(error));
+        }
+        Ok(Self { child, socket, incoming: Vec::new(), folder, work, said: None })
+    }
+
+    pub(super) fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
+    /// What it says next; `None` when there is nothing yet. The last is always `Done` or `Failed`.
+    pub(super) fn hear(&mut self) -> Option<Report> {
+        let mut buffer = [0; 4096];
+        let ended = loop {
+            match self.socket.read(&mut buffer) {
+                Ok(0) => break true,
+                Ok(bytes) => self.incoming.extend_from_slice(&buffer[..bytes]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
+            }
+        };
+        match self.take() {
+            Some(Report::Frozen) => return Some(Report::Frozen),
+            Some(last) => self.said = Some(last),
+            None => (),
+        }
+        if !ended {
+            return None;
+        }
+        // It says its last word before it ends: it must be gone when others hear of it.
+        let status = self.child.wait();
+        let last = self.said.take();
+        Some(last.unwrap_or_else(|| {
+            Report::Failed(match status {
+                Ok(status) => format!("gridos-criu ended early: {status}"),
+                Err(error) => format!("gridos-criu cannot be waited for: {error}"),
+            })
+        }))
+    }
+
+    fn take(&mut self) -> Option<Report> {
+        let len = wire::frame_len(*self.incoming.first_chunk::<4>()?).ok()?;
+        let report = wire::decode(self.incoming.get(4..4 + len)?);
+        self.incoming.drain(..4 + len);
+        report.ok()
+    }
+
+    /// Lets a dump go on: the task has printed so much.
+    pub(super) fn go(&mut self, printed: [u64; 2]) {
+        // It reads at once, and a socket takes so little; if it is gone, its end tells.
+        if let Ok(frame) = wire::frame(&Go(printed)) {
+            let _ = self.socket.write_all(&frame);
+        }
+    }
+}
