@@ -45,6 +45,7 @@ pub mod images;
 pub mod installation;
 mod log;
 pub mod order;
+pub mod preflight;
 
 pub use description::Description;
 pub use installation::{Capabilities, Installation};
