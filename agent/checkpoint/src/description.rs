@@ -9,6 +9,7 @@ use libgrid::wire;
 use serde::{Deserialize, Serialize};
 
 use crate::order::External;
+use crate::preflight::needs::Needs;
 
 /// Changes with the meaning of a checkpoint's files.
 const FORMAT: u32 = 1;
@@ -31,6 +32,8 @@ pub struct Description {
     pub printed: [u64; 2],
     /// How long the task stood still for its files and its output, after CRIU was done with it.
     pub held: Duration,
+    /// What a machine must have to restore it.
+    pub needs: Needs,
 }
 
 /// A folder holds no checkpoint, or none that this release can use.
@@ -64,8 +67,15 @@ pub enum DescriptionError {
 
 impl Description {
     /// Of a task that had printed so much.
-    pub fn new(uid: u32, workdir: PathBuf, stdio: Vec<External>, printed: [u64; 2], held: Duration) -> Self {
-        Self { format: FORMAT, uid, workdir, stdio, printed, held }
+    pub fn new(
+        uid: u32,
+        workdir: PathBuf,
+        stdio: Vec<External>,
+        printed: [u64; 2],
+        held: Duration,
+        needs: Needs,
+    ) -> Self {
+        Self { format: FORMAT, uid, workdir, stdio, printed, held, needs }
     }
 
     /// Reads that of the checkpoint in this folder.
@@ -111,8 +121,14 @@ mod tests {
     fn it_is_read_as_it_was_written_and_not_at_all_when_cut() {
         let folder = tempfile::tempdir().unwrap();
         let stdio = vec![External::Pipe { inode: 7 }, External::Terminal { device: 1, filesystem: 2 }];
-        let description =
-            Description::new(1_900_000_000, "/w".into(), stdio, [1, 2], Duration::from_millis(3));
+        let description = Description::new(
+            1_900_000_000,
+            "/w".into(),
+            stdio,
+            [1, 2],
+            Duration::from_millis(3),
+            Needs::default(),
+        );
         assert!(matches!(Description::read(folder.path()), Err(DescriptionError::File { .. })));
         description.write(folder.path()).unwrap();
         assert_eq!(Description::read(folder.path()).unwrap(), description);

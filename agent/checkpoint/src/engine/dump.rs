@@ -7,7 +7,8 @@
 //! Whatever fails before the description is there lets the task run on, and the folder is removed.
 
 use std::fs::{self, DirBuilder, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -18,6 +19,7 @@ use libgrid::wire;
 use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
 use crate::Description;
 use crate::order::{Done, Dump, Go, Report};
+use crate::preflight::{self, needs::Needs, process};
 
 /// The pid of every task's root in its namespace: the first process that init starts.
 const ROOT: i32 = 2;
@@ -31,6 +33,7 @@ pub(super) fn run(
     let start = Instant::now();
     let [init]: [OwnedFd; 1] =
         descriptors.try_into().map_err(|_| "the order names no task to dump".to_owned())?;
+    let needs = preflight(order, &init)?;
     let images = order.folder.join("images");
     let make = |path: &Path| {
         DirBuilder::new()
@@ -45,7 +48,7 @@ pub(super) fn run(
         let folder = open_folder(&order.folder)?;
         let names = folders(&order.workdir).map(|(_, name)| name);
         let packed = archives(&order.folder, names, File::options().write(true).create_new(true))?;
-        inside::run(init.as_fd(), None, None, |_| dump(order, &opened, &folder, packed, shim, criu))
+        inside::run(init.as_fd(), None, None, |_| dump(order, &opened, &folder, packed, needs, shim, criu))
     });
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
     let result = match (result, Description::read(&order.folder)) {
@@ -66,11 +69,47 @@ pub(super) fn run(
     }
 }
 
+/// What is in the way, in one sentence; else what a machine must have to restore the task.
+fn preflight(order: &Dump, init: &OwnedFd) -> Result<Needs, String> {
+    let proc = Path::new("/proc");
+    let wrong = |error: io::Error| format!("the task cannot be looked at: {error}");
+    let (init, pids) = processes(proc, init).map_err(wrong)?;
+    let mut blockers = Vec::new();
+    let mut memory = 0;
+    for pid in &pids {
+        // One that ended meanwhile is in nobody's way.
+        blockers.extend(process::examine(proc, init, *pid).unwrap_or_default());
+        memory += process::resident(proc, *pid).unwrap_or(0);
+    }
+    let above = order.folder.parent().unwrap_or(Path::new("/"));
+    blockers.extend(preflight::room(above, memory).map_err(wrong)?);
+    if !blockers.is_empty() {
+        return Err(preflight::sentence(&blockers));
+    }
+    Needs::of(proc, Path::new("/"), &pids, &folders(&order.workdir).map(|(folder, _)| folder)).map_err(wrong)
+}
+
+/// The pid of this init, and of all others in its pid namespace.
+fn processes(proc: &Path, init: &OwnedFd) -> io::Result<(u32, Vec<u32>)> {
+    let info = fs::read_to_string(proc.join(format!("self/fdinfo/{}", init.as_raw_fd())))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "it has ended");
+    let init: u32 = pid.ok_or_else(gone)?;
+    let namespace = |pid: u32| fs::read_link(proc.join(format!("{pid}/ns/pid")));
+    let own = namespace(init).map_err(|_| gone())?;
+    let numbers = fs::read_dir(proc)?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok((
+        init,
+        numbers.filter(|pid| *pid != init && namespace(*pid).is_ok_and(|other| other == own)).collect(),
+    ))
+}
+
 fn dump(
     order: &Dump,
     images: &OwnedFd,
     folder: &OwnedFd,
     packed: Vec<File>,
+    needs: Needs,
     shim: &UnixStream,
     criu: &Criu,
 ) -> Result<(), String> {
@@ -82,7 +121,7 @@ fn dump(
     let here = path_of(folder);
     let log = path_of(images).join("dump.log");
     let hook = {
-        let order = order.clone();
+        let (order, mut needs) = (order.clone(), Some(needs));
         let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
         let folder = folder.try_clone().map_err(|error| format!("cannot keep the folder open: {error}"))?;
         move |stage: &str| {
@@ -98,8 +137,9 @@ fn dump(
                 // From here on, the checkpoint is all that there is of the task.
                 files::sync(&folder)?;
             }
+            let needs = needs.take().unwrap_or_default();
             let (stdio, held) = (order.stdio.clone(), start.elapsed());
-            let description = Description::new(order.uid, order.workdir.clone(), stdio, printed, held);
+            let description = Description::new(order.uid, order.workdir.clone(), stdio, printed, held, needs);
             description.write(&here).map_err(|error| error.to_string())
         }
     };
@@ -108,7 +148,6 @@ fn dump(
 
 /// A folder that was opened before, as a path of this process.
 pub(super) fn path_of(folder: &OwnedFd) -> std::path::PathBuf {
-    use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", folder.as_raw_fd()).into()
 }
 

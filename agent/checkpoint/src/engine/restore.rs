@@ -9,6 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -19,6 +20,7 @@ use super::{Criu, archives, dump::path_of, explain, files, folders, inside, keep
 use crate::Description;
 use crate::images::Tree;
 use crate::order::{Done, Restore};
+use crate::preflight::{self, needs::Needs};
 
 /// A restore that takes longer is ended. Memory comes from the disk at 100 MB/s at the least.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -35,6 +37,12 @@ pub(super) fn run(order: &Restore, descriptors: Vec<OwnedFd>, criu: &Criu) -> Re
             description.uid,
             description.workdir.display()
         ));
+    }
+    let here = Needs::of_machine(Path::new("/proc"))
+        .map_err(|error| format!("this machine cannot be looked at: {error}"))?;
+    let blockers = description.needs.blockers(&here, Path::new("/"));
+    if !blockers.is_empty() {
+        return Err(preflight::sentence(&blockers));
     }
     let images = order.folder.join("images");
     let tree = Tree::read(&images).map_err(|error| error.to_string())?;

@@ -32,6 +32,16 @@ impl fmt::Display for Blocker {
     }
 }
 
+/// The first blockers, with the number of the others.
+pub fn sentence(blockers: &[Blocker]) -> String {
+    const FIRST: usize = 3;
+    let mut told = blockers.iter().take(FIRST).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if blockers.len() > FIRST {
+        told += &format!("; and {} more", blockers.len() - FIRST);
+    }
+    told
+}
+
 /// Whether a folder's disk takes so many bytes more, with a tenth to spare.
 ///
 /// # Errors
@@ -54,6 +64,13 @@ pub fn room(folder: &Path, bytes: u64) -> io::Result<Option<Blocker>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_blockers_are_told_shortly() {
+        let blocker = Blocker { what: "it is".into(), remedy: "end it" };
+        assert_eq!(sentence(std::slice::from_ref(&blocker)), "it is: end it");
+        assert!(sentence(&vec![blocker; 9]).ends_with("it is: end it; and 6 more"));
+    }
 
     #[test]
     fn a_disk_has_room_for_a_little_and_not_for_everything() {

@@ -362,3 +362,52 @@ fn a_task_that_is_killed_while_it_is_restored_ends() {
     assert!(matches!(how, How::Killed(libc::SIGKILL) | How::NotStarted { .. }), "{how:?}");
     bench.until("nothing is left behind", || left_behind(&bench) == before);
 }
+
+#[test]
+fn the_preflight_says_what_is_in_the_way() {
+    let Some(mut bench) = bench_with_criu() else { return };
+    let python = |body: &str| {
+        format!(
+            "exec /usr/bin/python3 -c \"import socket, os, time, mmap\n{body}\nprint('ready', flush=True)\n\
+             while not os.path.exists('/tmp/go'): time.sleep(0.01)\nprint('OK')\""
+        )
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let script = python(&format!("x = socket.create_connection(('127.0.0.1', {}))", address.port()));
+    let launch = bench.program(1, &Program { name: "tcp", script, memory: 64 });
+    bench.start(launch);
+    bench.ready(1);
+    let why = bench.checkpoint(1, "c1", true).unwrap_err();
+    assert!(why.contains(&format!("(python3) has a TCP connection with {address}")), "{why}");
+    assert!(!bench.folder.path().join("c1").exists());
+    bench.verdict(1, "tcp");
+
+    // A library that is gone when the task shall go on.
+    let library = bench.folder.path().join("library");
+    fs::write(&library, vec![7; 8192]).unwrap();
+    for path in [bench.folder.path(), &library] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let script = python(&format!(
+        "f = open('{}', 'rb'); m = mmap.mmap(f.fileno(), 8192, access=mmap.ACCESS_READ); f.close()",
+        library.display()
+    ));
+    let launch = bench.program(2, &Program { name: "library", script, memory: 64 });
+    bench.start(launch.clone());
+    bench.ready(2);
+    let (folder, _) = bench.checkpoint(2, "c2", true).unwrap();
+    bench.ended(2);
+    fs::rename(&library, library.with_extension("away")).unwrap();
+    let mut again = launch.clone();
+    (again.run, again.folder, again.restore) = (run(3), bench.folder(3), Some(folder.clone()));
+    bench.send(&ToShim::Launch(Box::new(again)));
+    let wanted = format!(
+        "{} is mapped by the task, and is not here: install its package on this node, or stage the file with the job",
+        library.display()
+    );
+    assert_eq!(bench.ended(3).how, How::NotStarted { why: wanted, status: 126 });
+    fs::rename(library.with_extension("away"), &library).unwrap();
+    bench.restore(launch, 4, &folder);
+    bench.verdict(4, "library");
+}
