@@ -43,6 +43,7 @@ pub mod description;
 pub mod engine;
 pub mod images;
 pub mod installation;
+pub mod interval;
 mod log;
 pub mod order;
 pub mod preflight;
