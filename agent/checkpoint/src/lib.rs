@@ -47,6 +47,7 @@ pub mod interval;
 mod log;
 pub mod order;
 pub mod preflight;
+pub mod store;
 
 pub use description::Description;
 pub use installation::{Capabilities, Installation};
