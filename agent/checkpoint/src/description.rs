@@ -8,7 +8,7 @@ use std::time::Duration;
 use libgrid::wire;
 use serde::{Deserialize, Serialize};
 
-use crate::order::External;
+use crate::order::{External, Streams};
 use crate::preflight::needs::Needs;
 
 /// Changes with the meaning of a checkpoint's files.
@@ -28,8 +28,8 @@ pub struct Description {
     /// Its standard streams that came from outside, in order: one for a terminal; else input, if it has any, output and
     /// errors.
     pub stdio: Vec<External>,
-    /// Bytes that it had printed, to standard output and to standard error.
-    pub printed: [u64; 2],
+    /// What had passed through them.
+    pub streams: Streams,
     /// How long the task stood still for its files and its output, after CRIU was done with it.
     pub held: Duration,
     /// What a machine must have to restore it.
@@ -66,16 +66,16 @@ pub enum DescriptionError {
 }
 
 impl Description {
-    /// Of a task that had printed so much.
+    /// Of a task, as it was when it was stopped.
     pub fn new(
         uid: u32,
         workdir: PathBuf,
         stdio: Vec<External>,
-        printed: [u64; 2],
+        streams: Streams,
         held: Duration,
         needs: Needs,
     ) -> Self {
-        Self { format: FORMAT, uid, workdir, stdio, printed, held, needs }
+        Self { format: FORMAT, uid, workdir, stdio, streams, held, needs }
     }
 
     /// Reads that of the checkpoint in this folder.
@@ -121,11 +121,12 @@ mod tests {
     fn it_is_read_as_it_was_written_and_not_at_all_when_cut() {
         let folder = tempfile::tempdir().unwrap();
         let stdio = vec![External::Pipe { inode: 7 }, External::Terminal { device: 1, filesystem: 2 }];
+        let streams = Streams { printed: [1, 2], typed: b"typed".to_vec(), typed_end: true };
         let description = Description::new(
             1_900_000_000,
             "/w".into(),
             stdio,
-            [1, 2],
+            streams,
             Duration::from_millis(3),
             Needs::default(),
         );

@@ -8,7 +8,7 @@
 //! The first is CRIU unpacked by `setup/install` with its own libraries, where the system's is too old for current
 //! kernels; it is asked first, for it is there only then. That folder may lie where a task does not see it (below
 //! `/tmp`), and CRIU runs inside the task's mount namespace: so it is executed by descriptors that were opened
-//! before ([`Installation::open`]), never by path.
+//! before, never by path.
 
 use std::fs::File;
 use std::io;

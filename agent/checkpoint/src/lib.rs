@@ -17,7 +17,7 @@
 //! | `task` | [`Description`]; written last: without it, a folder is no checkpoint |
 //!
 //! **Why inside the namespaces.** The tree below `gridos-init` is dumped, not init: the namespaces and mounts are made
-//! again by a new init, the one way in which they are ever made ([`grid-run`]'s), and CRIU has nothing to do with
+//! again by a new init, the one way in which they are ever made (the shim's), and CRIU has nothing to do with
 //! them. It sees the task as one that shares all namespaces with CRIU itself, and paths and pids are those that the task
 //! knows. The pids have to be free: so B takes a number in the middle of those that the task does not use
 //! ([`images::Tree::free`]), by `clone3` with `set_tid`, and CRIU's own processes follow it.
@@ -34,10 +34,17 @@
 //! that fails ends with its init, and nothing is left of it.
 //!
 //! # What was needed on a kernel in a container-like machine
-//! Without CAP_SYS_RESOURCE, CRIU cannot raise its limit of descriptors; it says so and goes on. `/run` that is no tmpfs
-//! costs 40 ms a run, for it asks the kernel all its questions anew. A task's descriptor that was opened in another
-//! mount namespace cannot be dumped ("Can't lookup mount"): so init opens `/dev/null` itself, and only pipes and the
-//! terminal come from outside.
+//! - Without CAP_SYS_RESOURCE, the kernel tells a process's limits to its own real user alone (CRIU: "Can't get rlimit 0"): so
+//!   CRIU runs with the task's user as its **real** one, root as its effective one. See `engine/mod.rs`.
+//! - Then libnftables ends it, when it asks the kernel what it can do: those answers are kept in `/run`. See `engine/cache.rs`.
+//! - Without it, CRIU cannot raise its limit of descriptors either; it says so and goes on.
+//! - A descriptor that was opened in another mount namespace cannot be dumped ("Can't lookup mount"): init opens `/dev/null`
+//!   itself, and only pipes and the terminal come from outside.
+//! - A chosen pid (`set_tid`) does not move the kernel's counter: `ns_last_pid` does.
+//! - `post-restore` comes before processes get their users, `pre-resume` after; a script's failure there is only logged.
+//! - When the root of a tree ends, so do init, the namespace, and whoever speaks to CRIU inside: the description that was
+//!   written and synced before is what says that the dump is done.
+//! - CRIU 4.1 writes a thread of a random number for a zombie. See `images.rs`.
 
 pub mod description;
 pub mod engine;

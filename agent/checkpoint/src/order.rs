@@ -5,7 +5,7 @@
 //!                                  (a dump: the task is stopped)
 //!        ◀── Report::Frozen ──────
 //!        takes what waits in the task's pipes
-//!        ── Go ──────────────────▶ (writes the files; the task goes on, or is ended)
+//!        ── Streams ─────────────▶ (writes the files; the task goes on, or is ended)
 //!        ◀── Report::Done, or Report::Failed at any time
 //! ```
 //!
@@ -90,9 +90,17 @@ impl External {
     }
 }
 
-/// The answer to [`Report::Frozen`]: bytes that the task has printed, to standard output and to standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Go(pub [u64; 2]);
+/// The answer to [`Report::Frozen`]: what the shim knows of the task's streams.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    /// Bytes that the task has printed, to standard output and to standard error.
+    pub printed: [u64; 2],
+    /// What was typed and the task has not read; of a pipe, for a terminal has its own memory.
+    #[serde(with = "serde_bytes")]
+    pub typed: Vec<u8>,
+    /// Whether that is the end of its input.
+    pub typed_end: bool,
+}
 
 /// What `gridos-criu` tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! Writing a checkpoint.
 //!
 //! ```text
-//!  images made by CRIU ── post-dump ─▶ Frozen ─▶ Go ─▶ archives ─▶ description ─▶ synced ─▶ the task goes on, or is ended
+//!  images made by CRIU ── post-dump ─▶ Frozen ─▶ Streams ─▶ archives ─▶ description ─▶ synced ─▶ the task goes on, or is ended
 //! ```
 //!
 //! Whatever fails before the description is there lets the task run on, and the folder is removed.
@@ -18,7 +18,7 @@ use libgrid::wire;
 
 use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
 use crate::Description;
-use crate::order::{Done, Dump, Go, Report};
+use crate::order::{Done, Dump, Report, Streams};
 use crate::preflight::{self, needs::Needs, process};
 
 /// The pid of every task's root in its namespace: the first process that init starts.
@@ -129,7 +129,7 @@ fn dump(
                 return Ok(());
             }
             let start = Instant::now();
-            let printed = ask(&shim)?;
+            let streams = ask(&shim)?;
             for ((base, _), archive) in folders(&order.workdir).into_iter().zip(&packed) {
                 files::as_user(order.uid, || files::pack(base, archive))?;
             }
@@ -139,7 +139,7 @@ fn dump(
             }
             let needs = needs.take().unwrap_or_default();
             let (stdio, held) = (order.stdio.clone(), start.elapsed());
-            let description = Description::new(order.uid, order.workdir.clone(), stdio, printed, held, needs);
+            let description = Description::new(order.uid, order.workdir.clone(), stdio, streams, held, needs);
             description.write(&here).map_err(|error| error.to_string())
         }
     };
@@ -152,10 +152,9 @@ pub(super) fn path_of(folder: &OwnedFd) -> std::path::PathBuf {
 }
 
 /// Lets the shim take what waits in the task's pipes.
-fn ask(shim: &UnixStream) -> Result<[u64; 2], String> {
+fn ask(shim: &UnixStream) -> Result<Streams, String> {
     let mut shim = shim;
     let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
     wire::write(&mut shim, &Report::Frozen).map_err(|error| lost(&error))?;
-    let Go(printed) = wire::read(&mut shim).map_err(|error| lost(&error))?;
-    Ok(printed)
+    wire::read(&mut shim).map_err(|error| lost(&error))
 }

@@ -7,7 +7,7 @@
 //!   STORE/lock
 //! ```
 //!
-//! Files are cut where their content says so ([`cut`]), so that what did not change between two checkpoints is the same
+//! Files are cut where their content says so (`cut.rs`), so that what did not change between two checkpoints is the same
 //! pieces, wherever it lies in the file; a piece is written once. The next checkpoint of a task that changes little costs
 //! what changed.
 //!

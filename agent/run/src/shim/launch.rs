@@ -9,8 +9,9 @@ use std::path::Path;
 use grid_checkpoint::order::External;
 use grid_qos::{Cgroups, Group, Limits};
 use libgrid::control::{Stdin, Stream};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open as open_path};
 use nix::pty::{Winsize, openpty};
+use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
 use super::start::{self, Init};
@@ -28,6 +29,8 @@ pub(super) struct Launched {
     pub(super) outputs: Vec<(OwnedFd, logs::Writer)>,
     /// The writing end of the input.
     pub(super) input: Option<OwnedFd>,
+    /// The pipe of its input, open for nothing but its name (`O_PATH`): it is no reader that a writer would count.
+    pub(super) unread: Option<OwnedFd>,
     pub(super) terminal: Option<OwnedFd>,
     /// What of its standard streams comes from us.
     pub(super) external: Vec<External>,
@@ -49,6 +52,7 @@ pub(super) struct Restoring {
 struct Streams {
     outputs: Vec<(OwnedFd, logs::Writer)>,
     input: Option<OwnedFd>,
+    unread: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
 }
 
@@ -82,6 +86,7 @@ pub(super) fn launch(launch: &Launch, cgroups: &Cgroups, program: &Path) -> Resu
             group,
             outputs: started.streams.outputs,
             input: started.streams.input,
+            unread: started.streams.unread,
             terminal: started.streams.terminal,
             external: started.external,
             restoring: started.restoring,
@@ -161,6 +166,7 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         let ours = Streams {
             outputs: vec![(pty.master.try_clone()?, keep(Stream::Stdout))],
             input: Some(pty.master.try_clone()?),
+            unread: None,
             terminal: Some(pty.master),
         };
         let open = vec![pty.slave];
@@ -172,11 +178,13 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
     set_nonblocking(&err)?;
     let mut open = vec![out_end, err_end];
     let mut stdio = [open[0].as_raw_fd(), open[0].as_raw_fd(), open[1].as_raw_fd()];
-    let mut input = None;
+    let (mut input, mut unread) = (None, None);
     let mut mode = start::NO_INPUT;
     if launch.stdin.is_some() {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         set_nonblocking(&write)?;
+        let path = format!("/proc/self/fd/{}", write.as_raw_fd());
+        unread = Some(open_path(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?);
         (stdio[0], mode, input) = (read.as_raw_fd(), 0, Some(write));
         open.insert(0, read);
     }
@@ -185,7 +193,7 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         .map(|end| Ok(External::Pipe { inode: nix::sys::stat::fstat(end)?.st_ino }))
         .collect::<io::Result<_>>()?;
     let outputs = vec![(out, keep(Stream::Stdout)), (err, keep(Stream::Stderr))];
-    Ok((Streams { outputs, input, terminal: None }, Theirs { stdio, mode, external, open }))
+    Ok((Streams { outputs, input, unread, terminal: None }, Theirs { stdio, mode, external, open }))
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {

@@ -395,8 +395,10 @@ impl Shim {
                 if let Some(limit) = limit {
                     self.schedule(now() + nanos(limit), Due::TimeLimit(slot));
                 }
-                // A task that is restored has started when it runs again.
-                if !restored {
+                if restored {
+                    // It has started when it runs again; what was typed before waits for it in its pipe.
+                    self.input(slot, Task::pump_input);
+                } else {
                     self.tell(&FromShim::Started { run, at });
                 }
             }
@@ -531,10 +533,9 @@ impl Shim {
         let result = match worker.hear() {
             None => return,
             Some(Report::Frozen) => {
-                task.drain();
-                let (stdout, stderr) = task.written();
+                let streams = task.streams();
                 if let Some(worker) = task.worker.as_mut() {
-                    worker.go([stdout, stderr]);
+                    worker.go(&streams);
                 }
                 return;
             }

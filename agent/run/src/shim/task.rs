@@ -1,16 +1,18 @@
 //! A task that runs: its output, its input, its end.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use grid_checkpoint::order::{Dump, Order, Restore};
+use grid_checkpoint::Description;
+use grid_checkpoint::order::{Dump, Order, Restore, Streams};
 use libgrid::status::Usage;
 use nix::errno::Errno;
-use nix::fcntl::{SpliceFFlags, splice};
+use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, tee};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -37,6 +39,8 @@ pub(super) struct Task {
     /// Typed bytes that the task has not taken.
     typed: VecDeque<u8>,
     typed_end: bool,
+    /// Bytes of them that were typed before a checkpoint, to another shim: its agent does not wait for them.
+    inherited: usize,
     /// Why we ended it, if we did.
     reason: Option<How>,
     /// Who writes a checkpoint of it, or makes it from one.
@@ -76,6 +80,7 @@ impl Task {
             watched: false,
             typed: VecDeque::new(),
             typed_end: false,
+            inherited: 0,
             reason: None,
             worker: None,
             end_waits: false,
@@ -149,7 +154,9 @@ impl Task {
             match nix::unistd::write(input, front) {
                 Ok(bytes) => {
                     self.typed.drain(..bytes);
-                    taken += bytes as u32;
+                    let inherited = bytes.min(self.inherited);
+                    self.inherited -= inherited;
+                    taken += (bytes - inherited) as u32;
                 }
                 Err(Errno::EAGAIN | Errno::EINTR) => return Typed::Taken(taken),
                 Err(_) => {
@@ -263,6 +270,22 @@ impl Task {
         }
     }
 
+    /// What a checkpoint keeps of its streams. The task is stopped: what it printed is all here then.
+    pub(super) fn streams(&mut self) -> Streams {
+        self.drain();
+        let (stdout, stderr) = self.written();
+        let mut streams = Streams { printed: [stdout, stderr], ..Streams::default() };
+        if let Some(live) = &self.live
+            && let Some(pipe) = &live.unread
+        {
+            // What cannot be looked at is lost to a restore, as it would be without this.
+            streams.typed = unread(pipe).unwrap_or_default();
+            streams.typed.extend(&self.typed);
+            streams.typed_end = self.typed_end || live.input.is_none();
+        }
+        streams
+    }
+
     /// What writes a checkpoint of it.
     ///
     /// # Errors
@@ -304,6 +327,12 @@ impl Task {
         descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));
         let worker = Worker::start(program, &order, &descriptors)?;
+        // One that cannot be read is told by the worker.
+        if let Ok(description) = Description::read(&worker.folder) {
+            self.inherited = description.streams.typed.len();
+            self.typed.extend(description.streams.typed);
+            self.typed_end |= description.streams.typed_end;
+        }
         Ok(Some(self.worker.insert(worker)))
     }
 
@@ -401,6 +430,25 @@ fn move_some(from: &OwnedFd, writer: &mut logs::Writer, terminal: bool) -> io::R
         splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK)?;
     writer.wrote(moved as u64);
     Ok(moved as u64)
+}
+
+/// What is in a pipe, left there: by an end of its own, as this one is open for nothing but its name.
+fn unread(pipe: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    let from = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(format!("/proc/self/fd/{}", pipe.as_raw_fd()))?;
+    let size = fcntl(&from, FcntlArg::F_GETPIPE_SZ)?;
+    let (mut copy, to) = io::pipe()?;
+    fcntl(&to, FcntlArg::F_SETPIPE_SZ(size))?;
+    match tee(&from, &to, size as usize, SpliceFFlags::SPLICE_F_NONBLOCK) {
+        Err(Errno::EAGAIN) => return Ok(all),
+        other => other?,
+    };
+    drop(to);
+    copy.read_to_end(&mut all)?;
+    Ok(all)
 }
 
 fn discard(from: &OwnedFd) -> io::Result<u64> {

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
-use grid_checkpoint::order::{self, Go, Order, Report};
+use grid_checkpoint::order::{self, Order, Report, Streams};
 use libgrid::wire;
 
 pub(super) struct Worker {
@@ -91,11 +91,17 @@ impl Worker {
         report.ok()
     }
 
-    /// Lets a dump go on: the task has printed so much.
-    pub(super) fn go(&mut self, printed: [u64; 2]) {
-        // It reads at once, and a socket takes so little; if it is gone, its end tells.
-        if let Ok(frame) = wire::frame(&Go(printed)) {
-            let _ = self.socket.write_all(&frame);
+    /// Lets a dump go on.
+    pub(super) fn go(&mut self, streams: &Streams) {
+        let said = self.socket.set_nonblocking(false).and_then(|()| {
+            // It reads at once: this waits for nobody. If it is gone, its end tells.
+            let frame = wire::frame(streams).map_err(io::Error::other)?;
+            self.socket.write_all(&frame)?;
+            self.socket.set_nonblocking(true)
+        });
+        if said.is_err() {
+            // Unanswered, it would wait with the task stopped.
+            let _ = self.socket.shutdown(std::net::Shutdown::Both);
         }
     }
 }

@@ -137,7 +137,7 @@ fn matrix(name: &str) {
     let start = Instant::now();
     bench.restore(launch.clone(), 2, &first);
     let took = start.elapsed();
-    let printed = Description::read(&first).unwrap().printed;
+    let printed = Description::read(&first).unwrap().streams.printed;
     let rest = bench.verdict(2, name);
     check_sequence(name, &out[..printed[0] as usize], &rest);
 
@@ -151,7 +151,7 @@ fn matrix(name: &str) {
     let (second, done) = bench.checkpoint(3, "c2", true).unwrap();
     times.push(done);
     assert_eq!(bench.ended(3).how, How::Killed(libc::SIGKILL));
-    let printed = Description::read(&second).unwrap().printed;
+    let printed = Description::read(&second).unwrap().streams.printed;
     let head = bench.output(3, Stream::Stdout);
     assert_eq!(head.len() as u64, printed[0], "what it printed last is kept, and no more than that");
     bench.restore(launch.clone(), 4, &second);
@@ -235,6 +235,31 @@ fn a_terminal_is_restored() {
     let out = bench.output(2, Stream::Stdout);
     assert_eq!(how, How::Exited(0), "{out}");
     assert!(out.ends_with("OK\r\n"), "{out}");
+}
+
+#[test]
+fn what_was_typed_and_not_read_is_restored() {
+    let Some(mut bench) = bench_with_criu() else { return };
+    let script = "echo ready; while [ ! -e /tmp/go ]; do sleep 0.01; done; cat; echo OK";
+    let mut launch = bench.program(1, &Program { name: "typed", script: script.into(), memory: 64 });
+    launch.stdin = Some(Stdin::Pipe);
+    bench.start(launch.clone());
+    bench.ready(1);
+    // More than a pipe takes: the rest waits in the shim.
+    let line = b"0123456789abcde\n".repeat(10_000);
+    bench.send(&ToShim::Input { run: run(1), bytes: line.clone() });
+    bench.send(&ToShim::Input { run: run(1), bytes: b"first\n".to_vec() });
+    let (open, _) = bench.checkpoint(1, "c1", false).unwrap();
+    bench.send(&ToShim::Input { run: run(1), bytes: Vec::new() });
+    let (ended, _) = bench.checkpoint(1, "c2", true).unwrap();
+    assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
+    bench.restore(launch.clone(), 2, &ended);
+    let all = String::from_utf8([b"ready\n", line.as_slice(), b"first\n"].concat()).unwrap();
+    assert_eq!(format!("ready\n{}", bench.verdict(2, "typed")), format!("{all}OK\n"));
+    bench.restore(launch, 3, &open);
+    bench.send(&ToShim::Input { run: run(3), bytes: b"second\n".to_vec() });
+    bench.send(&ToShim::Input { run: run(3), bytes: Vec::new() });
+    assert_eq!(format!("ready\n{}", bench.verdict(3, "typed")), format!("{all}second\nOK\n"));
 }
 
 #[test]
