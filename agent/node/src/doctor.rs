@@ -87,7 +87,11 @@ async fn checkpoints() -> Vec<Finding> {
     let capabilities = match asked.await {
         Ok(Some(Ok(capabilities))) => capabilities,
         Ok(Some(Err(error))) => {
-            return vec![finding("checkpoints", Verdict::Missing, format!("CRIU cannot be started: {error}"))];
+            return vec![finding(
+                "checkpoints",
+                Verdict::Missing,
+                format!("CRIU cannot be started: {error}"),
+            )];
         }
         Ok(None) | Err(_) => {
             let text = "CRIU is not installed: tasks cannot be checkpointed, and begin anew after a loss; install criu";
@@ -95,9 +99,11 @@ async fn checkpoints() -> Vec<Finding> {
         }
     };
     let mut findings = vec![match capabilities.trouble {
-        Some(why) => {
-            finding("checkpoints", Verdict::Missing, format!("{why}; until then tasks cannot be checkpointed"))
-        }
+        Some(why) => finding(
+            "checkpoints",
+            Verdict::Missing,
+            format!("{why}; until then tasks cannot be checkpointed"),
+        ),
         None => finding("checkpoints", Verdict::Good, format!("CRIU {}", capabilities.version)),
     }];
     findings.extend(
