@@ -49,6 +49,7 @@ pub(super) fn run(
         let names = folders(&order.workdir).map(|(_, name)| name);
         let packed = archives(&order.folder, names, File::options().write(true).create_new(true))?;
         inside::run(init.as_fd(), None, None, |_| dump(order, &opened, &folder, packed, needs, shim, criu))
+            .map_err(String::from)
     });
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
     let result = match (result, Description::read(&order.folder)) {

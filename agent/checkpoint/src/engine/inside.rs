@@ -15,6 +15,30 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use serde::{Serialize, de::DeserializeOwned};
 
+/// Why there is no result.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// One sentence.
+    Said(String),
+    /// The process inside was killed before it said anything: mostly with the task's init, whose end is that of the namespace.
+    Cut,
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self::Said(why)
+    }
+}
+
+impl From<Failure> for String {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Said(why) => why,
+            Failure::Cut => "the process beside the task ended early: the task ended, or was killed".into(),
+        }
+    }
+}
+
 /// Tells the process outside the result.
 #[derive(Debug)]
 pub(super) struct Teller(File);
@@ -39,13 +63,13 @@ impl Teller {
 /// alone, and this process stays outside.
 ///
 /// # Errors
-/// The sentence of `act`, or why there is no such process.
+/// [`Failure`].
 pub(super) fn run<T: Serialize + DeserializeOwned>(
     init: BorrowedFd<'_>,
     pid: Option<i32>,
     limit: Option<Duration>,
     act: impl FnOnce(&Teller) -> Result<T, String>,
-) -> Result<T, String> {
+) -> Result<T, Failure> {
     let (result, end) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
     let between = match fork(None).map_err(|error| format!("cannot start a process: {error}"))? {
@@ -75,8 +99,8 @@ pub(super) fn run<T: Serialize + DeserializeOwned>(
     wait(between);
     // The first counts.
     match wire::read(&mut said?.as_slice()) {
-        Ok(result) => result,
-        Err(_) => Err("the process beside the task ended early: the task ended, or was killed".into()),
+        Ok(result) => Result::map_err(result, Failure::Said),
+        Err(_) => Err(Failure::Cut),
     }
 }
 

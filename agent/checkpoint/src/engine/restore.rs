@@ -16,7 +16,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::inside::Teller;
-use super::{Criu, archives, dump::path_of, explain, files, folders, inside, keep, open_folder, size};
+use super::{
+    Criu, archives, dump::path_of, explain, files, folders, inside, keep, library, open_folder, size,
+};
 use crate::Description;
 use crate::images::Tree;
 use crate::order::{Done, Restore};
@@ -24,6 +26,9 @@ use crate::preflight::{self, needs::Needs};
 
 /// A restore that takes longer is ended. Memory comes from the disk at 100 MB/s at the least.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// CRIU's log, among the images.
+const LOG: &str = "restore.log";
 
 pub(super) fn run(order: &Restore, descriptors: Vec<OwnedFd>, criu: &Criu) -> Result<Done, String> {
     let start = Instant::now();
@@ -64,8 +69,19 @@ pub(super) fn run(order: &Restore, descriptors: Vec<OwnedFd>, criu: &Criu) -> Re
     let mut nothing = Vec::new();
     File::from(mark).read_to_end(&mut nothing).map_err(|error| format!("init is not heard: {error}"))?;
     let pid = Some(tree.free(pid_max()));
+    let log = images.join(LOG);
+    // What an earlier restore left: it would speak for this one.
+    let _ = fs::remove_file(&log);
     inside::run(init.as_fd(), pid, Some(LIMIT), |outside| {
         restore(order, &description, tree, &opened, &streams, &entrances, &packed, criu, outside)
+    })
+    .map_err(|failure| match failure {
+        // CRIU ends what it made before it says why: with the first of these processes go init, the namespace, and whoever
+        // would have told.
+        inside::Failure::Cut if crate::log::first_error(&log).is_some() => {
+            explain("restore", library::Failure::Criu, &log)
+        }
+        failure => failure.into(),
     })?;
     Ok(Done { took: start.elapsed(), held: Duration::ZERO, bytes: size(&order.folder) })
 }
@@ -106,7 +122,7 @@ fn restore(
         }),
         _ => Ok(()),
     };
-    let log = path_of(images).join("restore.log");
+    let log = path_of(images).join(LOG);
     options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log))
 }
 

@@ -1,5 +1,6 @@
 //! What one process has that CRIU cannot write down.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -77,7 +78,8 @@ pub fn examine(proc: &Path, init: u32, pid: u32) -> io::Result<Vec<Blocker>> {
             add(format!("{who} has mapped {what}"), remedy);
         }
     }
-    let sockets = connections(&folder);
+    // The kernel walks its whole table of connections for each look: only for who has a socket.
+    let sockets = LazyCell::new(|| connections(&folder));
     for entry in fs::read_dir(folder.join("fd"))? {
         let path = entry?.path();
         // One that was closed meanwhile.
