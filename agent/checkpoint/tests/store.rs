@@ -73,8 +73,18 @@ fn what_is_put_in_comes_out_and_what_did_not_change_costs_nothing() {
     bench.store.get(TASK, 1, &bench.target()).unwrap();
     assert_same(&bench.target(), &one);
     fs::remove_dir_all(bench.target()).unwrap();
-    assert_eq!(bench.store.newest(TASK, &bench.target()).unwrap(), (2, vec![]));
+    assert_eq!(bench.store.newest(TASK, u64::MAX, &bench.target()).unwrap(), (2, vec![]));
     assert_same(&bench.target(), &two);
+    fs::remove_dir_all(bench.target()).unwrap();
+    assert_eq!(
+        bench.store.newest(TASK, 1, &bench.target()).unwrap(),
+        (1, vec![]),
+        "not beyond what was asked for"
+    );
+    let mut tasks = bench.store.tasks().unwrap();
+    tasks.sort();
+    assert_eq!(tasks, ["another", TASK]);
+    assert_eq!(bench.store.size().unwrap(), first.written + second.written);
     assert_eq!(fs::read_dir(bench.folder.path().join("store/part")).unwrap().count(), 0);
 }
 
@@ -107,15 +117,23 @@ fn a_damaged_checkpoint_is_found_and_the_one_before_it_is_used() {
         let one = bench.checkpoint(1);
         bench.store.put(TASK, 1, &one).unwrap();
         bench.store.put(TASK, 2, &bench.checkpoint(2)).unwrap();
+        assert_eq!(bench.store.read(TASK, 2, Path::new("task")).unwrap(), b"2");
+        bench.store.verify(TASK, 2).unwrap();
         damage(&bench);
-        let (number, passed) = bench.store.newest(TASK, &bench.target()).unwrap();
+        let (number, passed) = bench.store.newest(TASK, u64::MAX, &bench.target()).unwrap();
         assert_eq!(number, 1, "{wanted}");
         assert!(passed.len() == 1 && passed[0].0 == 2 && passed[0].1.ends_with(wanted), "{passed:?}");
         assert_same(&bench.target(), &one);
+        assert!(bench.store.verify(TASK, 2).is_err());
+        bench.store.verify(TASK, 1).unwrap();
+        // What was damaged is not relied on: written again, it is whole.
+        bench.store.put(TASK, 2, &bench.checkpoint(2)).unwrap();
+        bench.store.verify(TASK, 2).unwrap();
+        fs::write(bench.manifest(2), "x").unwrap();
         // And without the other one, there is none, and nothing is left of the attempts.
         fs::remove_dir_all(bench.target()).unwrap();
         fs::write(bench.manifest(1), "x").unwrap();
-        let none = bench.store.newest(TASK, &bench.target()).unwrap_err();
+        let none = bench.store.newest(TASK, u64::MAX, &bench.target()).unwrap_err();
         assert!(matches!(&none, StoreError::None { passed, .. } if passed.len() == 2), "{none}");
         assert!(!bench.target().exists());
     }
@@ -170,6 +188,10 @@ fn old_checkpoints_go_and_their_pieces_with_them() {
     // The last one is never taken away by a policy.
     assert_eq!(bench.store.expire(TASK, Keep { newest: 0, younger: Duration::ZERO }, now).unwrap(), 1);
     assert_eq!(bench.store.numbers(TASK).unwrap(), [4]);
+    bench.store.remove(TASK, 4).unwrap();
+    bench.store.remove(TASK, 4).unwrap();
+    assert_eq!(bench.store.numbers(TASK).unwrap(), Vec::<u64>::new());
+    bench.store.put(TASK, 5, &bench.checkpoint(5)).unwrap();
     bench.store.forget(TASK).unwrap();
     bench.store.sweep().unwrap();
     assert_eq!(bench.chunks(), Vec::<PathBuf>::new());
@@ -181,7 +203,7 @@ fn names_lead_nowhere_else() {
     for name in ["", ".", "..", "../x", "a/b", "\0"] {
         assert!(matches!(bench.store.numbers(name), Err(StoreError::Name { .. })), "{name:?}");
     }
-    let none = bench.store.newest(TASK, &bench.target()).unwrap_err();
+    let none = bench.store.newest(TASK, u64::MAX, &bench.target()).unwrap_err();
     assert_eq!(none.to_string(), format!("there is no checkpoint of {TASK} to go on from"));
 }
 
@@ -197,6 +219,6 @@ fn what_a_writer_left_behind_does_no_harm() {
     fs::remove_file(&chunk).unwrap();
     fs::write(part.join(name), "half").unwrap();
     bench.store.put(TASK, 2, &bench.checkpoint(1)).unwrap();
-    assert_eq!(bench.store.newest(TASK, &bench.target()).unwrap().0, 2);
+    assert_eq!(bench.store.newest(TASK, u64::MAX, &bench.target()).unwrap().0, 2);
     assert_eq!(fs::read_dir(part).unwrap().count(), 0);
 }

@@ -40,6 +40,19 @@ pub fn is_segment(name: &OsStr) -> bool {
     [Stream::Stdout, Stream::Stderr].into_iter().filter_map(start).any(|start| start.parse::<u64>().is_ok())
 }
 
+/// Where the segments of a stream begin that are in a folder, in no order; none if there is no folder.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn starts(folder: &Path, stream: Stream) -> io::Result<Vec<u64>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let start = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(stem(stream))?.parse().ok();
+    Ok(entries.flatten().filter_map(start).collect())
+}
+
 /// The writing end; the shim's.
 #[derive(Debug)]
 pub struct Writer {
@@ -61,6 +74,27 @@ impl Writer {
     pub fn new(folder: &Path, stream: Stream, limit: u64) -> Self {
         let size = (limit / 2).max(1);
         Self { folder: folder.to_owned(), stream, size, current: None, start: 0, before: None, len: 0 }
+    }
+
+    /// Goes on after `len` bytes, of which `folder` has what was kept. Bytes that are missing there are a gap to readers.
+    ///
+    /// # Errors
+    /// Where a segment cannot be opened.
+    pub fn resume(folder: &Path, stream: Stream, limit: u64, len: u64) -> io::Result<Self> {
+        let mut writer = Self { start: len, len, ..Self::new(folder, stream, limit) };
+        let mut starts: Vec<u64> =
+            starts(folder, stream)?.into_iter().filter(|start| *start <= len).collect();
+        starts.sort_unstable();
+        let Some(start) = starts.pop() else { return Ok(writer) };
+        let mut file = OpenOptions::new().write(true).open(segment(folder, stream, start))?;
+        // One that ends before is whole, as far as it goes: the next begins behind the gap.
+        if file.seek(SeekFrom::End(0))? == len - start {
+            (writer.start, writer.current) = (start, Some(file));
+            writer.before = starts.pop();
+        } else {
+            writer.before = Some(start);
+        }
+        Ok(writer)
     }
 
     /// Bytes written so far, dropped ones included.
@@ -155,13 +189,7 @@ impl Reader {
 
     fn next_segment(&self) -> io::Result<Option<u64>> {
         let after = self.open.as_ref().map(|(start, _)| *start);
-        let entries = match fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        let starts = entries.flatten().filter_map(|entry| {
-            entry.file_name().to_str()?.strip_prefix(stem(self.stream))?.parse::<u64>().ok()
-        });
+        let starts = starts(&self.folder, self.stream)?.into_iter();
         let mut later: Vec<u64> = starts.filter(|start| after.is_none_or(|after| *start > after)).collect();
         later.sort_unstable();
         // The one that holds the offset; those before it have been read.
@@ -219,6 +247,25 @@ mod tests {
             read_all(&mut reader),
             [(6, b"gh".to_vec()), (12, b"mnop".to_vec()), (16, b"qrst".to_vec())]
         );
+    }
+
+    #[test]
+    fn a_writer_goes_on_where_another_was() {
+        for len in 0..17 {
+            let folder = tempfile::tempdir().unwrap();
+            let all = &b"abcdefghijklmnopqrstuvwxyz"[..];
+            write(&mut Writer::new(folder.path(), Stream::Stdout, 8), &all[..len]);
+            let mut writer = Writer::resume(folder.path(), Stream::Stdout, 8, len as u64).unwrap();
+            write(&mut writer, &all[len..]);
+            let whole = tempfile::tempdir().unwrap();
+            write(&mut Writer::new(whole.path(), Stream::Stdout, 8), all);
+            let read = |folder: &Path| read_all(&mut Reader::new(folder, Stream::Stdout));
+            assert_eq!(read(folder.path()), read(whole.path()), "after {len}");
+        }
+        // Where nothing is left of it, the rest is behind a gap.
+        let folder = tempfile::tempdir().unwrap();
+        write(&mut Writer::resume(folder.path(), Stream::Stdout, 8, 5).unwrap(), b"fgh");
+        assert_eq!(read_all(&mut Reader::new(folder.path(), Stream::Stdout)), [(5, b"fgh".to_vec())]);
     }
 
     #[test]

@@ -17,7 +17,8 @@
 //!
 //! **Trust.** A manifest ends with its own digest; every piece is compared with its name as it is read. [`Store::newest`]
 //! unpacks the newest checkpoint that is whole, and says which it passed over and why. Nothing is restored from pieces
-//! that were not compared.
+//! that were not compared. A piece that is found to be damaged is removed, so that the next checkpoint that has it writes it
+//! again.
 //!
 //! **Expiry.** [`Keep`] says what stays; pieces that no manifest names go then. One process at a time writes or
 //! expires, by a lock on the folder; reading needs none, as what is read is compared.
@@ -183,14 +184,65 @@ impl Store {
         })
     }
 
-    /// Unpacks the newest checkpoint of a task that is whole; returns its number, and those that were passed over with
-    /// what is wrong with them.
+    /// The names of the tasks that have checkpoints.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn tasks(&self) -> Result<Vec<String>, StoreError> {
+        names(&self.root.join("tasks"))
+    }
+
+    /// Bytes that all checkpoints take together.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn size(&self) -> Result<u64, StoreError> {
+        let chunks = self.root.join("chunks");
+        let mut size = 0;
+        for half in names(&chunks)? {
+            let folder = chunks.join(half);
+            for rest in names(&folder)? {
+                size += fs::metadata(folder.join(rest)).map_or(0, |meta| meta.len());
+            }
+        }
+        Ok(size)
+    }
+
+    /// What is in one small file of a checkpoint, compared.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn read(&self, task: &str, number: u64, name: &Path) -> Result<Vec<u8>, StoreError> {
+        let path = self.task(task)?.join(number.to_string());
+        let manifest = Manifest::read(&path)?;
+        let entry = manifest.files.iter().find(|entry| entry.name == name);
+        let entry = entry.ok_or(StoreError::Damaged { path, why: "a file is missing in it" })?;
+        let pieces = entry.pieces.iter().map(|piece| self.piece(piece));
+        Ok(pieces.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// Compares all of a checkpoint, as [`Store::get`] would.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn verify(&self, task: &str, number: u64) -> Result<(), StoreError> {
+        let manifest = Manifest::read(&self.task(task)?.join(number.to_string()))?;
+        manifest.pieces().try_for_each(|piece| self.piece(piece).map(drop))
+    }
+
+    /// Unpacks the newest checkpoint of a task that is whole, of those up to the number `most`; returns its number, and
+    /// those that were passed over with what is wrong with them.
     ///
     /// # Errors
     /// [`StoreError::None`] where none is; [`StoreError::File`] where the folder cannot be written.
-    pub fn newest(&self, task: &str, into: &Path) -> Result<(u64, Vec<(u64, String)>), StoreError> {
+    pub fn newest(
+        &self,
+        task: &str,
+        most: u64,
+        into: &Path,
+    ) -> Result<(u64, Vec<(u64, String)>), StoreError> {
         let mut passed = Vec::new();
-        for number in self.numbers(task)?.into_iter().rev() {
+        for number in self.numbers(task)?.into_iter().rev().filter(|number| *number <= most) {
             match self.get(task, number, into) {
                 Ok(()) => return Ok((number, passed)),
                 Err(error) => passed.push((number, error.to_string())),
@@ -217,6 +269,18 @@ impl Store {
             }
         }
         Ok(gone)
+    }
+
+    /// Removes one checkpoint of a task, if it is there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove(&self, task: &str, number: u64) -> Result<(), StoreError> {
+        let path = self.task(task)?.join(number.to_string());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("cannot remove", &path)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes all checkpoints of a task.
@@ -311,6 +375,11 @@ impl Store {
         let id = blake3::Hash::from_bytes(piece.id);
         let path = self.chunk(&id);
         let damaged = |why| StoreError::Damaged { path: path.clone(), why };
+        // It must not stay: the next checkpoint that has the same piece would rely on it.
+        let spoilt = |why| {
+            let _ = fs::remove_file(&path);
+            damaged(why)
+        };
         let packed = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged("it is not there")),
@@ -321,9 +390,9 @@ impl Store {
         let limit = u64::from(piece.len) + 1;
         let unpacked =
             zstd::Decoder::new(packed).and_then(|decoder| decoder.take(limit).read_to_end(&mut bytes));
-        unpacked.map_err(|_| damaged("it cannot be decompressed"))?;
+        unpacked.map_err(|_| spoilt("it cannot be decompressed"))?;
         if bytes.len() != piece.len as usize || blake3::hash(&bytes) != id {
-            return Err(damaged("its content is not what its name says"));
+            return Err(spoilt("its content is not what its name says"));
         }
         Ok(bytes)
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
+use grid_checkpoint::Description;
 use grid_checkpoint::order::External;
 use grid_qos::{Cgroups, Group, Limits};
 use libgrid::control::{Stdin, Stream};
@@ -151,7 +152,10 @@ fn make_folders(launch: &Launch) -> Result<(), String> {
 }
 
 fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
-    let keep = |stream| logs::Writer::new(&launch.folder, stream, launch.log_limit);
+    // A checkpoint that cannot be read is told by who restores it.
+    let before = launch.restore.as_deref().and_then(|folder| Description::read(folder).ok());
+    let [stdout, stderr] = before.map_or([0; 2], |description| description.streams.printed);
+    let keep = |stream, printed| logs::Writer::resume(&launch.folder, stream, launch.log_limit, printed);
     if let Some(Stdin::Terminal { rows, cols }) = launch.stdin {
         let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None)?;
@@ -164,7 +168,7 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         let stat = nix::sys::stat::fstat(&pty.slave)?;
         let external = vec![External::Terminal { device: stat.st_rdev, filesystem: stat.st_dev }];
         let ours = Streams {
-            outputs: vec![(pty.master.try_clone()?, keep(Stream::Stdout))],
+            outputs: vec![(pty.master.try_clone()?, keep(Stream::Stdout, stdout)?)],
             input: Some(pty.master.try_clone()?),
             unread: None,
             terminal: Some(pty.master),
@@ -192,7 +196,7 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         .iter()
         .map(|end| Ok(External::Pipe { inode: nix::sys::stat::fstat(end)?.st_ino }))
         .collect::<io::Result<_>>()?;
-    let outputs = vec![(out, keep(Stream::Stdout)), (err, keep(Stream::Stderr))];
+    let outputs = vec![(out, keep(Stream::Stdout, stdout)?), (err, keep(Stream::Stderr, stderr)?)];
     Ok((Streams { outputs, input, unread, terminal: None }, Theirs { stdio, mode, external, open }))
 }
 
