@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use libgrid::ids::Selector;
-use libgrid::spec::Indices;
+use libgrid::spec::{Checkpoints, Indices};
 use libgrid::units::{Bytes, Cpus, Span};
 
 /// Use many Linux machines as one: submit programs, watch them, manage nodes.
@@ -100,6 +100,24 @@ pub(crate) enum Command {
         /// The signal, such as INT or 2; without it TERM, and KILL 10 s later
         #[arg(long, short)]
         signal: Option<String>,
+    },
+    /// Write a checkpoint of what runs, now. Example: gridctl checkpoint j2.1
+    Checkpoint {
+        /// Such as j2.1, or j2.1/7 for one task
+        job: Selector,
+    },
+    /// List checkpoints. Example: gridctl checkpoints j2.1
+    Checkpoints {
+        /// Such as j2.1, or j2.1/7 for one task
+        job: Selector,
+    },
+    /// Let a task go on from one of its checkpoints; later ones are dropped. Example: gridctl restore j2.1 --from 7
+    Restore {
+        /// Such as j2.1, or j2.1/7 for one task of several
+        job: Selector,
+        /// The number of the checkpoint; the newest if absent
+        #[arg(long, value_name = "NUMBER")]
+        from: Option<u64>,
     },
     /// Copy files between nodes. Example: gridctl cp -r node1:/data/run7 node3:/data/
     Cp {
@@ -406,6 +424,9 @@ pub(crate) struct Submit {
     /// If its node is lost, count it as failed instead of starting it elsewhere
     #[arg(long)]
     pub(crate) no_restart: bool,
+    /// When to write checkpoints, from which a lost task goes on: adaptive, every=5m or off
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) checkpoint: Option<Checkpoints>,
     #[command(flatten)]
     pub(crate) options: Options,
 }

@@ -11,7 +11,7 @@ use libgrid::blocking::Grid;
 use libgrid::control::{Reply, Request, Stream, Streams};
 use libgrid::ids::{Selector, TaskId};
 use libgrid::spec::JobSpec;
-use libgrid::status::{JobStatus, signal_number};
+use libgrid::status::{JobStatus, TaskStatus, signal_number};
 use libgrid::units::Bytes;
 use serde::Serialize;
 
@@ -54,6 +54,7 @@ pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
     let mut spec = spec(base, &submit.options)?;
     spec.array = submit.array.or(spec.array);
     spec.restart &= !submit.no_restart;
+    spec.checkpoint = submit.checkpoint.unwrap_or(spec.checkpoint);
     let job = inputs::submit(grid, spec, None)?;
     if json { show::json(&job) } else { show::text(job) }
 }
@@ -83,6 +84,21 @@ pub(crate) fn status(grid: &mut Grid, job: Selector, json: bool) -> Done {
     if json { show::json(&status) } else { show::text(show::status(&status)) }
 }
 
+/// All tasks that are meant, in order.
+pub(crate) fn tasks(grid: &mut Grid, job: Selector) -> anyhow::Result<Vec<TaskStatus>> {
+    let mut tasks = Vec::new();
+    let mut from = Some(0);
+    while let Some(next) = from {
+        let status = match grid.ask(&Request::Job { job, from: next })? {
+            Reply::Job(status) => *status,
+            _ => return Err(GridError::Unexpected.into()),
+        };
+        tasks.extend(status.tasks);
+        from = status.more;
+    }
+    Ok(tasks)
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     stream: Stream,
@@ -97,19 +113,10 @@ pub(crate) fn logs(grid: &mut Grid, job: Selector, follow: bool, which: Which, j
         Which::Both => Streams::Both,
     };
     // All that there are, in order; with one task there is nothing to tell apart.
-    let mut indices = Vec::new();
-    let mut from = Some(0);
-    while let Some(next) = from {
-        let status = match grid.ask(&Request::Job { job, from: next })? {
-            Reply::Job(status) => *status,
-            _ => return Err(GridError::Unexpected.into()),
-        };
-        indices.extend(status.tasks.iter().map(|task| task.index));
-        from = status.more;
-    }
-    let many = indices.len() > 1;
-    for index in indices {
-        let task = job.job().task(index);
+    let tasks = tasks(grid, job)?;
+    let many = tasks.len() > 1;
+    for task in tasks {
+        let task = job.job().task(task.index);
         if many && !json {
             println!("==> {task} <==");
         }

@@ -13,6 +13,7 @@
 
 mod agent;
 mod args;
+mod checkpoint;
 mod copy;
 mod ftp;
 mod inputs;
@@ -88,6 +89,9 @@ fn dispatch(args: Args) -> Done {
         Command::Logs { job, follow, stream } => job::logs(&mut connect()?, job, follow, stream, json),
         Command::Wait { jobs } => job::wait(&connect()?, &jobs, json),
         Command::Kill { jobs, signal } => job::kill(&mut connect()?, &jobs, signal.as_deref(), json),
+        Command::Checkpoint { job } => checkpoint::write(&mut connect()?, job, json),
+        Command::Checkpoints { job } => checkpoint::list(&mut connect()?, job, json),
+        Command::Restore { job, from } => checkpoint::restore(&mut connect()?, job, from, json),
         Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),
         Command::Put { paths, options } => copy::put(&connect()?, &paths, &options, json),
         Command::Get { sources, output, options } => {

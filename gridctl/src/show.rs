@@ -8,7 +8,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use libgrid::control::{Finding, NodeState, NodeStatus, Verdict};
 use libgrid::copy::{Entry, EntryKind, ExportOf};
 use libgrid::ids::NodeId;
-use libgrid::status::{JobStatus, JobSummary, TaskState, Usage};
+use libgrid::status::{JobStatus, JobSummary, TaskCheckpoints, TaskState, Usage};
 use libgrid::units::{Bytes, Cpus, Span};
 use serde::Serialize;
 
@@ -190,6 +190,25 @@ pub(crate) fn status(status: &JobStatus) -> String {
         lines.push(format!("tasks from {more} on: gridctl status {}/{more}", summary.id));
     }
     lines.join("\n")
+}
+
+/// Checkpoints of tasks, each a line.
+pub(crate) fn checkpoints(tasks: &[TaskCheckpoints]) -> String {
+    let mut table = table(&["TASK", "NUMBER", "AGE", "SIZE", "INTERVAL", "COST", "NODE"]);
+    for TaskCheckpoints { task, checkpoints, .. } in tasks {
+        for checkpoint in checkpoints {
+            table.add_row([
+                Cell::new(task),
+                right(checkpoint.number),
+                right(age(checkpoint.made)),
+                right(Bytes(checkpoint.bytes)),
+                right(checkpoint.interval.map_or_else(|| "by hand".into(), short)),
+                right(short(checkpoint.cost)),
+                right(checkpoint.node),
+            ]);
+        }
+    }
+    trimmed(&table)
 }
 
 fn cores(cpus: Cpus) -> String {

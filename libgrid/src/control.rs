@@ -23,7 +23,7 @@ use crate::copy::{Copy, Entry, Export, ExportOf, Landed, Place, Progress};
 use crate::ids::{JobId, NodeId, Selector, TaskId};
 use crate::node::NodeInfo;
 use crate::spec::JobSpec;
-use crate::status::{JobStatus, JobSummary};
+use crate::status::{JobStatus, JobSummary, TaskCheckpoints};
 use crate::units::Span;
 
 /// Where the agent listens, unless it is told otherwise.
@@ -132,6 +132,23 @@ pub enum Request {
     Exports {
         /// By the other nodes, too.
         everywhere: bool,
+    },
+    /// Write a checkpoint of a task now: [`Reply::Checkpoints`] with it alone, when it is stored.
+    Checkpoint {
+        /// Of which.
+        task: TaskId,
+    },
+    /// The checkpoints of a task: [`Reply::Checkpoints`].
+    Checkpoints {
+        /// Of which.
+        task: TaskId,
+    },
+    /// End a task that runs, and let it go on from a checkpoint: [`Reply::Restoring`]. Later ones are dropped.
+    Restore {
+        /// Which.
+        task: TaskId,
+        /// The number of the checkpoint; the newest if absent.
+        from: Option<u64>,
     },
 }
 
@@ -296,6 +313,10 @@ pub enum Reply {
         /// Nodes whose exports are missing.
         silent: Vec<NodeId>,
     },
+    /// Checkpoints of a task.
+    Checkpoints(Box<TaskCheckpoints>),
+    /// The task goes on from this checkpoint.
+    Restoring(u64),
 }
 
 /// A certificate of the VO, for programs that speak TLS or GSI, all as PEM.

@@ -12,6 +12,7 @@
 //! time      = "10m"
 //! stage_in  = ["in/"]
 //! stage_out = ["out/*.png"]
+//! checkpoint = "adaptive"
 //! [env]
 //! QUALITY = "high"
 //! ```
@@ -88,6 +89,28 @@ pub struct JobSpec {
     /// The names or numbers of the nodes that may be used; all if empty.
     #[serde(default)]
     pub nodes: Vec<String>,
+    /// When checkpoints are written, from which a task that is lost goes on.
+    #[serde(default)]
+    pub checkpoint: Checkpoints,
+}
+
+/// When checkpoints of a task are written: `adaptive`, `every=5m` or `off`.
+///
+/// ```
+/// use libgrid::spec::Checkpoints;
+/// let every: Checkpoints = "every=5m".parse().unwrap();
+/// assert_eq!(every.to_string(), "every=5m");
+/// assert!("sometimes".parse::<Checkpoints>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checkpoints {
+    /// When they are asked for.
+    #[default]
+    Off,
+    /// At intervals that follow from what they cost and from how often the node fails.
+    Adaptive,
+    /// At this interval, from a second on.
+    Every(Span),
 }
 
 /// The indices of an array, both ends included: `0-99`.
@@ -173,6 +196,7 @@ impl JobSpec {
             restart: true,
             log_limit: default_log_limit(),
             nodes: Vec::new(),
+            checkpoint: Checkpoints::Off,
         }
     }
 
@@ -285,6 +309,18 @@ impl JobSpec {
         self
     }
 
+    /// Says when checkpoints are written.
+    ///
+    /// ```
+    /// # use libgrid::spec::{Checkpoints, JobSpec};
+    /// assert_eq!(JobSpec::command(["x"]).checkpoint(Checkpoints::Adaptive).checkpoint.to_string(), "adaptive");
+    /// ```
+    #[must_use]
+    pub fn checkpoint(mut self, when: Checkpoints) -> Self {
+        self.checkpoint = when;
+        self
+    }
+
     /// Reads a job file and checks it.
     ///
     /// # Errors
@@ -363,6 +399,10 @@ impl JobSpec {
                 "array",
                 format!("{} tasks are over the limit of {MAX_TASKS}: submit several arrays", self.tasks()),
             );
+        }
+        let uneven = |interval: Duration| interval.is_zero() || interval.subsec_nanos() != 0;
+        if matches!(self.checkpoint, Checkpoints::Every(Span(interval)) if uneven(interval)) {
+            return field("checkpoint", "an interval has whole seconds, and at least one: write every=5m");
         }
         if self.log_limit.0 < 4096 {
             return field(
@@ -496,6 +536,65 @@ impl<'de> Deserialize<'de> for Indices {
         } else {
             let (first, last) = Deserialize::deserialize(input)?;
             Self::new(first, last).ok_or_else(|| D::Error::custom("indices out of order"))
+        }
+    }
+}
+
+// === impl Checkpoints ===
+
+impl fmt::Display for Checkpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Checkpoints::Off => f.write_str("off"),
+            Checkpoints::Adaptive => f.write_str("adaptive"),
+            Checkpoints::Every(interval) => write!(f, "every={interval}"),
+        }
+    }
+}
+
+impl FromStr for Checkpoints {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let every = || Some(Checkpoints::Every(text.strip_prefix("every=")?.parse().ok()?));
+        match text {
+            "off" => Ok(Checkpoints::Off),
+            "adaptive" => Ok(Checkpoints::Adaptive),
+            _ => every().map_or_else(
+                || {
+                    let shown: String = text.chars().take(64).collect();
+                    field("checkpoint", format!("{shown:?} is not known: write adaptive, every=5m or off"))
+                },
+                Ok,
+            ),
+        }
+    }
+}
+
+impl Serialize for Checkpoints {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        if out.is_human_readable() {
+            return out.collect_str(self);
+        }
+        let (kind, interval) = match self {
+            Checkpoints::Off => (0u8, None),
+            Checkpoints::Adaptive => (1, None),
+            Checkpoints::Every(interval) => (2, Some(*interval)),
+        };
+        (kind, interval).serialize(out)
+    }
+}
+
+impl<'de> Deserialize<'de> for Checkpoints {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        if input.is_human_readable() {
+            return String::deserialize(input)?.parse().map_err(D::Error::custom);
+        }
+        match Deserialize::deserialize(input)? {
+            (0u8, None::<Span>) => Ok(Checkpoints::Off),
+            (1, None) => Ok(Checkpoints::Adaptive),
+            (2, Some(interval)) => Ok(Checkpoints::Every(interval)),
+            _ => Err(D::Error::custom("no such way to checkpoint")),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{JobId, NodeId};
+use crate::ids::{JobId, NodeId, TaskId};
 use crate::spec::JobSpec;
 use crate::units::{Bytes, Span};
 
@@ -196,6 +196,46 @@ pub struct JobStatus {
     pub tasks: Vec<TaskStatus>,
     /// The index to ask for next, if there are more tasks.
     pub more: Option<u32>,
+}
+
+/// A checkpoint of a task.
+///
+/// ```
+/// # fn show(checkpoint: libgrid::status::Checkpoint) {
+/// println!("{}: {} bytes on node {}", checkpoint.number, checkpoint.bytes, checkpoint.node);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Counts up, for each task.
+    pub number: u64,
+    /// When it was made.
+    pub made: SystemTime,
+    /// Its bytes: what it keeps, not what it takes from the disk, which has of several that are alike but one.
+    pub bytes: u64,
+    /// How long it took; the task stood still for a part of that.
+    pub cost: Duration,
+    /// After how much time of work it was made; `None` if somebody asked for it.
+    pub interval: Option<Duration>,
+    /// Where it is kept.
+    pub node: NodeId,
+}
+
+/// The checkpoints of a task.
+///
+/// ```
+/// # fn show(task: libgrid::status::TaskCheckpoints) {
+/// println!("{} has {}", task.task, task.checkpoints.len());
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskCheckpoints {
+    /// Of which.
+    pub task: TaskId,
+    /// In the order of their numbers.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Why the last one could not be made, or a restore was not as it should be: one sentence.
+    pub trouble: Option<String>,
 }
 
 /// The most tasks in one [`JobStatus`].

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use libgrid::ids::{NodeId, Run};
 use libgrid::node::Resources;
 
-use crate::message::{End, LeaseId, Order, ToHome, ToHost};
+use crate::message::{Alive, End, LeaseId, Order, Placement, ToHome, ToHost};
 use crate::{HEARTBEAT, LEASE, Now, RESERVATION};
 
 /// How often an end is told again until it is settled.
@@ -57,6 +57,15 @@ pub enum Event {
         run: Run,
         /// Since when.
         at: SystemTime,
+        /// The checkpoint that they were made from.
+        resumed: Option<u64>,
+    },
+    /// The newest checkpoint of a task has this number.
+    Saved {
+        /// Its run here.
+        run: Run,
+        /// From 1.
+        number: u64,
     },
     /// A task ended, or could not be started.
     Ended {
@@ -89,6 +98,8 @@ pub enum Action {
         run: Run,
         /// What to run.
         order: Order,
+        /// What is known of its checkpoints.
+        placement: Placement,
     },
     /// Send a signal to a task.
     Signal {
@@ -132,6 +143,8 @@ enum Phase {
 struct Hosted {
     needs: Resources,
     phase: Phase,
+    resumed: Option<u64>,
+    saved: Option<u64>,
 }
 
 /// What this node knows of a home whose tasks it runs.
@@ -204,21 +217,27 @@ impl Host {
             Event::Adopted { run, needs, started, end } => {
                 self.adopt(now, run, needs, started, end, &mut actions)
             }
-            Event::Started { run, at } => {
+            Event::Started { run, at, resumed } => {
                 if let Some(hosted @ Hosted { phase: Phase::Preparing, .. }) = self.runs.get_mut(&run) {
                     hosted.phase = Phase::Running(at);
-                    actions
-                        .push(Action::Send { to: run.task.job.home, message: ToHome::Started { run, at } });
+                    hosted.resumed = resumed;
+                    let message = ToHome::Started { run, at, resumed };
+                    actions.push(Action::Send { to: run.task.job.home, message });
+                }
+            }
+            // The next heartbeat tells of it.
+            Event::Saved { run, number } => {
+                if let Some(hosted) = self.runs.get_mut(&run) {
+                    hosted.saved = Some(number);
                 }
             }
             Event::Ended { run, end } => self.ended(now, run, end, &mut actions),
             Event::Gone(run) => {
-                if let Some(hosted) = self.remove(run) {
+                if self.remove(run).is_some() {
                     actions.push(Action::Forget(run));
-                    if !matches!(hosted.phase, Phase::Fenced) {
-                        let message = ToHome::Gone(vec![run]);
-                        actions.push(Action::Send { to: run.task.job.home, message });
-                    }
+                    // Also if it was fenced: its home may want to know when the next can start.
+                    let message = ToHome::Gone(vec![run]);
+                    actions.push(Action::Send { to: run.task.job.home, message });
                 }
             }
             Event::Evicted(home) => {
@@ -284,13 +303,13 @@ impl Host {
         home: NodeId,
         lease: LeaseId,
         order: Order,
-        tasks: Vec<(u32, u32)>,
+        tasks: Vec<Placement>,
         actions: &mut Vec<Action>,
     ) {
         let mut gone = Vec::new();
         let mut begun = false;
-        for (index, epoch) in tasks {
-            let run = Run { task: order.job.task(index), epoch };
+        for placement in tasks {
+            let run = Run { task: order.job.task(placement.index), epoch: placement.epoch };
             if self.runs.contains_key(&run) {
                 continue;
             }
@@ -314,8 +333,8 @@ impl Host {
             let older: Vec<_> =
                 self.runs.range(Run { task: run.task, epoch: 0 }..run).map(|(run, _)| *run).collect();
             older.into_iter().for_each(|run| self.fence(run, actions));
-            self.runs.insert(run, Hosted { needs: order.spec.needs(), phase: Phase::Preparing });
-            actions.push(Action::Launch { run, order: order.clone() });
+            self.runs.insert(run, Hosted::new(order.spec.needs(), Phase::Preparing));
+            actions.push(Action::Launch { run, order: order.clone(), placement });
         }
         if begun {
             self.renew(home, actions);
@@ -338,7 +357,7 @@ impl Host {
         actions: &mut Vec<Action>,
     ) {
         self.free = self.free.minus(needs);
-        self.runs.insert(run, Hosted { needs, phase: Phase::Running(started) });
+        self.runs.insert(run, Hosted::new(needs, Phase::Running(started)));
         // How old the last contact is, only the shim knows; it holds on to its own deadline until we renew it.
         self.contacts.entry(run.task.job.home).or_default();
         if let Some(end) = end {
@@ -361,6 +380,8 @@ impl Host {
             Phase::Fenced => {
                 self.remove(run);
                 actions.push(Action::Forget(run));
+                let message = ToHome::Gone(vec![run]);
+                actions.push(Action::Send { to: run.task.job.home, message });
             }
         }
     }
@@ -422,7 +443,7 @@ impl Host {
             return;
         }
         self.beat = now.mono;
-        let mut homes: BTreeMap<NodeId, Vec<(Run, Option<SystemTime>)>> = BTreeMap::new();
+        let mut homes: BTreeMap<NodeId, Vec<Alive>> = BTreeMap::new();
         let mut orphans = BTreeSet::new();
         for (run, hosted) in &mut self.runs {
             let home = run.task.job.home;
@@ -440,7 +461,8 @@ impl Host {
             if home != self.me && contact.at.is_some_and(|at| now.mono > at + ORPHAN) {
                 orphans.insert(*run);
             }
-            homes.entry(home).or_default().push((*run, since));
+            let Hosted { resumed, saved, .. } = *hosted;
+            homes.entry(home).or_default().push(Alive { run: *run, since, resumed, saved });
         }
         self.contacts.retain(|home, _| homes.contains_key(home));
         for (home, runs) in homes {
@@ -454,5 +476,11 @@ impl Host {
             actions.push(Action::Send { to: home, message });
         }
         orphans.into_iter().for_each(|run| self.fence(run, actions));
+    }
+}
+
+impl Hosted {
+    fn new(needs: Resources, phase: Phase) -> Self {
+        Self { needs, phase, resumed: None, saved: None }
     }
 }

@@ -28,6 +28,32 @@ pub struct Order {
     pub stdin: Option<Stdin>,
 }
 
+/// A task that is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Its index.
+    pub index: u32,
+    /// Its epoch.
+    pub epoch: u32,
+    /// The number of its newest checkpoint, wherever that is; the next has a higher one.
+    pub saved: u64,
+    /// The last checkpoint to go on from, if its user said so. Otherwise it is the newest that the host has.
+    pub from: Option<u64>,
+}
+
+/// A run, as its host tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alive {
+    /// Which.
+    pub run: Run,
+    /// Since when it runs, if it does.
+    pub since: Option<SystemTime>,
+    /// The checkpoint that it went on from, as far as this is known.
+    pub resumed: Option<u64>,
+    /// The number of its newest checkpoint there.
+    pub saved: Option<u64>,
+}
+
 /// From a home node to a host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToHost {
@@ -48,8 +74,8 @@ pub enum ToHost {
         lease: LeaseId,
         /// The job.
         order: Order,
-        /// Indices and epochs.
-        tasks: Vec<(u32, u32)>,
+        /// Which of its tasks.
+        tasks: Vec<Placement>,
     },
     /// Send a signal to a task.
     Signal {
@@ -89,6 +115,8 @@ pub enum ToHome {
         run: Run,
         /// Since when.
         at: SystemTime,
+        /// The checkpoint that it went on from.
+        resumed: Option<u64>,
     },
     /// A task ended.
     Ended {
@@ -103,8 +131,8 @@ pub enum ToHome {
     Heartbeat {
         /// Counts up.
         seq: u64,
-        /// The runs, and since when each runs, if it does.
-        runs: Vec<(Run, Option<SystemTime>)>,
+        /// The runs.
+        runs: Vec<Alive>,
         /// What is free.
         free: Resources,
     },

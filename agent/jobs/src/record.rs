@@ -51,6 +51,19 @@ pub struct TaskRecord {
     pub started: Option<SystemTime>,
     /// When and how it ended.
     pub ended: Option<(SystemTime, Outcome, Usage)>,
+    /// The number of its newest checkpoint, and where that is.
+    pub saved: Option<(u64, NodeId)>,
+    /// Where its user wants it back, until it is there.
+    pub back: Option<Back>,
+}
+
+/// A task is to go back to a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Back {
+    /// The number of the checkpoint.
+    pub to: u64,
+    /// The run with this epoch, and those before it, are to end.
+    pub after: u32,
 }
 
 /// One change of the store.

@@ -35,6 +35,15 @@ struct Process {
     needs: Resources,
     left: Duration,
     ended: bool,
+    /// Its next checkpoint's number is higher.
+    saved: u64,
+}
+
+/// On the disk of a machine.
+#[derive(Clone, Copy, Debug)]
+struct Checkpoint {
+    number: u64,
+    left: Duration,
 }
 
 #[derive(Default)]
@@ -47,6 +56,7 @@ struct Machine {
     agent: Option<(Home, Host)>,
     store: Store,
     shims: BTreeMap<Run, Process>,
+    checkpoints: BTreeMap<TaskId, Vec<Checkpoint>>,
     leases: BTreeMap<NodeId, Duration>,
     /// When a crashed agent or machine comes back.
     back: Duration,
@@ -63,6 +73,8 @@ struct Grid {
     /// How often each task was seen to end by itself.
     finished: BTreeMap<TaskId, u32>,
     starts: BTreeMap<TaskId, u32>,
+    /// Runs that went on from a checkpoint, where, and from which.
+    resumed: BTreeMap<Run, (NodeId, u64)>,
     collects: Vec<(Duration, NodeId, Run, NodeId)>,
     abandoned: Vec<Run>,
 }
@@ -73,6 +85,7 @@ impl Grid {
             agent: None,
             store: Store::default(),
             shims: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
             leases: BTreeMap::new(),
             back: Duration::ZERO,
             cut: false,
@@ -86,6 +99,7 @@ impl Grid {
             task_time: Duration::from_secs(3),
             finished: BTreeMap::new(),
             starts: BTreeMap::new(),
+            resumed: BTreeMap::new(),
             collects: Vec::new(),
             abandoned: Vec::new(),
         }
@@ -114,6 +128,12 @@ impl Grid {
             host_actions.extend(host.handle(now, host::Event::Adopted { run: *run, needs, started, end }));
         }
         let kept = machine.shims.keys().copied().collect();
+        for run in machine.shims.keys() {
+            if let Some(newest) = machine.checkpoints.get(&run.task).and_then(|all| all.last()) {
+                let event = host::Event::Saved { run: *run, number: newest.number };
+                host_actions.extend(host.handle(now, event));
+            }
+        }
         machine.agent = Some((home, host));
         self.host_actions(id, host_actions);
         self.home(id, home::Event::LocalRuns(kept));
@@ -165,13 +185,23 @@ impl Grid {
             let machine = self.machines.get_mut(&id).unwrap();
             match action {
                 host::Action::Send { to, message } => self.send(id, to, Wire::Home(message)),
-                host::Action::Launch { run, order } => {
+                host::Action::Launch { run, order, placement } => {
                     let needs = order.spec.needs();
-                    machine.shims.insert(run, Process { needs, left: self.task_time, ended: false });
+                    assert_eq!((placement.index, placement.epoch), (run.task.index, run.epoch));
+                    let own = machine.checkpoints.entry(run.task).or_default();
+                    let most = placement.from.unwrap_or(u64::MAX);
+                    own.retain(|checkpoint| checkpoint.number <= most);
+                    let from = own.last().copied();
+                    let left = from.map_or(self.task_time, |checkpoint| checkpoint.left);
+                    let saved = placement.saved.max(from.map_or(0, |checkpoint| checkpoint.number));
+                    machine.shims.insert(run, Process { needs, left, ended: false, saved });
+                    let resumed = from.map(|checkpoint| checkpoint.number);
+                    self.resumed.extend(resumed.map(|number| (run, (id, number))));
                     *self.starts.entry(run.task).or_default() += 1;
                     assert!(!self.is_done(run.task), "{run} starts although its task is done");
                     let at = self.now().wall;
-                    self.host(id, host::Event::Started { run, at });
+                    self.host(id, host::Event::Started { run, at, resumed });
+                    resumed.into_iter().for_each(|number| self.host(id, host::Event::Saved { run, number }));
                 }
                 host::Action::Signal { .. } => (),
                 host::Action::Fence(run) => {
@@ -307,6 +337,30 @@ impl Grid {
         let machine = self.machines.get_mut(&id).unwrap();
         machine.shims.clear();
         machine.leases.clear();
+    }
+
+    /// Writes a checkpoint of everything that runs on a machine.
+    fn save(&mut self, id: NodeId) {
+        let machine = self.machines.get_mut(&id).unwrap();
+        let mut saved = Vec::new();
+        for (run, process) in machine.shims.iter_mut().filter(|(_, process)| !process.ended) {
+            process.saved += 1;
+            let checkpoint = Checkpoint { number: process.saved, left: process.left };
+            machine.checkpoints.entry(run.task).or_default().push(checkpoint);
+            saved.push((*run, process.saved));
+        }
+        for (run, number) in saved {
+            self.host(id, host::Event::Saved { run, number });
+        }
+    }
+
+    /// The shims of a machine are killed, with their tasks; its agent sees it.
+    fn crash_shims(&mut self, id: NodeId) {
+        let machine = self.machines.get_mut(&id).unwrap();
+        let lost: Vec<Run> =
+            machine.shims.iter().filter(|(_, process)| !process.ended).map(|(run, _)| *run).collect();
+        machine.shims.retain(|run, _| !lost.contains(run));
+        lost.into_iter().for_each(|run| self.host(id, host::Event::Gone(run)));
     }
 
     fn submit(&mut self, home: NodeId, tasks: u32) -> JobId {
@@ -503,6 +557,96 @@ fn a_killed_job_ends_wherever_its_tasks_are() {
     assert_eq!(waiting_done, 12, "the tasks that waited are done at once");
 }
 
+#[test]
+fn lost_tasks_go_on_where_their_checkpoints_are() {
+    let mut grid = Grid::new(8, 3, 0.0);
+    grid.step();
+    grid.task_time = Duration::from_secs(60);
+    // All nodes are full: the room of the lost ones is the only one.
+    let job = grid.submit(NodeId(1), 12);
+    while grid.starts.len() < 12 {
+        grid.step();
+    }
+    for _ in 0..40 * 20 {
+        grid.step();
+    }
+    grid.save(NodeId(3));
+    for _ in 0..3 * 20 {
+        grid.step();
+    }
+    let on_three: Vec<Run> = grid.machines[&NodeId(3)].shims.keys().copied().collect();
+    assert_eq!(on_three.len(), 4);
+    // The home is started again meanwhile: it has written down where the checkpoints are.
+    grid.crash_agent(NodeId(1), Duration::from_millis(100));
+    grid.crash_shims(NodeId(3));
+    let took = grid.finish(60);
+    let resumed: Vec<_> = grid.resumed.iter().map(|(run, from)| (run.task, run.epoch, *from)).collect();
+    let expected: Vec<_> = on_three.iter().map(|run| (run.task, 2, (NodeId(3), 1))).collect();
+    assert_eq!(resumed, expected);
+    assert!(took < 30, "it began anew: {took} s for {job}");
+}
+
+#[test]
+fn a_task_whose_checkpoint_is_on_a_dead_node_begins_anew_at_once() {
+    let mut grid = Grid::new(9, 2, 0.0);
+    grid.step();
+    grid.task_time = Duration::from_secs(20);
+    grid.submit(NodeId(1), 6);
+    while grid.starts.len() < 6 {
+        grid.step();
+    }
+    grid.save(NodeId(2));
+    for _ in 0..3 * 20 {
+        grid.step();
+    }
+    let lost: Vec<TaskId> = grid.machines[&NodeId(2)].shims.keys().map(|run| run.task).collect();
+    grid.crash_machine(NodeId(2), Duration::from_secs(1 << 20));
+    grid.home(NodeId(1), home::Event::NodeDown(NodeId(2)));
+    let before = grid.now;
+    while !lost.iter().any(|task| grid.starts[task] == 2) {
+        grid.step();
+        assert!(grid.now - before < Duration::from_secs(12), "not restarted: {:?}", grid.starts);
+    }
+    assert!(grid.resumed.is_empty());
+}
+
+#[test]
+fn a_user_takes_a_task_back_to_an_earlier_checkpoint() {
+    let mut grid = Grid::new(10, 2, 0.0);
+    grid.step();
+    grid.task_time = Duration::from_secs(30);
+    let job = grid.submit(NodeId(1), 1);
+    while grid.starts.is_empty() {
+        grid.step();
+    }
+    let node = |grid: &Grid| *grid.machines.iter().find(|(_, machine)| !machine.shims.is_empty()).unwrap().0;
+    let first = node(&grid);
+    for _ in 0..3 {
+        grid.save(first);
+        for _ in 0..3 * 20 {
+            grid.step();
+        }
+    }
+    let task = job.task(0);
+    grid.home(NodeId(1), home::Event::Restore { task, number: 2, node: first });
+    while grid.starts[&task] < 2 {
+        grid.step();
+    }
+    assert_eq!(grid.resumed[&Run { task, epoch: 2 }], (first, 2));
+    let numbers =
+        |grid: &Grid| grid.machines[&first].checkpoints[&task].iter().map(|c| c.number).collect::<Vec<_>>();
+    assert_eq!(numbers(&grid), [1, 2], "the later one is not of this past");
+    grid.save(first);
+    assert_eq!(numbers(&grid), [1, 2, 4], "a number is used once");
+    grid.finish(60);
+    let restore = home::Event::Restore { task, number: 1, node: first };
+    grid.home(NodeId(1), restore);
+    for _ in 0..100 {
+        grid.step();
+    }
+    assert_eq!((grid.starts[&task], grid.finished[&task]), (2, 1), "what is done stays done");
+}
+
 /// Everything at once, over many seeds. A failing seed is to be kept as a test of its own with its cause.
 #[test]
 fn no_task_runs_twice_at_once_whatever_happens() {
@@ -517,6 +661,15 @@ fn no_task_runs_twice_at_once_whatever_happens() {
                 5..=6 => grid.crash_machine(id, pause),
                 7..=9 => grid.machines.get_mut(&id).unwrap().cut = true,
                 10..=15 => grid.machines.get_mut(&id).unwrap().cut = false,
+                21..=24 => grid.save(id),
+                25 => grid.crash_shims(id),
+                26 => {
+                    let tasks = grid.machines[&id].store.tasks.keys().copied().collect::<Vec<_>>();
+                    let saved = tasks.get(grid.rng.random_range(0..tasks.len().max(1)));
+                    saved.into_iter().for_each(|task| {
+                        grid.home(id, home::Event::Restore { task: *task, number: 1, node: id })
+                    });
+                }
                 16..=20 if grid.machines[&id].agent.is_some() => {
                     let tasks = grid.rng.random_range(1..12);
                     grid.submit(id, tasks);

@@ -15,6 +15,13 @@
 //! [limits]                               # what the grid may use of this machine
 //! cores        = 4.0
 //! memory       = "8G"
+//! [checkpoints]
+//! keep         = 2                       # how many of each task stay: one to go on from, one in case that it is damaged
+//! limit        = "40G"                   # what all of them may take; a fifth of the disk if absent
+//! shortest     = "10s"                   # bounds of the adaptive interval
+//! longest      = "12h"
+//! weight       = 0.5                     # of the last period against the one before it
+//! failures     = "7d"                    # how far apart failures of this node are expected, before any is seen
 //! ```
 
 use std::fs;
@@ -23,6 +30,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use grid_checkpoint::interval::{Failures, Interval, Policy};
 use libgrid::units::{Bytes, Cpus, Span};
 use serde::Deserialize;
 
@@ -47,6 +55,7 @@ pub(crate) struct Config {
     pub(crate) data_ports: Option<Ports>,
     pub(crate) encrypt_jobs: bool,
     pub(crate) limits: Limits,
+    pub(crate) checkpoints: Checkpointing,
 }
 
 /// A range of ports: its first and its last.
@@ -76,6 +85,32 @@ pub(crate) struct Limits {
     pub(crate) memory: Option<Bytes>,
 }
 
+/// How checkpoints are written and kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Checkpointing {
+    pub(crate) keep: usize,
+    pub(crate) limit: Option<Bytes>,
+    pub(crate) shortest: Span,
+    pub(crate) longest: Span,
+    pub(crate) weight: f64,
+    pub(crate) failures: Span,
+}
+
+impl Default for Checkpointing {
+    fn default() -> Self {
+        let Policy { weight, shortest, longest } = Policy::default();
+        let failures = Span(Duration::from_secs(7 * 86_400));
+        Self { keep: 2, limit: None, shortest: Span(shortest), longest: Span(longest), weight, failures }
+    }
+}
+
+impl Checkpointing {
+    pub(crate) fn policy(&self) -> Policy {
+        Policy { weight: self.weight, shortest: self.shortest.0, longest: self.longest.0 }
+    }
+}
+
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -102,6 +137,7 @@ impl Default for Config {
             data_ports: None,
             encrypt_jobs: true,
             limits: Limits::default(),
+            checkpoints: Checkpointing::default(),
         }
     }
 }
@@ -150,6 +186,13 @@ impl Config {
         if self.advertise.len() > grid_vo::MAX_ADDRS {
             return field("advertise", format!("more than {} addresses: name the best", grid_vo::MAX_ADDRS));
         }
+        let failures = Failures::new(self.checkpoints.failures.0);
+        if let Err(error) = Interval::new(self.checkpoints.policy(), Duration::ZERO, &failures) {
+            return field("checkpoints", error.to_string());
+        }
+        if self.checkpoints.keep == 0 {
+            return field("checkpoints", "keep = 0 would keep none to go on from: keep at least 1".into());
+        }
         Ok(self)
     }
 
@@ -181,6 +224,11 @@ impl Config {
     /// Inputs of other nodes' jobs that run here.
     pub(crate) fn inputs_dir(&self) -> PathBuf {
         self.state_dir.join("inputs")
+    }
+
+    /// Checkpoints of tasks that run here.
+    pub(crate) fn checkpoints_dir(&self) -> PathBuf {
+        self.state_dir.join("checkpoints")
     }
 
     /// Output of jobs that were submitted here.
@@ -222,6 +270,8 @@ mod tests {
             ("state_dir = 'here'", "state_dir: here is no absolute path"),
             ("cgroup_parent = 'a/b'", "cgroup_parent: \"a/b\" is no name"),
             ("data_ports = '9-5'", "\"9-5\" is no range of ports"),
+            ("[checkpoints]\nweight = 2.0", "checkpoints: the weight must be"),
+            ("[checkpoints]\nkeep = 0", "checkpoints: keep = 0"),
             ("[limits]\nmemory = 'lots'", "\"lots\" is no amount of bytes"),
         ] {
             fs::write(&path, text).unwrap();

@@ -10,8 +10,9 @@ use grid_jobs::host::{self, Host};
 use grid_link::{Incoming, Link, LinkConfig};
 use grid_vo::{NodeKey, RevocationList};
 use libgrid::control::{Certificate, Failure, Kind};
-use libgrid::ids::NodeId;
+use libgrid::ids::{NodeId, TaskId};
 use libgrid::node::NodeInfo;
+use libgrid::status::{Checkpoint, TaskCheckpoints};
 use libgrid::units::{Bytes, Span};
 use libgrid::wire::stream;
 use tokio::sync::{mpsc, oneshot};
@@ -116,7 +117,9 @@ impl Grid {
         };
         tokio::spawn(output.clone().collect_all(collects_end));
         let channel = (queries.clone(), queries_end);
-        runner::start(config.clone(), me, core.clone(), staging, (shims, found), channel, actions_end);
+        let runner =
+            runner::start(config.clone(), me, core.clone(), staging, (shims, found), channel, actions_end);
+        runner.map_err(|error| internal(&error))?;
 
         let info = NodeInfo {
             node: me,
@@ -181,6 +184,38 @@ impl Grid {
         let (reply, answer) = oneshot::channel();
         self.queries.send(Query::Keyboard { run, reply }).ok()?;
         answer.await.ok().flatten()
+    }
+
+    // === checkpoints ===
+
+    /// Writes a checkpoint of a run that is here, and waits until it is stored.
+    pub(crate) async fn checkpoint(&self, run: libgrid::ids::Run) -> Result<Checkpoint, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.queries.send(Query::Checkpoint { run, reply });
+        let written = answer.await.map_err(|_| failure(Kind::Unavailable, core::Stopping))?;
+        written.map_err(|why| {
+            Failure::new(Kind::State, format!("no checkpoint of {} was written: {why}", run.task))
+        })
+    }
+
+    /// The checkpoints of a task that are here.
+    pub(crate) async fn checkpoints(&self, task: TaskId) -> Result<TaskCheckpoints, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.queries.send(Query::Kept { task, reply });
+        answer.await.map_err(|_| failure(Kind::Unavailable, core::Stopping))
+    }
+
+    /// Nothing if all of a checkpoint is here, as it was written.
+    pub(crate) async fn verify(&self, task: TaskId, number: u64) -> Result<(), Failure> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.queries.send(Query::Verify { task, number, reply });
+        let verified = answer.await.map_err(|_| failure(Kind::Unavailable, core::Stopping))?;
+        verified.map_err(|why| {
+            Failure::new(
+                Kind::State,
+                format!("checkpoint {number} of {task} cannot be used: {why}: choose another"),
+            )
+        })
     }
 
     // === the VO ===

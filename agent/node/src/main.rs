@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod caller;
+mod checkpoint;
 mod config;
 mod control;
 mod copy;

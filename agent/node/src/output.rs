@@ -21,7 +21,6 @@ use grid_run::logs::{self, Reader};
 use grid_run::spawn::Shims;
 use libgrid::control::{MAX_CHUNK, Stream};
 use libgrid::ids::{JobId, NodeId, Run, TaskId};
-use libgrid::status::Usage;
 use libgrid::user::User;
 use libgrid::wire::stream;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -33,7 +32,7 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::peers::{Peers, Piece, Request};
 use crate::runner::inputs::said;
-use crate::runner::{Following, Query};
+use crate::runner::{Following, Query, Used};
 use crate::staging::{StageError, Staging};
 
 /// Both streams, in the order of the offsets in [`Request::Logs`].
@@ -75,7 +74,7 @@ impl Output {
     }
 
     /// What runs that are here have used so far.
-    pub(crate) async fn usage(&self, runs: Vec<Run>) -> Vec<(Run, Usage)> {
+    pub(crate) async fn usage(&self, runs: Vec<Run>) -> Vec<Used> {
         let (reply, answer) = oneshot::channel();
         let asked = self.queries.send(Query::Usage { runs, reply });
         match asked {

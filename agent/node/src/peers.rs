@@ -10,7 +10,11 @@
 //! | `Output` | [`Piece`] frames |
 //! | `Stage` | [`control::Response`] frames: how far it is, then the end |
 //! | `Input` | the asker sends [`libgrid::control::Input`] frames; a [`libgrid::control::Response`] at the end |
-//! | `Usage` | one `Vec<(Run, Usage)>` frame |
+//! | `Usage` | one `Vec<Used>` frame |
+//! | `Checkpoint` | one `Result<Checkpoint, Failure>` frame, when it is stored |
+//! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |
+//! | `Verify` | one `Result<(), Failure>` frame |
+//! | `Finished` | one `Vec<TaskId>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
 //! | `Prepare` | one `Result<Ticket, Failure>` frame |
@@ -27,7 +31,7 @@ use std::net::IpAddr;
 use grid_link::{Duplex, Link};
 use grid_vo::{Admission, RevocationList};
 use libgrid::control::{self, Stream};
-use libgrid::ids::{NodeId, Run};
+use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -54,6 +58,14 @@ pub(crate) enum Request {
     Input(Run),
     /// What runs have used so far.
     Usage(Vec<Run>),
+    /// A checkpoint of a run is wanted now.
+    Checkpoint(Run),
+    /// The checkpoints of a task.
+    Checkpoints(TaskId),
+    /// Whether a checkpoint is whole.
+    Verify { task: TaskId, number: u64 },
+    /// Which of these tasks are done, so that their checkpoints are of no more use.
+    Finished(Vec<TaskId>),
     /// A token's bearer wants in.
     Join { public_key: [u8; 32], name: String },
     /// A node wants its certificate renewed.

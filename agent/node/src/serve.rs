@@ -16,6 +16,7 @@ use crate::copy;
 use crate::core::Letter;
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
+use crate::runner::finished;
 use crate::staging;
 
 /// How long a peer may take to say what it wants.
@@ -103,8 +104,31 @@ async fn answer_node(
         Request::Usage(runs) if runs.iter().all(|run| run.task.job.home == node) => {
             answer_once(&mut duplex, &grid.output.usage(runs).await).await
         }
+        Request::Checkpoint(run) if run.task.job.home == node => {
+            answer_once(&mut duplex, &grid.checkpoint(run).await).await
+        }
+        Request::Checkpoints(task) if task.job.home == node => {
+            answer_once(&mut duplex, &grid.checkpoints(task).await).await
+        }
+        Request::Verify { task, number } if task.job.home == node => {
+            answer_once(&mut duplex, &grid.verify(task, number).await).await
+        }
         // Only a job's home may ask for what its tasks left.
-        Request::Logs { .. } | Request::Output(_) | Request::Input(_) | Request::Usage(_) => Ok(()),
+        Request::Logs { .. }
+        | Request::Output(_)
+        | Request::Input(_)
+        | Request::Usage(_)
+        | Request::Checkpoint(_)
+        | Request::Checkpoints(_)
+        | Request::Verify { .. } => Ok(()),
+        // Of other homes' tasks this one knows nothing.
+        Request::Finished(mut tasks) => {
+            tasks.retain(|task| task.job.home == grid.me);
+            match grid.core.look(move |view| finished(view, tasks)).await {
+                Ok(finished) => answer_once(&mut duplex, &finished).await,
+                Err(_) => Ok(()),
+            }
+        }
         Request::Renew { public_key } => {
             let identity = grid.identity.clone();
             let admitted = blocking(move || identity.renew(node, public_key)).await;

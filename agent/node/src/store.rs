@@ -19,7 +19,7 @@ const JOBS: TableDefinition<u64, &[u8]> = TableDefinition::new("jobs");
 const TASKS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("tasks");
 
 /// Changes whenever a record's encoding does.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What redb keeps in memory at most, in bytes.
 const CACHE: usize = 8 << 20;
@@ -159,7 +159,7 @@ pub(crate) mod tests {
         let path = folder.path().join("jobs.redb");
         let (one, first) = job(1);
         let (two, second) = job(2);
-        let task = TaskRecord { epoch: 3, node: None, started: None, ended: None };
+        let task = TaskRecord { epoch: 3, node: None, started: None, ended: None, saved: None, back: None };
         {
             let store = Store::open(&path).unwrap();
             store.apply(&[first, second, Change::Task(one.task(4), task.clone())]).unwrap();

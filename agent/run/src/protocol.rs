@@ -12,6 +12,7 @@ use grid_checkpoint::order::Done;
 use libgrid::control::Stdin;
 use libgrid::ids::Run;
 use libgrid::node::Resources;
+use libgrid::spec::Checkpoints;
 use libgrid::status::Usage;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,8 @@ pub struct Launch {
     /// The folder of the checkpoint to go on from, instead of starting the program. `work` and `tmp` are to be empty,
     /// and the user, the working folder and the kind of input the same as when it was written.
     pub restore: Option<PathBuf>,
+    /// When checkpoints are written: no concern of the shim's, which keeps it for an agent that is started again.
+    pub checkpoint: Checkpoints,
 }
 
 /// From the agent to the shim.
@@ -163,6 +166,10 @@ pub struct Kept {
     pub time: Option<Duration>,
     /// When it started.
     pub started: SystemTime,
+    /// As in [`Launch::checkpoint`].
+    pub checkpoint: Checkpoints,
+    /// Whether it is still being made from a checkpoint.
+    pub restoring: bool,
     /// How it ended, if it did.
     pub end: Option<Ending>,
 }
@@ -176,6 +183,8 @@ impl Kept {
             limits: launch.limits,
             time: launch.time,
             started: SystemTime::now(),
+            checkpoint: launch.checkpoint,
+            restoring: launch.restore.is_some(),
             end: None,
         }
     }

@@ -9,8 +9,10 @@ use libgrid::control::{
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
-use libgrid::spec::JobSpec;
-use libgrid::status::{Counts, JobStatus, JobSummary, Outcome, TaskState, TaskStatus, Usage};
+use libgrid::spec::{Checkpoints, JobSpec};
+use libgrid::status::{
+    Checkpoint, Counts, JobStatus, JobSummary, Outcome, TaskCheckpoints, TaskState, TaskStatus, Usage,
+};
 use libgrid::units::{Bytes, Cpus, Span};
 
 /// A job that sets every field to something that is not its default.
@@ -29,6 +31,7 @@ pub(crate) fn spec() -> JobSpec {
         restart: false,
         log_limit: Bytes(1 << 20),
         nodes: vec!["node2".into(), "3".into()],
+        checkpoint: Checkpoints::Every(Span(Duration::from_secs(300))),
     }
 }
 
@@ -65,6 +68,22 @@ fn copy() -> Copy {
             buffer: Some(Bytes(8 << 20)),
             congestion: Some("cubic".into()),
         },
+    }
+}
+
+fn checkpoints() -> TaskCheckpoints {
+    let checkpoint = |number, interval| Checkpoint {
+        number,
+        made: at(1_700_000_000),
+        bytes: 1 << 30,
+        cost: Duration::from_millis(1500),
+        interval,
+        node: NodeId(3),
+    };
+    TaskCheckpoints {
+        task: job().task(3),
+        checkpoints: vec![checkpoint(7, Some(Duration::from_secs(300))), checkpoint(300, None)],
+        trouble: Some("no room".into()),
     }
 }
 
@@ -109,6 +128,10 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Unexport { path: "/data".into() },
         Request::Certify,
         Request::Exports { everywhere: true },
+        Request::Checkpoint { task: job().task(3) },
+        Request::Checkpoints { task: job().task(3) },
+        Request::Restore { task: job().task(3), from: Some(7) },
+        Request::Restore { task: job().task(0), from: None },
     ];
     let name = |request: &Request| match request {
         // A new variant does not compile until it has a name here; give it a value above, too.
@@ -132,6 +155,9 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Unexport { .. } => "unexport",
         Request::Certify => "certify",
         Request::Exports { .. } => "exports",
+        Request::Checkpoint { .. } => "checkpoint",
+        Request::Checkpoints { .. } => "checkpoints",
+        Request::Restore { .. } => "restore",
     };
     requests.into_iter().map(|request| (name(&request), request)).collect()
 }
@@ -183,6 +209,8 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
             }],
             silent: vec![NodeId(4)],
         },
+        Reply::Checkpoints(Box::new(checkpoints())),
+        Reply::Restoring(7),
     ];
     let name = |reply: &Reply| match reply {
         Reply::Done => "done",
@@ -200,6 +228,8 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Listing { .. } => "listing",
         Reply::Certificate(_) => "certificate",
         Reply::Exports { .. } => "exports",
+        Reply::Checkpoints(_) => "checkpoints",
+        Reply::Restoring(_) => "restoring",
     };
     let kind = |kind: Kind| match kind {
         Kind::Invalid => "failure-invalid",

@@ -1,13 +1,13 @@
 //! How a run comes to its end at home: it ended over there and its results are brought here, or it is lost.
 
-use libgrid::ids::{NodeId, Run};
+use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 
 use super::{Action, Collected, Home, State};
 use crate::Now;
 use crate::message::{End, ToHost};
-use crate::record::{Change, TaskRecord};
+use crate::record::{Back, Change, TaskRecord};
 
 impl Home {
     pub(super) fn ended(&mut self, now: Now, from: NodeId, run: Run, end: End, actions: &mut Vec<Action>) {
@@ -76,7 +76,8 @@ impl Home {
         let Some(task) = job.task_mut(index) else { return };
         task.state = State::Done { outcome: outcome.clone(), at: now.wall };
         let ended = Some((now.wall, outcome, task.usage));
-        let record = TaskRecord { epoch: task.epoch, node: task.last, started: task.started, ended };
+        // Nothing goes on from its checkpoints any more: their nodes ask, and drop them.
+        let record = TaskRecord { node: task.last, ended, saved: None, back: None, ..task.record() };
         actions.push(Action::Write(Change::Task(run.task, record)));
         if let Some(node) = node {
             actions.push(Action::Send { to: node, message: ToHost::Settled(vec![run]) });
@@ -100,20 +101,39 @@ impl Home {
         let Some(task) = job.task_mut(run.task.index) else { return };
         task.state = State::Waiting;
         task.started = None;
+        task.resumed = None;
+        task.lost = now.mono;
         task.usage = Usage::default();
         if let Some(signal) = task.doomed {
             return self.done(now, run, Outcome::Killed(signal), actions);
         }
-        if !again {
+        // One that is to go on from a checkpoint was not lost, but taken away.
+        if !again && task.back.is_none() {
             return self.done(now, run, Outcome::NodeLost { node }, actions);
         }
-        let record = TaskRecord { epoch: task.epoch, node: None, started: None, ended: None };
+        let record = task.record();
         job.active.remove(&run.task.index);
         job.waiting.insert(run.task.index);
         self.queue.insert(id);
         self.stirred = true;
         actions.push(Action::Write(Change::Task(run.task, record)));
         actions.push(Action::Changed(id));
+    }
+}
+
+impl Home {
+    /// Lets a task go on from a checkpoint. Its run is fenced when its node next tells of it; it then counts as lost, and the
+    /// task waits for the node that has the checkpoint. It must not wait before: two runs could be there at once.
+    pub(super) fn take_back(&mut self, id: TaskId, number: u64, node: NodeId, actions: &mut Vec<Action>) {
+        let Some(task) = self.jobs.get_mut(&id.job).and_then(|job| job.task_mut(id.index)) else { return };
+        if matches!(task.state, State::Ending { .. } | State::Done { .. }) {
+            // It has ended by itself meanwhile.
+            return;
+        }
+        task.back = Some(Back { to: number, after: task.epoch });
+        // The number goes on from the highest that was ever told.
+        task.saved = Some((task.saved.map_or(number, |(newest, _)| newest.max(number)), node));
+        actions.push(Action::Write(Change::Task(id, task.record())));
     }
 }
 

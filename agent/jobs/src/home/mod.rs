@@ -26,9 +26,13 @@ use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 
-use crate::message::{End, LeaseId, ToHome, ToHost};
-use crate::record::{Change, JobRecord, Origin, TaskRecord};
+use crate::message::{Alive, End, LeaseId, ToHome, ToHost};
+use crate::record::{Back, Change, JobRecord, Origin, TaskRecord};
 use crate::{LEASE, MARGIN, Now};
+
+/// How long a task that was lost waits for the node that has its checkpoint, if that is there, before it begins anew on another
+/// one. The host needs some seconds to free what the lost run took; a node that fills up meanwhile may take longer.
+const FAITHFUL: Duration = Duration::from_secs(30);
 
 /// What happens to a home.
 #[derive(Clone, Debug)]
@@ -50,6 +54,15 @@ pub enum Event {
         signal: i32,
         /// SIGKILL after that.
         grace: Option<Duration>,
+    },
+    /// A user wants a task that is not done to go on from an earlier checkpoint.
+    Restore {
+        /// Which.
+        task: TaskId,
+        /// The number of the checkpoint.
+        number: u64,
+        /// Where that is.
+        node: NodeId,
     },
     /// A message from a host.
     Message {
@@ -166,6 +179,14 @@ struct Task {
     usage: Usage,
     /// A signal that was meant to end it: it is not started again.
     doomed: Option<i32>,
+    /// The number of its newest checkpoint, and where that is.
+    saved: Option<(u64, NodeId)>,
+    /// As in [`TaskRecord::back`].
+    back: Option<Back>,
+    /// The checkpoint that the present run went on from.
+    resumed: Option<u64>,
+    /// When its last run was lost.
+    lost: Duration,
 }
 
 #[derive(Debug)]
@@ -252,6 +273,9 @@ impl Home {
             task.started = record.started;
             task.last = record.node;
             task.placed = now.mono;
+            task.lost = now.mono;
+            task.saved = record.saved;
+            task.back = record.back;
             if let Some((at, outcome, usage)) = record.ended {
                 task.usage = usage;
                 task.state = State::Done { outcome, at };
@@ -281,6 +305,7 @@ impl Home {
         match event {
             Event::Submit { ticket, spec, origin } => self.submit(now, ticket, spec, origin, &mut actions),
             Event::Kill { job, signal, grace } => self.kill(now, job, signal, grace, &mut actions),
+            Event::Restore { task, number, node } => self.take_back(task, number, node, &mut actions),
             Event::Message { from, message } => self.hear(now, from, message, &mut actions),
             Event::Node(info) => {
                 let free = info.free;
@@ -361,10 +386,8 @@ impl Home {
     fn hear(&mut self, now: Now, from: NodeId, message: ToHome, actions: &mut Vec<Action>) {
         match message {
             ToHome::Granted { lease, count, free } => self.granted(now, from, lease, count, free, actions),
-            ToHome::Started { run, at } => {
-                if self.confirm(run, from, Some(at)) {
-                    actions.push(Action::Changed(run.task.job));
-                }
+            ToHome::Started { run, at, resumed } => {
+                self.confirm(Alive { run, since: Some(at), resumed, saved: None }, from, actions);
             }
             ToHome::Ended { run, end } => self.ended(now, from, run, end, actions),
             ToHome::Gone(runs) => {
@@ -383,7 +406,7 @@ impl Home {
         now: Now,
         from: NodeId,
         seq: u64,
-        runs: Vec<(Run, Option<SystemTime>)>,
+        runs: Vec<Alive>,
         free: Resources,
         actions: &mut Vec<Action>,
     ) {
@@ -393,11 +416,13 @@ impl Home {
         node.up = true;
         let mut missing = node.runs.clone();
         let mut fence = Vec::new();
-        for (run, started) in runs {
+        for alive in runs {
+            let run = alive.run;
             missing.remove(&run);
             if self.place_of(run) == Some(from) {
-                if self.confirm(run, from, started) {
-                    actions.push(Action::Changed(run.task.job));
+                match self.is_to_go_back(run) {
+                    true => fence.push(run),
+                    false => self.confirm(alive, from, actions),
                 }
             } else if run.task.job.home == self.me {
                 // Its epoch is over, or its end is written down, be it that it was given up as lost.
@@ -463,15 +488,19 @@ impl Home {
         self.task(run.task).map_or(Duration::ZERO, |task| task.placed)
     }
 
-    /// The host told of the run. True if that is news.
-    fn confirm(&mut self, run: Run, from: NodeId, started: Option<SystemTime>) -> bool {
+    /// The host told of the run.
+    fn confirm(&mut self, alive: Alive, from: NodeId, actions: &mut Vec<Action>) {
+        let Alive { run, since, resumed, saved } = alive;
         if self.place_of(run) != Some(from) {
-            return false;
+            return;
         }
         let Some(task) = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index)) else {
-            return false;
+            return;
         };
-        match (&mut task.state, started) {
+        task.resumed = resumed.or(task.resumed);
+        let newer = saved.filter(|saved| task.saved.is_none_or(|known| known != (*saved, from)));
+        task.saved = newer.map(|number| (number, from)).or(task.saved);
+        let news = match (&mut task.state, since) {
             (State::Placed { node, .. }, Some(at)) => {
                 task.started = Some(at);
                 task.state = State::Running { node: *node };
@@ -486,7 +515,20 @@ impl Home {
                 true
             }
             _ => false,
+        };
+        // It is where its user wanted it: from here on, its newest checkpoint counts again.
+        let arrived = news && task.back.take_if(|back| run.epoch > back.after).is_some();
+        if newer.is_some() || arrived {
+            actions.push(Action::Write(Change::Task(run.task, task.record())));
         }
+        if news {
+            actions.push(Action::Changed(run.task.job));
+        }
+    }
+
+    /// Whether the run is one that its user wants to end, for the task to go on from a checkpoint.
+    fn is_to_go_back(&self, run: Run) -> bool {
+        self.task(run.task).and_then(|task| task.back).is_some_and(|back| run.epoch <= back.after)
     }
 
     /// Takes the run off its node.
@@ -535,7 +577,24 @@ impl Task {
             started: None,
             usage: Usage::default(),
             doomed,
+            saved: None,
+            back: None,
+            resumed: None,
+            lost: Duration::ZERO,
         }
+    }
+
+    /// What is written down of it while it has not ended.
+    fn record(&self) -> TaskRecord {
+        let Self { epoch, started, saved, back, .. } = *self;
+        TaskRecord { epoch, node: self.state.node(), started, ended: None, saved, back }
+    }
+
+    /// The only node to wait for, if there is one and it is up: where its checkpoint is, for [`FAITHFUL`] after it was lost;
+    /// where its user wants it to go on from there, without end.
+    fn waits_for(&self, now: Now) -> Option<NodeId> {
+        let wanted = self.back.is_some() || now.mono < self.lost + FAITHFUL;
+        self.saved.filter(|_| wanted).map(|(_, node)| node)
     }
 }
 

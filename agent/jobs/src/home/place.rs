@@ -2,7 +2,8 @@
 //!
 //! The queue is first come, first served, with backfill: a job that does not fit now does not hold up smaller
 //! ones behind it, of which [`BACKFILL`] are looked at. Tasks go to the node with the most free processors, this
-//! one if equal, a few at a time, so that an array spreads over the grid.
+//! one if equal, a few at a time, so that an array spreads over the grid. One that was lost goes first to the node that
+//! has its checkpoint, and for some time to no other.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use std::time::Duration;
 use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::node::Resources;
 
-use super::{Action, Asked, Home, Job, Node, State};
+use super::{Action, Asked, Home, Job, Node, State, Task};
 use crate::Now;
-use crate::message::{LeaseId, Order, ToHost};
-use crate::record::{Change, TaskRecord};
+use crate::message::{LeaseId, Order, Placement, ToHost};
+use crate::record::Change;
 
 /// How many jobs in a row may not fit before the rest of the queue waits for the next time.
 const BACKFILL: usize = 64;
@@ -91,7 +92,7 @@ impl Home {
         let id = asked.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.asked -= asked.count;
-        let taken: Vec<u32> = job.waiting.iter().copied().take(count as usize).collect();
+        let taken = job.choose(from, count as usize, |node| is_up(&self.nodes, node), now);
         if taken.is_empty() {
             if count > 0 {
                 actions.push(Action::Send { to: from, message: ToHost::Release(lease) });
@@ -108,12 +109,11 @@ impl Home {
             task.placed = now.mono;
             task.state = State::Placed { node: from, start: Some((lease, now.mono)) };
             let run = Run { task: id.task(index), epoch: task.epoch };
-            let record = TaskRecord { epoch: task.epoch, node: Some(from), started: None, ended: None };
-            actions.push(Action::Write(Change::Task(run.task, record)));
+            actions.push(Action::Write(Change::Task(run.task, task.record())));
             if let Some(node) = self.nodes.get_mut(&from) {
                 node.runs.insert(run);
             }
-            tasks.push((index, task.epoch));
+            tasks.push(task.placement(index));
         }
         if job.waiting.is_empty() {
             self.queue.remove(&id);
@@ -156,7 +156,7 @@ impl Home {
 
     /// Sends each `Start` again that the host has not told of.
     pub(super) fn start_again(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let mut again: BTreeMap<(NodeId, LeaseId, JobId), Vec<(u32, u32)>> = BTreeMap::new();
+        let mut again: BTreeMap<(NodeId, LeaseId, JobId), Vec<Placement>> = BTreeMap::new();
         for node in self.nodes.values() {
             for run in &node.runs {
                 let task = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index));
@@ -166,7 +166,7 @@ impl Home {
                 {
                     *told = now.mono;
                     let key = (*node, *lease, run.task.job);
-                    again.entry(key).or_default().push((run.task.index, run.epoch));
+                    again.entry(key).or_default().push(task.placement(run.task.index));
                 }
             }
         }
@@ -179,7 +179,30 @@ impl Home {
     }
 }
 
+impl Task {
+    fn placement(&self, index: u32) -> Placement {
+        Placement {
+            index,
+            epoch: self.epoch,
+            saved: self.saved.map_or(0, |(number, _)| number),
+            from: self.back.map(|back| back.to),
+        }
+    }
+}
+
 impl Job {
+    /// Which of the waiting tasks go to a node that takes so many: those whose checkpoints it has come first; those that
+    /// wait for another node, which is up, are left to it.
+    fn choose(&self, node: NodeId, count: usize, up: impl Fn(NodeId) -> bool, now: Now) -> Vec<u32> {
+        let faithful = |index: &u32| self.task(*index).and_then(|task| task.waits_for(now));
+        let own = self.waiting.iter().filter(|index| faithful(index) == Some(node));
+        let free = self
+            .waiting
+            .iter()
+            .filter(|index| faithful(index).is_none_or(|other| other != node && !up(other)));
+        own.chain(free).copied().take(count).collect()
+    }
+
     pub(super) fn order(&self, id: JobId) -> Order {
         let origin = &self.record.origin;
         Order {
@@ -196,6 +219,10 @@ impl Job {
         let number = node.info.node.to_string();
         names.is_empty() || names.iter().any(|name| *name == node.info.name || *name == number)
     }
+}
+
+fn is_up(nodes: &BTreeMap<NodeId, Node>, node: NodeId) -> bool {
+    nodes.get(&node).is_some_and(|node| node.up)
 }
 
 /// How many of `wanted` tasks go to which node.
@@ -216,8 +243,20 @@ fn share(
         .map(|node| ranked(node.info.node, node.free))
         .collect();
     let mut shares = BTreeMap::new();
-    let piece = wanted.checked_div(4 * heap.len() as u32).unwrap_or(0).max(1);
     let mut left = wanted;
+    // Those that wait for one node are not for the others.
+    for index in &job.waiting {
+        let faithful =
+            job.task(*index).and_then(|task| task.waits_for(now)).filter(|node| is_up(nodes, *node));
+        let Some(node) = faithful.filter(|_| left > 0) else { continue };
+        left -= 1;
+        let share: &mut u32 = shares.entry(node).or_insert(0);
+        let room = nodes.get(&node).filter(usable).map_or(0, |node| node.free.fits(each));
+        *share += u32::from(*share < room.min(BATCH));
+    }
+    shares.retain(|_, share| *share > 0);
+    heap.retain(|(_, _, std::cmp::Reverse(node), _)| !shares.contains_key(node));
+    let piece = left.checked_div(4 * heap.len() as u32).unwrap_or(0).max(1);
     while left > 0
         && let Some((cpu, _, std::cmp::Reverse(node), memory)) = heap.pop()
     {

@@ -49,6 +49,16 @@ impl Home {
         self.nodes.get(&node).is_some_and(|node| node.runs.iter().any(|run| run.task.job == job))
     }
 
+    /// The checkpoint that the present run of a task went on from.
+    pub fn resumed(&self, task: TaskId) -> Option<u64> {
+        self.task(task)?.resumed
+    }
+
+    /// The number of a task's newest checkpoint, and where that is.
+    pub fn saved(&self, task: TaskId) -> Option<(u64, NodeId)> {
+        self.task(task)?.saved
+    }
+
     /// Whether the task has ended and its logs and results are home.
     pub fn is_done(&self, task: TaskId) -> bool {
         self.task(task).is_some_and(|task| matches!(task.state, State::Done { .. }))
@@ -91,7 +101,7 @@ impl Home {
 
     fn task_status(&self, job: &Job, index: u32, task: &Task) -> TaskStatus {
         let (state, why) = match &task.state {
-            State::Waiting => (TaskState::Waiting, self.explain(job)),
+            State::Waiting => (TaskState::Waiting, self.explain(job).map(|why| with_checkpoint(why, task))),
             State::Placed { .. } => (TaskState::Placed, None),
             State::Running { node } => {
                 let silent = self.nodes.get(node).is_some_and(|node| !node.up);
@@ -119,4 +129,11 @@ impl Home {
             why,
         }
     }
+}
+
+/// Why it waits, with what it waits to go on from.
+fn with_checkpoint(why: String, task: &Task) -> String {
+    let Some((number, node)) = task.saved else { return why };
+    let number = task.back.map_or(number, |back| back.to);
+    format!("{why}; it is to go on from checkpoint {number} on node {node}")
 }

@@ -8,14 +8,15 @@ use grid_jobs::home;
 use libgrid::control::{Failure, Kind, NodeStatus, Reply, Request, Response};
 use libgrid::copy::Place;
 use libgrid::ids::{NodeId, Run, Selector};
-use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus, Usage};
+use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus};
 use libgrid::wire::{WireError, stream};
 
-use super::{Answer, Stream, follow};
+use super::{Answer, Stream, checkpoints, follow};
 use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::peers;
 use crate::relay::relay;
+use crate::runner::Used;
 
 /// How long other nodes have to list their jobs.
 const LIST: Duration = Duration::from_secs(2);
@@ -101,7 +102,11 @@ pub(crate) async fn relayed<S: Stream>(
 fn job_of(request: &Request) -> Option<NodeId> {
     match request {
         Request::Job { job, .. } | Request::Wait { job } | Request::Kill { job, .. } => Some(job.job().home),
-        Request::Logs { task, .. } | Request::Input { task } => Some(task.job.home),
+        Request::Logs { task, .. }
+        | Request::Input { task }
+        | Request::Checkpoint { task }
+        | Request::Checkpoints { task }
+        | Request::Restore { task, .. } => Some(task.job.home),
         _ => None,
     }
 }
@@ -161,6 +166,18 @@ async fn local<S: Stream>(
             owned(grid, caller, Selector::Task(task)).await?;
             return follow::input(grid, task, client).await;
         }
+        Request::Checkpoint { task } => {
+            owned(grid, caller, Selector::Task(task)).await?;
+            Reply::Checkpoints(Box::new(checkpoints::write(grid, task).await?))
+        }
+        Request::Checkpoints { task } => {
+            owned(grid, caller, Selector::Task(task)).await?;
+            Reply::Checkpoints(Box::new(checkpoints::list(grid, task).await?))
+        }
+        Request::Restore { task, from } => {
+            owned(grid, caller, Selector::Task(task)).await?;
+            Reply::Restoring(checkpoints::restore(grid, task, from).await?)
+        }
         Request::List { place: Place::Here(path) } => crate::copy::list(grid, caller, &path).await?,
         _ => return Err(Failure::new(Kind::Invalid, "this request is not for another node").into()),
     };
@@ -201,14 +218,15 @@ async fn add_usage(grid: &Arc<Grid>, status: &mut JobStatus) {
         } else {
             let answer = tokio::time::timeout(LOOK, async {
                 let mut duplex = grid.peers.ask(node, &peers::Request::Usage(runs)).await.ok()?;
-                stream::read::<Vec<(Run, Usage)>, _>(&mut duplex).await.ok()
+                stream::read::<Vec<Used>, _>(&mut duplex).await.ok()
             });
             answer.await.ok().flatten().unwrap_or_default()
         };
-        for (run, usage) in used {
+        for (run, usage, told) in used {
             let same = |task: &&mut TaskStatus| task.index == run.task.index && task.epoch == run.epoch;
             if let Some(task) = status.tasks.iter_mut().find(same) {
                 task.usage = usage;
+                task.why = task.why.take().or(told);
             }
         }
     }

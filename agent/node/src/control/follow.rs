@@ -63,8 +63,8 @@ async fn gone<S: Stream>(client: &mut S) {
 enum Place {
     /// It waits, or is being placed.
     Nowhere,
-    /// With a run on this node.
-    At(Run, NodeId),
+    /// With a run on this node, and whether that went on from a checkpoint.
+    At(Run, NodeId, bool),
     /// Here, all of it.
     Home,
 }
@@ -84,7 +84,13 @@ pub(super) async fn logs<S: Stream>(
         changes.mark_unchanged();
         let place = grid.core.look(move |view| match view.home.run_of(task) {
             _ if view.home.is_done(task) => Some(Place::Home),
-            Some((run, Some(node))) => Some(Place::At(run, node)),
+            // Whether its output goes on or begins again is known when it runs.
+            Some((run, Some(_)))
+                if current.is_some_and(|before| before != run) && !view.home.is_running(task) =>
+            {
+                Some(Place::Nowhere)
+            }
+            Some((run, Some(node))) => Some(Place::At(run, node, view.home.resumed(task).is_some())),
             Some((_, None)) => Some(Place::Nowhere),
             None => None,
         });
@@ -96,9 +102,10 @@ pub(super) async fn logs<S: Stream>(
                 }
                 return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
             }
-            Place::At(run, node) => {
-                if current.replace(run).is_some_and(|before| before != run) {
-                    // The task began again: so does its output.
+            Place::At(run, node, resumed) => {
+                if current.replace(run).is_some_and(|before| before != run) && !resumed {
+                    // The task began again: so does its output. One that goes on from a checkpoint prints what it printed
+                    // after that once more, and that is not shown once more.
                     offsets = [0; 2];
                 }
                 let whole = from_run(grid, run, node, &mut offsets, streams, follow, client).await?;

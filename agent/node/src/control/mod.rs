@@ -2,6 +2,7 @@
 //! users of other nodes.
 
 mod answer;
+mod checkpoints;
 mod follow;
 mod submit;
 

@@ -8,6 +8,7 @@ mod environment;
 pub(crate) mod inputs;
 mod keyboard;
 mod recover;
+mod resume;
 mod shim;
 mod slots;
 
@@ -19,14 +20,14 @@ use std::time::{Duration, SystemTime};
 
 use grid_jobs::home;
 use grid_jobs::host::{self, Action};
-use grid_jobs::message::{End, Order};
+use grid_jobs::message::{End, Order, Placement};
 use grid_run::protocol::{FromShim, Launch, ToShim};
 use grid_run::slot;
 use grid_run::spawn::Shims;
 use grid_run::usage;
-use libgrid::ids::{JobId, NodeId, Run};
-use libgrid::spec::JobSpec;
-use libgrid::status::{Outcome, Usage};
+use libgrid::ids::{JobId, NodeId, Run, TaskId};
+use libgrid::spec::{self, JobSpec};
+use libgrid::status::{Outcome, TaskCheckpoints, Usage};
 use libgrid::units::{Bytes, Span};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -38,10 +39,14 @@ use self::inputs::Inputs;
 pub(crate) use self::keyboard::Keyboard;
 use self::recover::remove;
 pub(crate) use self::recover::{Found, find, shim_program};
+use self::resume::Resuming;
+pub(crate) use self::resume::finished;
 use self::shim::{ShimId, ShimNews};
 use self::slots::{Slot, Slots};
+use crate::checkpoint::{self, CheckpointError, Checkpoints, News};
 use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
+use crate::peers::Peers;
 use crate::staging::Staging;
 
 /// How many shims wait without tasks. To start one costs as much as all else of a short task, so a stream of short
@@ -61,17 +66,33 @@ pub(crate) enum Query {
     Follow { run: Run, reply: oneshot::Sender<Option<Following>> },
     /// To type into a run.
     Keyboard { run: Run, reply: oneshot::Sender<Option<Keyboard>> },
-    /// What runs that are here have used so far.
-    Usage { runs: Vec<Run>, reply: oneshot::Sender<Vec<(Run, Usage)>> },
+    /// What runs that are here have used so far, and what is not as it should be.
+    Usage { runs: Vec<Run>, reply: oneshot::Sender<Vec<Used>> },
+    /// To write a checkpoint of a run now.
+    Checkpoint { run: Run, reply: checkpoint::Reply },
+    /// The checkpoints of a task that are here.
+    Kept { task: TaskId, reply: oneshot::Sender<TaskCheckpoints> },
+    /// Whether all of a checkpoint is as it was written.
+    Verify { task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>> },
+    /// What came of the work on the store of checkpoints.
+    Checkpoints(News),
+    /// Nothing will go on from the checkpoints of these tasks.
+    Finished(Vec<TaskId>),
+
     /// A shim's news.
     Shim(ShimId, ShimNews),
     /// A slot can be used again.
     Cleaned(Slot),
+    /// The place of this user cannot be used again.
+    Unclean(u32),
     /// Inputs that nobody needs may be dropped.
     SweepInputs,
     /// Inputs are in place, or cannot be.
     Staged { run: Run, result: Result<Box<Launch>, String> },
 }
+
+/// What a run has used so far, and a sentence about it.
+pub(crate) type Used = (Run, Usage, Option<String>);
 
 /// What a follower needs.
 pub(crate) struct Following {
@@ -98,6 +119,15 @@ struct Local {
     shim: Option<ShimId>,
     staging: Option<tokio::task::AbortHandle>,
     limits: (Bytes, Option<Span>),
+    /// When checkpoints are written, and the number of the newest, wherever that is.
+    when: spec::Checkpoints,
+    saved: u64,
+    /// What is left of its time limit.
+    left: Option<Duration>,
+    /// While it is made from a checkpoint.
+    resuming: Option<Box<Resuming>>,
+    /// What its user is to be told of its start.
+    note: Option<String>,
     progress: watch::Sender<Progress>,
     watched: bool,
     started: Option<SystemTime>,
@@ -113,6 +143,9 @@ pub(crate) struct Runner {
     core: Core,
     shims: Shims,
     inputs: Inputs,
+    checkpoints: Checkpoints,
+    /// Runs that wait for their checkpoints to be unpacked, or for the places of their users.
+    resuming: HashMap<Run, Box<Resuming>>,
     queries: mpsc::UnboundedSender<Query>,
     live: BTreeMap<ShimId, Shim>,
     runs: HashMap<Run, Local>,
@@ -123,9 +156,12 @@ pub(crate) struct Runner {
     /// Runs that have a place, and whose processes do not run yet.
     starting: HashSet<Run>,
     /// Runs that wait for their turn to be started.
-    backlog: VecDeque<(Run, Order)>,
+    backlog: VecDeque<(Run, Order, Placement)>,
     /// When the shims that linger are looked at.
     thin: Option<Instant>,
+    /// When homes are asked which checkpoints are of no more use.
+    sweep: Option<Instant>,
+    peers: Peers,
     /// Takes slots of forgotten runs, and whether there may be output in them.
     cleaner: std::sync::mpsc::Sender<(Slot, bool)>,
 }
@@ -142,9 +178,13 @@ pub(crate) fn start(
     (shims, found): (Shims, Found),
     (queries, queries_end): Queries,
     actions: mpsc::UnboundedReceiver<Action>,
-) {
-    let slots = Slots::new(config.tasks_dir());
+) -> Result<(), CheckpointError> {
+    let kept: Vec<Run> = found.kept.iter().map(|kept| kept.run).collect();
+    let checkpoints = Checkpoints::open(&config, me, &kept, queries.clone())?;
+    let mut slots = Slots::new(config.tasks_dir());
+    slots.reserve(checkpoints.uids());
     let cleaner = start_cleaner(config.tasks_dir(), queries.clone());
+    let peers = staging.peers.clone();
     let inputs = Inputs::new(config.clone(), me, core.clone(), staging, shims.clone(), queries.clone());
     let mut runner = Runner {
         config,
@@ -152,6 +192,8 @@ pub(crate) fn start(
         core,
         shims,
         inputs,
+        checkpoints,
+        resuming: HashMap::new(),
         queries,
         live: BTreeMap::new(),
         runs: HashMap::new(),
@@ -161,10 +203,14 @@ pub(crate) fn start(
         starting: HashSet::new(),
         backlog: VecDeque::new(),
         thin: None,
+        sweep: None,
+        peers,
         cleaner,
     };
     found.shims.into_iter().for_each(|connected| runner.adopt(connected));
+    runner.sweep_checkpoints_later(resume::FIRST);
     tokio::spawn(runner.run(actions, queries_end));
+    Ok(())
 }
 
 impl Runner {
@@ -175,7 +221,7 @@ impl Runner {
     ) {
         self.spare();
         loop {
-            let thin = self.thin;
+            let (thin, sweep, due) = (self.thin, self.sweep, self.checkpoints.due());
             tokio::select! {
                 action = actions.recv() => match action {
                     Some(action) => self.act(action),
@@ -187,8 +233,16 @@ impl Runner {
                     self.thin = None;
                     self.retire(STAY);
                 }
+                () = sleep_until(sweep.unwrap_or_else(Instant::now)), if sweep.is_some() => {
+                    self.sweep = None;
+                    self.sweep_checkpoints();
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => (),
             }
             self.start_some();
+            for (run, folder) in self.checkpoints.begin() {
+                self.tell(run, ToShim::Checkpoint { run, folder, stop: false });
+            }
         }
     }
 
@@ -204,11 +258,20 @@ impl Runner {
             let Some(slot) = self.slots.adopt(kept.uid) else { continue };
             let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
             let started = Some(kept.started);
-            let local = Local { shim: Some(id), started, printed: true, ..Local::new(slot, limits) };
-            if kept.end.is_some() {
+            let ran = kept.started.elapsed().unwrap_or_default();
+            let left = kept.time.map(|time| time.saturating_sub(ran));
+            let resuming = kept.restoring.then(Box::default);
+            let (when, alive) = (kept.checkpoint, kept.end.is_none());
+            let local = Local::new(slot, limits);
+            let local = Local { shim: Some(id), started, printed: true, when, left, resuming, ..local };
+            if !alive {
                 local.progress.send_modify(|progress| progress.ended = true);
             }
+            let watched = alive && local.resuming.is_none();
             self.runs.insert(run, local);
+            if watched {
+                self.watch(run);
+            }
         }
         info!(shim = id.0, tasks = shim.runs.len(), "shim_adopted");
         self.live.insert(id, shim);
@@ -216,7 +279,7 @@ impl Runner {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Launch { run, order } => self.backlog.push_back((run, order)),
+            Action::Launch { run, order, placement } => self.backlog.push_back((run, order, placement)),
             Action::Signal { run, signal, grace } => self.signal(run, signal, grace),
             Action::Fence(run) => self.fence(run),
             Action::Lease { home, until } => {
@@ -243,25 +306,28 @@ impl Runner {
     /// Starts those whose turn it is.
     fn start_some(&mut self) {
         while self.starting.len() < STARTING
-            && let Some((run, order)) = self.backlog.pop_front()
+            && let Some((run, order, placement)) = self.backlog.pop_front()
         {
             self.starting.insert(run);
-            self.launch(run, &order);
+            self.launch(run, order, placement);
         }
     }
 
     fn signal(&mut self, run: Run, signal: i32, grace: Option<Duration>) {
-        let Some(at) = self.backlog.iter().position(|(waiting, _)| *waiting == run) else {
+        let at = self.backlog.iter().position(|(waiting, ..)| *waiting == run);
+        if at.is_none() && !self.resuming.contains_key(&run) {
             return self.tell(run, ToShim::Signal { run, signal, grace });
-        };
+        }
         // It has no processes: what would end a program that handles nothing ends it before it begins.
         if home::ENDING.contains(&signal) {
-            self.backlog.remove(at);
+            at.map(|at| self.backlog.remove(at));
+            self.resuming.remove(&run);
             self.end_unstarted(run, Outcome::Killed(signal));
         }
     }
 
-    fn launch(&mut self, run: Run, order: &Order) {
+    /// Starts a task from its beginning.
+    fn begin(&mut self, run: Run, order: &Order, saved: u64, note: Option<String>) {
         let spec = &order.spec;
         let limits = grid_qos::Limits { cpu: spec.cpus.milli(), memory: spec.memory.0, pids: spec.pids };
         let Some((slot, group_ready)) = self.slots.take(limits) else {
@@ -269,8 +335,33 @@ impl Runner {
                 .not_started(run, "every local user for tasks is in use: wait until some have ended".into());
         };
         let (folder, uid) = (self.slots.folder(&slot), slot.uid());
-        self.runs.insert(run, Local::new(slot, (spec.memory, spec.time)));
-        let launch = Box::new(Launch {
+        self.insert(run, order, saved, note, slot);
+        let launch = Box::new(Launch { group_ready, ..self.launch_of(run, order, folder, uid) });
+        if order.inputs {
+            let staging = self.inputs.stage(launch, self.queries.clone());
+            if let Some(local) = self.runs.get_mut(&run) {
+                local.staging = Some(staging);
+            }
+        } else {
+            self.hand_over(launch);
+        }
+    }
+
+    /// Notes a run that has a place.
+    fn insert(&mut self, run: Run, order: &Order, saved: u64, note: Option<String>, slot: Slot) {
+        let spec = &order.spec;
+        // Nobody could type into it after its client is gone.
+        let when = if order.stdin.is_some() { spec::Checkpoints::Off } else { spec.checkpoint };
+        let left = spec.time.map(|limit| limit.0);
+        let local = Local::new(slot, (spec.memory, spec.time));
+        self.runs.insert(run, Local { when, saved, left, note, ..local });
+    }
+
+    /// What the shim is to start.
+    fn launch_of(&self, run: Run, order: &Order, folder: PathBuf, uid: u32) -> Launch {
+        let spec = &order.spec;
+        let when = if order.stdin.is_some() { spec::Checkpoints::Off } else { spec.checkpoint };
+        Launch {
             run,
             command: spec.command.iter().map(|word| JobSpec::for_task(word, run.task.index)).collect(),
             env: environment(&self.config, self.me, run, order),
@@ -279,19 +370,12 @@ impl Runner {
             uid,
             limits: spec.needs(),
             pids: spec.pids,
-            group_ready,
+            group_ready: false,
             time: spec.time.map(|limit| limit.0),
             log_limit: spec.log_limit.0,
             stdin: order.stdin,
             restore: None,
-        });
-        if order.inputs {
-            let staging = self.inputs.stage(launch, self.queries.clone());
-            if let Some(local) = self.runs.get_mut(&run) {
-                local.staging = Some(staging);
-            }
-        } else {
-            self.hand_over(launch);
+            checkpoint: when,
         }
     }
 
@@ -358,7 +442,8 @@ impl Runner {
 
     fn fence(&mut self, run: Run) {
         let Some(local) = self.runs.get_mut(&run) else {
-            self.backlog.retain(|(waiting, _)| *waiting != run);
+            self.backlog.retain(|(waiting, ..)| *waiting != run);
+            self.resuming.remove(&run);
             return self.core.host(host::Event::Gone(run));
         };
         local.fenced = true;
@@ -375,6 +460,10 @@ impl Runner {
 
     fn forget(&mut self, run: Run) {
         self.starting.remove(&run);
+        self.resuming.remove(&run);
+        self.checkpoints.unwatch(run);
+        self.checkpoints.clear(run);
+        self.sweep_checkpoints_later(resume::SOON);
         let Some(local) = self.runs.remove(&run) else { return };
         // Fails only when the agent stops; the next one sweeps.
         let _ = self.cleaner.send((local.slot, local.printed));
@@ -422,7 +511,14 @@ impl Runner {
                     let folder = self.slots.folder(&surplus);
                     tokio::task::spawn_blocking(move || remove(&folder));
                 }
+                self.resume_parked();
             }
+            Query::Unclean(uid) => self.resume_without(uid),
+            Query::Checkpoint { run, reply } => self.checkpoints.ask(run, reply),
+            Query::Kept { task, reply } => drop(reply.send(self.checkpoints.status(task))),
+            Query::Verify { task, number, reply } => self.checkpoints.verify(task, number, reply),
+            Query::Checkpoints(news) => self.checkpointed(news),
+            Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),
             Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
             Query::Shim(id, ShimNews::Gone) => self.lose(id),
             Query::SweepInputs => self.inputs.sweep(),
@@ -436,13 +532,14 @@ impl Runner {
         }
     }
 
-    fn usage(&self, runs: &[Run]) -> Vec<(Run, Usage)> {
+    fn usage(&self, runs: &[Run]) -> Vec<Used> {
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let Ok(groups) = groups else { return Vec::new() };
         let used = |run: &Run| {
             let local = self.runs.get(run).filter(|local| !local.progress.borrow().ended)?;
             let group = groups.group(&local.slot.name());
-            Some((*run, usage::so_far(&group, local.started?, Path::new("/proc"))))
+            let used = usage::so_far(&group, local.started?, Path::new("/proc"));
+            Some((*run, used, self.told_of(*run, local)))
         };
         runs.iter().filter_map(used).collect()
     }
@@ -451,14 +548,22 @@ impl Runner {
         match message {
             FromShim::Started { run, at } => {
                 self.starting.remove(&run);
-                self.core.host(host::Event::Started { run, at });
+                let resuming = self.runs.get_mut(&run).and_then(|local| local.resuming.take());
+                let resumed = resuming.and_then(|resuming| resuming.number);
+                self.core.host(host::Event::Started { run, at, resumed });
+                resumed.into_iter().for_each(|number| self.checkpoints.resumed(run, number));
                 let Some(local) = self.runs.get_mut(&run) else { return };
                 local.started = Some(at);
                 if local.watched {
                     self.tell(run, ToShim::Watch(run));
                 }
+                self.watch(run);
             }
             FromShim::Ended { run, end } => {
+                self.checkpoints.unwatch(run);
+                if self.resume_failed(run, &end) {
+                    return;
+                }
                 self.starting.remove(&run);
                 let Some(local) = self.runs.get_mut(&run) else { return };
                 local.progress.send_modify(|progress| progress.ended = true);
@@ -487,10 +592,7 @@ impl Runner {
                     }
                 }
             }
-            FromShim::Checkpointed { run, folder, result } => match result {
-                Ok(done) => info!(%run, ?folder, bytes = done.bytes, "a checkpoint was written"),
-                Err(why) => warn!(%run, why, "no checkpoint was written"),
-            },
+            FromShim::Checkpointed { run, folder, result } => self.checkpoints.dumped(run, &folder, result),
             // The greeting of a shim that was just started: it has none.
             FromShim::Tasks(kept) => {
                 if !kept.is_empty() {
@@ -509,6 +611,7 @@ impl Runner {
                 let ended = local.progress.borrow().ended;
                 if !ended {
                     warn!(%run, "shim_lost");
+                    self.checkpoints.failed(run);
                     self.starting.remove(&run);
                     local.progress.send_modify(|progress| progress.ended = true);
                     local.room.close();
@@ -552,7 +655,10 @@ fn start_cleaner(
             match slot::clean(&path, printed) {
                 Ok(_) => drop(queries.send(Query::Cleaned(slot))),
                 // Never given to another task.
-                Err(error) => warn!(path = %path.display(), %error, "cannot be removed"),
+                Err(error) => {
+                    warn!(path = %path.display(), %error, "cannot be removed");
+                    let _ = queries.send(Query::Unclean(slot.uid()));
+                }
             }
         }
     });
@@ -566,6 +672,11 @@ impl Local {
             shim: None,
             staging: None,
             limits,
+            when: spec::Checkpoints::Off,
+            saved: 0,
+            left: None,
+            resuming: None,
+            note: None,
             progress: watch::Sender::new(Progress::default()),
             watched: false,
             started: None,

@@ -29,6 +29,8 @@ pub(super) struct Slots {
     free: Vec<Slot>,
     /// The numbers of places that are taken or in `free`.
     known: HashSet<u32>,
+    /// The numbers of places whose users have checkpoints to go on from.
+    reserved: HashSet<u32>,
     next: u32,
 }
 
@@ -50,7 +52,7 @@ impl Slot {
 
 impl Slots {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, free: Vec::new(), known: HashSet::new(), next: 0 }
+        Self { folder, free: Vec::new(), known: HashSet::new(), reserved: HashSet::new(), next: 0 }
     }
 
     pub(super) fn folder(&self, slot: &Slot) -> PathBuf {
@@ -65,31 +67,50 @@ impl Slots {
 
     /// Takes a place, and says whether its control group is there with these limits. None if all are taken.
     pub(super) fn take(&mut self, limits: Limits) -> Option<(Slot, bool)> {
-        let same = self.free.iter().rposition(|slot| slot.group == Some(limits));
-        let slot = match same {
+        let open = |slot: &Slot| !self.reserved.contains(&slot.number);
+        let same = self.free.iter().rposition(|slot| slot.group == Some(limits) && open(slot));
+        let slot = match same.or_else(|| self.free.iter().rposition(open)) {
             Some(at) => Some(self.free.swap_remove(at)),
-            None => self.free.pop().or_else(|| self.fresh()),
+            None => self.fresh(),
         };
         slot.map(|slot| (Slot { group: Some(limits), ..slot }, same.is_some()))
     }
 
+    /// Takes the place of this user, as [`Slots::take`] does. None if it is taken.
+    pub(super) fn take_user(&mut self, uid: u32, limits: Limits) -> Option<(Slot, bool)> {
+        let number = uid.checked_sub(UIDS.start).filter(|number| *number < UIDS.len() as u32)?;
+        let free = self.free.iter().position(|slot| slot.number == number);
+        let slot = match free {
+            Some(at) => self.free.swap_remove(at),
+            None => self.known.insert(number).then_some(Slot { number, group: None })?,
+        };
+        let ready = slot.group == Some(limits);
+        Some((Slot { group: Some(limits), ..slot }, ready))
+    }
+
+    /// Keeps the places of these users for [`Slots::take_user`], and no others.
+    pub(super) fn reserve(&mut self, uids: impl Iterator<Item = u32>) {
+        self.reserved = uids.filter_map(|uid| uid.checked_sub(UIDS.start)).collect();
+    }
+
     fn fresh(&mut self) -> Option<Slot> {
         let count = UIDS.len() as u32;
-        if self.known.len() as u32 >= count {
+        if self.known.len().max(self.reserved.len()) as u32 >= count {
             return None;
         }
-        loop {
+        for _ in 0..count {
             let number = self.next;
             self.next = (self.next + 1) % count;
-            if self.known.insert(number) {
+            if !self.reserved.contains(&number) && self.known.insert(number) {
                 return Some(Slot { number, group: None });
             }
         }
+        None
     }
 
     /// Gives a clean place back. One that is too many is returned: its folder and group are to be removed.
     pub(super) fn give_back(&mut self, slot: Slot) -> Option<Slot> {
-        if self.free.len() < SPARE {
+        if self.free.len() < SPARE || self.reserved.contains(&slot.number) {
             self.free.push(slot);
             return None;
         }
@@ -126,6 +147,22 @@ mod tests {
         assert!(slots.adopt(UIDS.start + 1).is_none() && slots.adopt(1000).is_none());
         let taken: HashSet<u32> = (0..500).map(|_| slots.take(LIMITS).unwrap().0.uid()).collect();
         assert!(taken.len() == 500 && !taken.contains(&adopted.uid()));
+    }
+
+    #[test]
+    fn the_place_of_a_user_with_a_checkpoint_waits_for_the_user() {
+        let mut slots = Slots::new("/tasks".into());
+        let (slot, _) = slots.take(LIMITS).unwrap();
+        let uid = slot.uid();
+        slots.reserve([uid, UIDS.start + 2].into_iter());
+        assert!(slots.take_user(uid, LIMITS).is_none(), "it is still taken");
+        slots.give_back(slot);
+        let others: Vec<u32> = (0..5).map(|_| slots.take(LIMITS).unwrap().0.uid()).collect();
+        assert!(!others.contains(&uid) && !others.contains(&(UIDS.start + 2)), "{others:?}");
+        let (again, ready) = slots.take_user(uid, LIMITS).unwrap();
+        assert!(ready && again.uid() == uid);
+        assert!(slots.take_user(UIDS.start + 2, LIMITS).is_some_and(|(_, ready)| !ready));
+        assert!(slots.take_user(1000, LIMITS).is_none());
     }
 
     #[test]

@@ -99,6 +99,8 @@ impl Task {
             limits: self.launch.limits,
             time: self.launch.time,
             started: self.started,
+            checkpoint: self.launch.checkpoint,
+            restoring: self.worker.as_ref().is_some_and(|worker| worker.work == Work::Restore),
             end: self.end.clone(),
         }
     }

@@ -15,6 +15,7 @@ use grid_run::spawn::Shims;
 use libgrid::control::Stream;
 use libgrid::ids::Run;
 use libgrid::node::Resources;
+use libgrid::spec::Checkpoints;
 use libgrid::wire::{self, Hello};
 
 pub(crate) const UID: u32 = 1_900_000_077;
@@ -111,6 +112,7 @@ impl Bench {
             log_limit: 1 << 20,
             stdin: None,
             restore: None,
+            checkpoint: Checkpoints::Off,
         }
     }
 

@@ -1,0 +1,531 @@
+//! Checkpoints of the tasks that run here: when they are written, where they are kept, and what a lost task goes on from.
+//!
+//! ```text
+//!   due, or asked for ──▶ shim: gridos-criu writes    fresh/RUN-NUMBER/
+//!                         its output so far and About are put beside
+//!                         keeper: Store::put, expire     store/          (grid_checkpoint::store)
+//!                         the host tells the home at its next heartbeat
+//!
+//!   lost, placed again ─▶ keeper: the newest that is whole   unpacked/RUN/
+//!                         its user's place, its output ──▶ shim: gridos-criu restores
+//! ```
+//!
+//! **Crashes.** A checkpoint counts when the store has its manifest. What lies in `fresh/` whole was dumped for an agent that
+//! died before it heard of it: it is stored when the next one starts, if the task still runs. What is in `unpacked/` is
+//! removed when its task runs, or is gone.
+//!
+//! **When.** Each task has its own interval (`grid_checkpoint::interval`), from what its checkpoints cost and how often this node
+//! fails ([`failures`]). A checkpoint that cannot be written is told by `gridctl status`; the task runs on, and it is tried
+//! again at the next time. At most [`AT_ONCE`] are written at a time.
+//!
+//! **Room.** The store has a limit. Above it, one checkpoint of each task stays; as long as that is too much, none is
+//! written.
+//!
+//! **Users.** The processes of a checkpoint have the user of their place (`runner::slots`), and no other: that place is given to
+//! nobody else as long as there is a checkpoint.
+
+mod about;
+mod failures;
+mod keeper;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use grid_checkpoint::Description;
+use grid_checkpoint::interval::{Interval, Policy};
+use grid_checkpoint::order::Done;
+use grid_checkpoint::store::{Keep, StoreError};
+use libgrid::ids::{NodeId, Run, TaskId};
+use libgrid::spec;
+use libgrid::status::{Checkpoint, TaskCheckpoints};
+use libgrid::units::{Bytes, Span};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::warn;
+
+pub(crate) use self::about::About;
+use self::failures::Seen;
+use self::keeper::{Keeper, Work};
+pub(crate) use self::keeper::{News, Unpacked};
+use crate::config::Config;
+use crate::runner::Query;
+
+/// How many are written at a time: each reads a task's memory, and asks the disk for as much.
+const AT_ONCE: usize = 2;
+
+/// What a first checkpoint is expected to cost: some hundred megabytes.
+const EXPECTED: Duration = Duration::from_secs(1);
+
+/// The share of the disk that checkpoints may take, unless the owner says otherwise.
+const SHARE: u64 = 5;
+
+/// The checkpoints of a task that are here, by number.
+pub(crate) type List = BTreeMap<u64, About>;
+
+/// Where the answer to somebody goes who asked for a checkpoint.
+pub(crate) type Reply = oneshot::Sender<Result<Checkpoint, String>>;
+
+pub(crate) struct Checkpoints {
+    me: NodeId,
+    policy: Policy,
+    folder: PathBuf,
+    work: Sender<Work>,
+    lists: BTreeMap<TaskId, List>,
+    size: u64,
+    limit: u64,
+    tasks: HashMap<Run, Watched>,
+    /// When the next of each is due.
+    due: BTreeSet<(Instant, Run)>,
+    /// The runs of which there may be something in `fresh/` or `unpacked/`.
+    traces: HashSet<Run>,
+    /// Those whose time has come.
+    turn: VecDeque<Run>,
+    seen: Seen,
+}
+
+/// What is known of a task that runs.
+pub(crate) struct Task {
+    pub(crate) when: spec::Checkpoints,
+    /// Its folder.
+    pub(crate) place: PathBuf,
+    pub(crate) uid: u32,
+    /// What is left of its time limit.
+    pub(crate) left: Option<Duration>,
+    /// The number of its newest checkpoint, wherever that is.
+    pub(crate) saved: u64,
+}
+
+struct Watched {
+    task: Task,
+    began: Instant,
+    interval: Option<Interval>,
+    /// The number of the next one.
+    next: u64,
+    due: Option<Instant>,
+    /// Since when it works without one.
+    since: Instant,
+    writing: Option<Writing>,
+    asked: Vec<Reply>,
+    trouble: Option<String>,
+}
+
+struct Writing {
+    /// After so much work; by hand, if absent.
+    interval: Option<Duration>,
+    cost: Duration,
+    replies: Vec<Reply>,
+}
+
+/// They cannot be kept here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    #[error("the store of checkpoints cannot be used: {0}")]
+    Store(#[from] StoreError),
+    #[error("cannot use {}: {source}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+}
+
+impl Checkpoints {
+    /// Opens the store. Of what earlier agents left, what belongs to these runs stays.
+    pub(crate) fn open(
+        config: &Config,
+        me: NodeId,
+        kept: &[Run],
+        news: mpsc::UnboundedSender<Query>,
+    ) -> Result<Self, CheckpointError> {
+        let folder = config.checkpoints_dir();
+        for part in [folder.clone(), folder.join("fresh"), folder.join("unpacked")] {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&part);
+            made.map_err(|source| CheckpointError::Folder { path: part, source })?;
+        }
+        let limits = &config.checkpoints;
+        let limit = limits.limit.map_or_else(|| share_of(&folder), |limit| limit.0);
+        let keep = Keep { newest: limits.keep, younger: Duration::ZERO };
+        let keeper = Keeper::open(&folder.join("store"), keep, limit, news)?;
+        let mut checkpoints = Self {
+            me,
+            policy: limits.policy(),
+            lists: keeper.lists().clone(),
+            size: keeper.size(),
+            limit,
+            work: keeper.start(),
+            tasks: HashMap::new(),
+            due: BTreeSet::new(),
+            traces: HashSet::new(),
+            turn: VecDeque::new(),
+            seen: Seen::load(&folder.join("failures"), limits.failures.0),
+            folder,
+        };
+        checkpoints.sweep(kept);
+        Ok(checkpoints)
+    }
+
+    /// Removes what no run that is here needs.
+    fn sweep(&mut self, kept: &[Run]) {
+        for part in ["fresh", "unpacked"] {
+            for entry in fs::read_dir(self.folder.join(part)).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                match kept.iter().find(|run| name.starts_with(&prefix_of(**run))) {
+                    Some(run) => drop(self.traces.insert(*run)),
+                    None => keeper::remove(&entry.path()),
+                }
+            }
+        }
+    }
+
+    // === tasks that run ===
+
+    /// A task runs here, and is looked after from now on.
+    pub(crate) fn watch(&mut self, run: Run, task: Task) {
+        let newest = self.lists.get(&run.task).and_then(|list| list.last_key_value());
+        let next = newest.map_or(0, |(number, _)| *number).max(task.saved) + 1;
+        let now = Instant::now();
+        let failures = self.seen.estimate();
+        let cost = newest.map_or(EXPECTED, |(_, about)| about.cost);
+        // The policy was looked at with the configuration.
+        let interval = Interval::new(self.policy, cost, &failures).ok();
+        let watched = Watched {
+            task,
+            began: now,
+            interval,
+            next,
+            due: None,
+            since: now,
+            writing: None,
+            asked: Vec::new(),
+            trouble: None,
+        };
+        self.tasks.insert(run, watched);
+        self.schedule(run);
+        if !self.traces.contains(&run) {
+            return;
+        }
+        // Dumped for an agent that did not hear of it.
+        for entry in fs::read_dir(self.folder.join("fresh")).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if number_in(&path, run).is_some()
+                && let Ok(description) = Description::read(&path)
+            {
+                self.dumped(run, &path, Ok(Done { held: description.held, ..Done::default() }));
+            }
+        }
+    }
+
+    /// It ended, or is lost: nobody is told of what was being written.
+    pub(crate) fn unwatch(&mut self, run: Run) {
+        let Some(watched) = self.tasks.remove(&run) else { return };
+        watched.due.map(|due| self.due.remove(&(due, run)));
+        let replies = watched.writing.into_iter().flat_map(|writing| writing.replies).chain(watched.asked);
+        for reply in replies {
+            let _ = reply.send(Err(format!("{} ended before the checkpoint was written", run.task)));
+        }
+    }
+
+    /// A task was lost by a failure of this node.
+    pub(crate) fn failed(&mut self, run: Run) {
+        self.seen.failed();
+        let failures = self.seen.estimate();
+        for interval in self.tasks.values_mut().filter_map(|watched| watched.interval.as_mut()) {
+            interval.interrupted(&failures);
+        }
+        self.unwatch(run);
+    }
+
+    /// What is not as it should be.
+    pub(crate) fn trouble(&self, run: Run) -> Option<String> {
+        self.tasks.get(&run)?.trouble.clone()
+    }
+
+    // === writing ===
+
+    /// When [`Checkpoints::begin`] has something to do.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Somebody wants one now.
+    pub(crate) fn ask(&mut self, run: Run, reply: Reply) {
+        match self.tasks.get_mut(&run) {
+            Some(watched) => {
+                watched.asked.push(reply);
+                self.turn.retain(|other| *other != run);
+                self.turn.push_front(run);
+            }
+            None => drop(reply.send(Err(format!("{} does not run here", run.task)))),
+        }
+    }
+
+    /// Those to be dumped now, and where to.
+    pub(crate) fn begin(&mut self) -> Vec<(Run, PathBuf)> {
+        while let Some((due, run)) = self.due.first().copied().filter(|(due, _)| *due <= Instant::now()) {
+            self.due.remove(&(due, run));
+            self.tasks.get_mut(&run).and_then(|watched| watched.due.take());
+            if !self.turn.contains(&run) {
+                self.turn.push_back(run);
+            }
+        }
+        if self.turn.is_empty() {
+            return Vec::new();
+        }
+        let mut begun = Vec::new();
+        let mut later = Vec::new();
+        while self.tasks.values().filter(|watched| watched.writing.is_some()).count() < AT_ONCE
+            && let Some(run) = self.turn.pop_front()
+        {
+            let Some(watched) = self.tasks.get_mut(&run) else { continue };
+            if watched.writing.is_some() {
+                later.push(run);
+                continue;
+            }
+            let by_hand = !watched.asked.is_empty();
+            let interval = (!by_hand).then(|| watched.since.elapsed());
+            let replies = std::mem::take(&mut watched.asked);
+            watched.writing = Some(Writing { interval, cost: Duration::ZERO, replies });
+            let number = watched.next;
+            watched.next += 1;
+            if self.size >= self.limit {
+                self.fail(run, self.full());
+                continue;
+            }
+            self.traces.insert(run);
+            begun.push((run, self.folder.join("fresh").join(format!("{}{number}", prefix_of(run)))));
+        }
+        self.turn.extend(later);
+        begun
+    }
+
+    fn full(&self) -> String {
+        format!(
+            "the checkpoints on this node take {}, and it lends {} for them: have its owner raise the limit in \
+             [checkpoints], or wait until other tasks end",
+            Bytes(self.size),
+            Bytes(self.limit)
+        )
+    }
+
+    /// The shim tells what came of one.
+    pub(crate) fn dumped(&mut self, run: Run, folder: &Path, result: Result<Done, String>) {
+        let number = number_in(folder, run);
+        let (Some(watched), Some(number)) = (self.tasks.get_mut(&run), number) else {
+            // Of a run that is gone. What is left is swept up at the next start, if not here.
+            let folder = folder.to_owned();
+            drop(tokio::task::spawn_blocking(move || keeper::remove(&folder)));
+            return;
+        };
+        match result {
+            Ok(done) => {
+                let Watched { task, began, writing, next, .. } = watched;
+                let left = task.left.map(|left| left.saturating_sub(began.elapsed()));
+                *next = (*next).max(number + 1);
+                let interval = writing.as_ref().and_then(|writing| writing.interval);
+                if let Some(writing) = writing {
+                    writing.cost = done.took;
+                }
+                let about = About::new(done.took, interval, left, task.uid, done.bytes);
+                let (folder, output) = (folder.to_owned(), task.place.clone());
+                self.order(Work::Put { run, number, folder, output, about });
+            }
+            Err(why) => self.fail(run, why),
+        }
+    }
+
+    fn fail(&mut self, run: Run, why: String) {
+        let Some(watched) = self.tasks.get_mut(&run) else { return };
+        warn!(%run, why, "no checkpoint was written");
+        for reply in watched.writing.take().into_iter().flat_map(|writing| writing.replies) {
+            let _ = reply.send(Err(why.clone()));
+        }
+        watched.trouble = Some(format!("its last checkpoint could not be written: {why}"));
+        self.schedule(run);
+    }
+
+    /// The keeper tells what came of putting one away.
+    pub(crate) fn put(&mut self, run: Run, number: u64, result: Result<(), String>) {
+        if let Err(why) = result {
+            return self.fail(run, why);
+        }
+        let shown = self.shown(run.task).into_iter().find(|checkpoint| checkpoint.number == number);
+        let failures = self.seen.estimate();
+        let Some(watched) = self.tasks.get_mut(&run) else { return };
+        watched.trouble = None;
+        watched.since = Instant::now();
+        if let Some(writing) = watched.writing.take() {
+            if let Some(interval) = &mut watched.interval {
+                interval.measured(writing.cost, &failures);
+            }
+            for reply in writing.replies {
+                let _ = reply.send(shown.ok_or_else(|| "it was dropped at once, as there is no room".into()));
+            }
+        }
+        self.schedule(run);
+    }
+
+    /// Sets the time of the next one.
+    fn schedule(&mut self, run: Run) {
+        let Some(watched) = self.tasks.get_mut(&run) else { return };
+        let pause = match watched.task.when {
+            spec::Checkpoints::Off => None,
+            spec::Checkpoints::Adaptive => watched.interval.as_ref().map(Interval::next),
+            spec::Checkpoints::Every(Span(interval)) => Some(interval),
+        };
+        if let Some(before) = watched.due.take() {
+            self.due.remove(&(before, run));
+        }
+        watched.due = pause.map(|pause| Instant::now() + pause);
+        self.due.extend(watched.due.map(|due| (due, run)));
+    }
+
+    /// What there is of a task, in place of what there was.
+    pub(crate) fn listed(&mut self, task: TaskId, list: List, size: u64) {
+        self.size = size;
+        match list.is_empty() {
+            true => drop(self.lists.remove(&task)),
+            false => drop(self.lists.insert(task, list)),
+        }
+    }
+
+    // === what is there ===
+
+    fn shown(&self, task: TaskId) -> Vec<Checkpoint> {
+        let list = self.lists.get(&task).into_iter().flatten();
+        list.map(|(number, about)| about.shown(*number, self.me)).collect()
+    }
+
+    /// As users see it.
+    pub(crate) fn status(&self, task: TaskId) -> TaskCheckpoints {
+        let watched = self.tasks.iter().find(|(run, _)| run.task == task);
+        let trouble = watched.and_then(|(_, watched)| watched.trouble.clone());
+        TaskCheckpoints { task, checkpoints: self.shown(task), trouble }
+    }
+
+    /// The number of the newest.
+    pub(crate) fn newest(&self, task: TaskId) -> Option<u64> {
+        self.lists.get(&task)?.last_key_value().map(|(number, _)| *number)
+    }
+
+    /// The users who are to be free for tasks that go on.
+    pub(crate) fn uids(&self) -> impl Iterator<Item = u32> {
+        self.lists.values().flat_map(|list| list.values().map(|about| about.uid))
+    }
+
+    /// The tasks that have checkpoints here and do not run here.
+    pub(crate) fn idle(&self) -> Vec<TaskId> {
+        let running: HashSet<TaskId> = self.tasks.keys().map(|run| run.task).collect();
+        self.lists.keys().filter(|task| !running.contains(task)).copied().collect()
+    }
+
+    /// How old the newest is.
+    pub(crate) fn age(&self, task: TaskId) -> Duration {
+        let newest = self.lists.get(&task).and_then(|list| list.last_key_value());
+        newest.and_then(|(_, about)| about.made.elapsed().ok()).unwrap_or_default()
+    }
+
+    /// Looks whether all of one is as it was written.
+    pub(crate) fn verify(&self, task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>>) {
+        self.order(Work::Verify { task, number, reply });
+    }
+
+    // === going on ===
+
+    /// Whether there is one up to this number.
+    pub(crate) fn has(&self, task: TaskId, most: u64) -> bool {
+        self.lists.get(&task).is_some_and(|list| list.range(..=most).next().is_some())
+    }
+
+    /// Unpacks the newest up to this number; [`News::Unpacked`] follows.
+    pub(crate) fn unpack(&mut self, run: Run, most: u64) {
+        self.traces.insert(run);
+        self.order(Work::Unpack { run, most, into: self.unpacked(run) });
+    }
+
+    /// Puts the output of a task back into its new place.
+    pub(crate) fn give_output(unpacked: &Unpacked, place: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(place)?;
+        about::give_output(&unpacked.folder, place, unpacked.printed)
+    }
+
+    /// The run goes on from this one: later ones are of another past, or damaged.
+    pub(crate) fn resumed(&mut self, run: Run, number: u64) {
+        self.order(Work::Cut { task: run.task, number });
+        self.clear(run);
+    }
+
+    /// What was unpacked for a run is not needed any more, nor what was not dumped to its end.
+    pub(crate) fn clear(&mut self, run: Run) {
+        if !self.traces.remove(&run) {
+            return;
+        }
+        let (unpacked, fresh) = (self.unpacked(run), self.folder.join("fresh"));
+        drop(tokio::task::spawn_blocking(move || {
+            keeper::remove(&unpacked);
+            for path in fs::read_dir(fresh).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                if number_in(&path, run).is_some() && Description::read(&path).is_err() {
+                    keeper::remove(&path);
+                }
+            }
+        }));
+    }
+
+    /// Nothing goes on from them any more.
+    pub(crate) fn forget(&mut self, task: TaskId) {
+        if !self.tasks.keys().any(|run| run.task == task) {
+            self.order(Work::Forget(task));
+        }
+    }
+
+    fn unpacked(&self, run: Run) -> PathBuf {
+        self.folder.join("unpacked").join(prefix_of(run))
+    }
+
+    fn order(&self, work: Work) {
+        // The keeper lives as long as this.
+        let _ = self.work.send(work);
+    }
+}
+
+/// A task's name in the store.
+fn name_of(task: TaskId) -> String {
+    format!("{}-{}", task.job, task.index)
+}
+
+fn task_of(name: &str) -> Option<TaskId> {
+    let (job, index) = name.rsplit_once('-')?;
+    Some(job.parse::<libgrid::ids::JobId>().ok()?.task(index.parse().ok()?))
+}
+
+/// What the names of a run's folders begin with.
+fn prefix_of(run: Run) -> String {
+    format!("{}-{}-", name_of(run.task), run.epoch)
+}
+
+/// The number of a run's checkpoint in `fresh/`.
+fn number_in(folder: &Path, run: Run) -> Option<u64> {
+    folder.file_name()?.to_str()?.strip_prefix(&prefix_of(run))?.parse().ok()
+}
+
+fn share_of(folder: &Path) -> u64 {
+    let disk = nix::sys::statvfs::statvfs(folder);
+    disk.map_or(u64::MAX, |disk| disk.blocks() * disk.fragment_size() / SHARE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_their_tasks() {
+        let task: TaskId = "j70000.3/12".parse().unwrap();
+        let run = Run { task, epoch: 2 };
+        assert_eq!(name_of(task), "j70000.3-12");
+        assert_eq!(task_of(&name_of(task)), Some(task));
+        assert_eq!(task_of("x"), None);
+        let folder = PathBuf::from(format!("/x/{}7", prefix_of(run)));
+        assert_eq!(number_in(&folder, run), Some(7));
+        assert_eq!(number_in(&folder, Run { epoch: 1, ..run }), None);
+    }
+}
