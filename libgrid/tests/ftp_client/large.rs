@@ -9,7 +9,7 @@ use libgrid::ftp::client::{Options, TreeOptions, get_tree, put_tree};
 
 use crate::material::{assert_same, names};
 use crate::ready;
-use crate::server::{ALL, Kind, Server};
+use crate::server::{ALL, Kind, Server, own_network};
 
 const LARGE: u64 = 5 << 30;
 const MARKS: [u64; 4] = [0, (2 << 30) - 3, (4 << 30) - 3, LARGE - 6];
@@ -78,6 +78,7 @@ fn a_tree_of_ten_thousand_files_goes_there_and_back() {
     }
     std::os::unix::fs::symlink("/etc/passwd", tree.join("link")).unwrap();
     for kind in ALL {
+        own_network();
         let server = Server::start(kind);
         let mut client = server.client();
         let options = TreeOptions { connections: 4, ..TreeOptions::default() };

@@ -4,7 +4,9 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{Server, assert_same, assert_same_tree, bytes, eventually, installed, must, tree};
+use crate::support::{
+    Server, assert_same, assert_same_tree, bytes, eventually, installed, must, own_network, tree,
+};
 
 fn copy(options: &[&str], from: &str, to: &str) {
     must(Command::new("globus-url-copy").args(options).args([from, to]));
@@ -127,6 +129,7 @@ fn ten_thousand_small_files_in_a_pipeline() {
     if !installed(&["globus-url-copy"]) {
         return;
     }
+    own_network();
     let server = Server::open();
     let (source, got) = (server.beside("source"), server.beside("got"));
     tree(&source, 10_000);

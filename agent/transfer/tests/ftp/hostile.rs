@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::support::{Client, DEADLINE, Server, bytes, eventually};
+use crate::support::{Client, DEADLINE, Server, bytes, eventually, own_network};
 
 /// Somebody honest, who gets a file again and again while others do harm.
 struct Honest {
@@ -80,6 +80,7 @@ fn ten_thousand_connections_are_refused_politely_beyond_the_limit() {
         println!("SKIPPED: this test needs 12000 open files, and {hard} are allowed: raise ulimit -n");
         return;
     }
+    own_network();
     let mut server = Server::new(&["--anonymous=write", "--max-sessions", "400", "--max-per-address", "400"]);
     let honest = Honest::new(&server);
     let (mut kept, mut refused) = (Vec::new(), 0);
