@@ -6,7 +6,8 @@
 //!                                                 │ every 4 round trips
 //!                                                 ▼
 //!            ┌── the rate still grows ───────────────────▶ wait
-//!            ├── a queue builds up: the path is full ────▶ stay
+//!            ├── a queue was seen: the path is full ─────▶ stay
+//!            ├── the rest is sent before one gets going ─▶ stay
 //!            ├── it stopped growing ─────────────────────▶ half as many again
 //!            └── more connections brought nothing, twice ▶ stay for good
 //! ```
@@ -29,6 +30,10 @@ const FIRST: usize = 16;
 
 /// Bytes that make one more connection worth its handshake.
 const WORTH_A_CONNECTION: u64 = 1 << 20;
+
+/// How many round trips a new connection needs until it has brought more than it cost: it shakes hands, and doubles what it
+/// has under way with each.
+const WARM: u32 = 16;
 
 /// Unsent bytes in a connection on a long path at most.
 const UNSENT: u32 = 256 << 10;
@@ -149,9 +154,12 @@ impl Path {
 #[derive(Clone, Debug)]
 pub struct Tuner {
     path: Path,
+    size: u64,
     most: usize,
     fixed: Fixed,
     streams: usize,
+    /// Whether a queue was seen since the last look.
+    queued: bool,
     /// When the last look was, and how much had been delivered.
     looked: (Duration, u64),
     /// The rate at the last look, in bytes a second.
@@ -182,7 +190,18 @@ impl Tuner {
         };
         let most = if fixed.streams.is_some() { streams } else { most.min(worth) };
         let looked = (Duration::ZERO, 0);
-        Self { path, most, fixed, streams, looked, rate: 0.0, before: None, disappointments: 0 }
+        Self {
+            path,
+            size,
+            most,
+            fixed,
+            streams,
+            queued: false,
+            looked,
+            rate: 0.0,
+            before: None,
+            disappointments: 0,
+        }
     }
 
     /// What to set up now.
@@ -221,6 +240,8 @@ impl Tuner {
     /// assert!(tuner.observe(Duration::from_millis(400), 2 << 20, false) > first, "it grows no more");
     /// ```
     pub fn observe(&mut self, now: Duration, delivered: u64, queued: bool) -> usize {
+        // BBR lets the queue drain now and then: once in a while is enough.
+        self.queued |= queued;
         let (then, before) = self.looked;
         let span = now.saturating_sub(then);
         if span < self.interval() {
@@ -228,10 +249,13 @@ impl Tuner {
         }
         self.looked = (now, delivered);
         let rate = delivered.saturating_sub(before) as f64 / span.as_secs_f64();
-        let grows = rate > self.rate * GROWTH;
+        let grows = rate > self.rate * GROWTH || delivered == 0;
         self.rate = rate;
+        let queued = std::mem::take(&mut self.queued);
+        let left = self.size.saturating_sub(delivered) as f64;
+        let late = left < rate * (self.path.rtt * WARM).as_secs_f64();
         // A short path is full with one, or the machine is.
-        if grows || queued || !self.path.is_long() || self.disappointments >= PATIENCE {
+        if grows || queued || late || !self.path.is_long() || self.disappointments >= PATIENCE {
             return self.streams;
         }
         if let Some(before) = self.before.take() {
@@ -279,6 +303,27 @@ mod tests {
         assert_eq!(settled(125e6, 125e6, true).0, FIRST);
         // One without queues has to be tried.
         assert!(settled(125e6, 125e6, false).0 <= FIRST * 3);
+    }
+
+    #[test]
+    fn a_queue_that_was_seen_once_counts() {
+        let mut tuner = Tuner::new(LOSSY, 10 << 30, 64, Fixed::default());
+        for look in 1..=40 {
+            let now = tuner.interval() * look;
+            tuner.observe(now - Duration::from_millis(100), u64::from(look) * 25_000_000 - 12_500_000, true);
+            assert_eq!(tuner.observe(now, u64::from(look) * 25_000_000, false), FIRST);
+        }
+    }
+
+    #[test]
+    fn near_the_end_none_is_added() {
+        let mut tuner = Tuner::new(LOSSY, 200_000_000, 64, Fixed::default());
+        // 25 MB a look, 800 ms to warm up: at 100 MB and less to come.
+        let most: Vec<usize> = (1..=8)
+            .map(|look| tuner.observe(tuner.interval() * look, 25_000_000 * u64::from(look), false))
+            .collect();
+        assert!(most[3] > FIRST, "{most:?}");
+        assert_eq!(most[4..], [most[4]; 4]);
     }
 
     #[test]

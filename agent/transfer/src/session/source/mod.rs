@@ -43,12 +43,13 @@ use super::walk::{self, Found};
 use super::{Options, locked};
 use crate::root::Root;
 
-/// Pieces of work that are under way at once at most.
-const OUTSTANDING: usize = 256;
+/// Pieces of work that are under way at once at most: of a long path, the product of 10 Gbit/s and 100 ms.
+const OUTSTANDING: usize = 512;
 
-/// The range of one record, in bytes: on a short path, and on a long one, where many connections share the file.
+/// The range of one record, in bytes: on a short path, and on a long one, where many connections share the file and the
+/// slowest of them has the last one.
 const RANGE: u64 = 4 << 20;
-const RANGE_LONG: u64 = 1 << 20;
+const RANGE_LONG: u64 = 256 << 10;
 
 /// The number of the first data connection.
 const FIRST: u32 = 1;
