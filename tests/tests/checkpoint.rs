@@ -91,9 +91,11 @@ fn whole(text: &str) -> u64 {
     numbers.len() as u64
 }
 
+/// Those that are where the task runs; its home may have some, too.
 fn listed(grid: &Grid, job: JobId) -> Vec<Value> {
     let all = grid.gridctl(1, ["checkpoints", &job.to_string(), "--json"]).json();
-    all[0]["checkpoints"].as_array().unwrap().clone()
+    let node = grid.places(1, job)[0].unwrap().0;
+    all[0]["checkpoints"].as_array().unwrap().iter().filter(|each| each["node"] == node).cloned().collect()
 }
 
 fn numbers(grid: &Grid, job: JobId) -> Vec<u64> {
@@ -206,6 +208,7 @@ fn a_task_goes_back_to_the_checkpoint_that_its_user_names() {
         refused(&["checkpoint", &name], &["no task of", "runs now"]);
         refused(&["restore", &name], &["is done, and its checkpoints are gone"]);
         until_clean(grid, 2);
+        until_clean(grid, 1);
     });
 }
 
@@ -229,6 +232,7 @@ fn a_lost_task_goes_on_from_its_newest_checkpoint() {
         until("and on", || numbers_soon(grid, job) > before);
         ends_well(grid, job);
         until_clean(grid, 2);
+        until_clean(grid, 1);
     });
 }
 
@@ -243,16 +247,16 @@ fn numbers_soon(grid: &Grid, job: JobId) -> u64 {
 
 #[test]
 fn a_damaged_checkpoint_is_passed_over() {
-    let config = GridConfig::new("a_damaged_checkpoint", 2);
+    let config = GridConfig::new("a_damaged_checkpoint", 1);
     checkpointed("a_damaged_checkpoint_is_passed_over", config, |grid| {
-        let job = grid.submit(1, counter(grid, 2));
+        let job = grid.submit(1, counter(grid, 1));
         let name = job.to_string();
         grid.until_running(1, job);
         for _ in 0..2 {
             until_counted(grid, job, 5);
             grid.gridctl(1, ["checkpoint", &name]).ok();
         }
-        let manifest = store(grid, 2).join(format!("tasks/{job}-0/2"));
+        let manifest = store(grid, 1).join(format!("tasks/{job}-0/2"));
         let bytes = fs::read(&manifest).unwrap();
         fs::write(&manifest, &bytes[..bytes.len() / 2]).unwrap();
         grid.gridctl(1, ["restore", &name, "--from", "2"]).says(&[
@@ -261,7 +265,7 @@ fn a_damaged_checkpoint_is_passed_over() {
             "choose another",
         ]);
         assert_eq!(grid.job(1, job).tasks[0].epoch, 1, "it was left alone");
-        kill_shim(grid, 2);
+        kill_shim(grid, 1);
         let told = until_again(grid, job, 2);
         assert!(
             told.starts_with("went on from checkpoint 1: checkpoint 2: ") && told.contains("damaged"),
@@ -270,17 +274,13 @@ fn a_damaged_checkpoint_is_passed_over() {
         until_counted(grid, job, 5);
         // With none that is whole, it begins anew: that is told, too.
         until("the damaged one is dropped", || numbers(grid, job) == [1]);
-        for half in fs::read_dir(store(grid, 2).join("chunks")).unwrap().flatten() {
-            for chunk in fs::read_dir(half.path()).unwrap().flatten() {
-                fs::write(chunk.path(), "x").unwrap();
-            }
-        }
-        kill_shim(grid, 2);
+        spoil(grid, 1);
+        kill_shim(grid, 1);
         let told = until_again(grid, job, 3);
         assert!(told.starts_with("began anew: there is no checkpoint of"), "{told}");
         until_counted(grid, job, 5);
         ends_well(grid, job);
-        until_clean(grid, 2);
+        until_clean(grid, 1);
     });
 }
 
@@ -366,4 +366,93 @@ fn after_the_machine_went_down_a_task_goes_on() {
         ends_well(grid, job);
         until_clean(grid, 1);
     });
+}
+
+/// The numbers that the home, node 1, has.
+fn exported(grid: &Grid, job: JobId) -> Vec<u64> {
+    let folder = store(grid, 1).join(format!("tasks/{job}-0"));
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Starts a counter on node 2 or 3, and waits until its home has a checkpoint; returns the job and its node.
+fn exporting(grid: &Grid) -> (JobId, u32) {
+    let spec = JobSpec { nodes: Vec::new(), ..counter(grid, 2) }.nodes(["node2", "node3"]);
+    let job = grid.submit(1, spec.checkpoint("every=1s".parse().unwrap()));
+    until("its home has a checkpoint", || !exported(grid, job).is_empty());
+    let node = grid.places(1, job)[0].unwrap().0;
+    until_counted(grid, job, 5);
+    (job, node)
+}
+
+/// It runs on the other node, from a checkpoint of its home's.
+fn until_elsewhere(grid: &Grid, job: JobId, node: u32) {
+    let told = until_again(grid, job, 2);
+    assert!(told.starts_with("went on from checkpoint ") && !told.contains(':'), "{told}");
+    assert_eq!(grid.places(1, job)[0].unwrap().0, 5 - node);
+    until_counted(grid, job, 5);
+}
+
+#[test]
+fn the_task_of_a_lost_node_goes_on_elsewhere() {
+    let config = GridConfig::new("the_task_of_a_lost_node", 3);
+    checkpointed("the_task_of_a_lost_node_goes_on_elsewhere", config, |grid| {
+        let (job, node) = exporting(grid);
+        grid.machine(node).kill().unwrap();
+        until_elsewhere(grid, job, node);
+        // It is exported from there, too, and numbers go on.
+        let before = exported(grid, job).into_iter().max().unwrap();
+        until("its home has a newer one", || exported(grid, job).into_iter().max() > Some(before));
+        ends_well(grid, job);
+        grid.machine(node).boot().unwrap();
+        (1..=3).for_each(|node| until_clean(grid, node));
+    });
+}
+
+#[test]
+fn a_task_that_was_cut_off_does_not_run_twice() {
+    let config = GridConfig::new("a_task_that_was_cut_off", 3);
+    checkpointed("a_task_that_was_cut_off_does_not_run_twice", config, |grid| {
+        let (job, node) = exporting(grid);
+        grid.machine(node).cut().unwrap();
+        until_elsewhere(grid, job, node);
+        assert!(!grid.task_processes(node).is_empty(), "nothing is left to be fenced");
+        grid.machine(node).heal().unwrap();
+        until("the old run is ended", || grid.task_processes(node).is_empty());
+        until_counted(grid, job, 5);
+        ends_well(grid, job);
+        (1..=3).for_each(|node| until_clean(grid, node));
+    });
+}
+
+#[test]
+fn what_is_damaged_on_its_node_comes_from_its_home() {
+    let config = GridConfig::new("what_is_damaged", 2);
+    checkpointed("what_is_damaged_on_its_node_comes_from_its_home", config, |grid| {
+        let job = grid.submit(1, counter(grid, 2));
+        grid.until_running(1, job);
+        until_counted(grid, job, 5);
+        grid.gridctl(1, ["checkpoint", &job.to_string()]).ok();
+        until("its home has it", || exported(grid, job) == [1]);
+        until("that is written down", || {
+            let all = grid.gridctl(2, ["checkpoints", &job.to_string(), "--json"]).json();
+            all[0]["checkpoints"].as_array().unwrap().iter().any(|each| each["node"] == 1)
+        });
+        until_counted(grid, job, 5);
+        spoil(grid, 2);
+        kill_shim(grid, 2);
+        let told = until_again(grid, job, 2);
+        assert!(told.starts_with("went on from checkpoint 1: there is no checkpoint of"), "{told}");
+        ends_well(grid, job);
+        (1..=2).for_each(|node| until_clean(grid, node));
+    });
+}
+
+/// Damages all that a node has.
+fn spoil(grid: &Grid, node: u32) {
+    for half in fs::read_dir(store(grid, node).join("chunks")).unwrap().flatten() {
+        for chunk in fs::read_dir(half.path()).unwrap().flatten() {
+            fs::write(chunk.path(), "x").unwrap();
+        }
+    }
 }

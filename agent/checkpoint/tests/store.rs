@@ -222,3 +222,52 @@ fn what_a_writer_left_behind_does_no_harm() {
     assert_eq!(bench.store.newest(TASK, u64::MAX, &bench.target()).unwrap().0, 2);
     assert_eq!(fs::read_dir(part).unwrap().count(), 0);
 }
+
+#[test]
+fn a_checkpoint_goes_to_another_store_by_what_that_lacks() {
+    let (here, there) = (bench(), bench());
+    let (one, two) = (here.checkpoint(1), here.checkpoint(2));
+    here.store.put(TASK, 1, &one).unwrap();
+    here.store.put(TASK, 2, &two).unwrap();
+    let send = |number: u64| {
+        let manifest = here.store.manifest(TASK, number).unwrap();
+        let missing = there.store.missing(&manifest, false).unwrap();
+        let folder = there.folder.path().join("coming");
+        here.store.lay_out(TASK, number, &missing, &folder).unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), missing.len());
+        (manifest, missing.len(), folder)
+    };
+    let (manifest, all, folder) = send(1);
+    assert!(all > 10);
+    // Cut off on its way, it is none.
+    let first = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    let bytes = fs::read(&first).unwrap();
+    fs::write(&first, "other").unwrap();
+    assert!(matches!(there.store.import(TASK, 1, &manifest, &folder), Err(StoreError::Damaged { .. })));
+    assert_eq!(there.store.numbers(TASK).unwrap(), Vec::<u64>::new());
+    fs::write(&first, bytes).unwrap();
+    there.store.import(TASK, 1, &manifest, &folder).unwrap();
+    there.store.get(TASK, 1, &there.target()).unwrap();
+    assert_same(&there.target(), &one);
+    fs::remove_dir_all(&folder).unwrap();
+    // The next one is what changed.
+    let (manifest, few, folder) = send(2);
+    assert!(few > 0 && few < all / 3, "{few} of {all}");
+    assert!(there.store.import(TASK, 2, &manifest, &folder).unwrap() > 0);
+    there.store.verify(TASK, 2).unwrap();
+    // What was damaged there is missing, too.
+    let spoilt = there.chunks();
+    for path in &spoilt[..3] {
+        fs::write(path, "x").unwrap();
+    }
+    assert!(there.store.missing(&manifest, false).unwrap().is_empty());
+    assert!((1..=3).contains(&there.store.missing(&manifest, true).unwrap().len()));
+    // What is not of the checkpoint is not given out.
+    let folder = there.folder.path().join("other");
+    here.store.lay_out(TASK, 1, &[[7; 32]], &folder).unwrap();
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    let mut garbled = manifest;
+    garbled[20] ^= 1;
+    assert!(there.store.missing(&garbled, false).is_err());
+    assert!(there.store.import(TASK, 3, &garbled, &folder).is_err());
+}

@@ -39,6 +39,8 @@ pub struct Placement {
     pub saved: u64,
     /// The last checkpoint to go on from, if its user said so. Otherwise it is the newest that the host has.
     pub from: Option<u64>,
+    /// The number of the newest that its home has.
+    pub exported: Option<u64>,
 }
 
 /// A run, as its host tells of it.

@@ -53,6 +53,8 @@ pub struct TaskRecord {
     pub ended: Option<(SystemTime, Outcome, Usage)>,
     /// The number of its newest checkpoint, and where that is.
     pub saved: Option<(u64, NodeId)>,
+    /// The number of the newest that is here, from another node.
+    pub exported: Option<u64>,
     /// Where its user wants it back, until it is there.
     pub back: Option<Back>,
 }
@@ -72,7 +74,7 @@ pub enum Change {
     /// A job was accepted or cancelled.
     Job(JobId, Arc<JobRecord>),
     /// A task was placed, lost or ended.
-    Task(TaskId, TaskRecord),
+    Task(TaskId, Box<TaskRecord>),
     /// A job is so old that it is forgotten, with its tasks.
     Forget(JobId),
 }

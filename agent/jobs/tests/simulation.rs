@@ -76,6 +76,8 @@ struct Grid {
     /// Runs that went on from a checkpoint, where, and from which.
     resumed: BTreeMap<Run, (NodeId, u64)>,
     collects: Vec<(Duration, NodeId, Run, NodeId)>,
+    /// When, to which home, of which task, the number, from where.
+    exports: Vec<(Duration, NodeId, TaskId, u64, NodeId)>,
     abandoned: Vec<Run>,
 }
 
@@ -101,6 +103,7 @@ impl Grid {
             starts: BTreeMap::new(),
             resumed: BTreeMap::new(),
             collects: Vec::new(),
+            exports: Vec::new(),
             abandoned: Vec::new(),
         }
     }
@@ -155,7 +158,7 @@ impl Grid {
                     let store = &mut self.machines.get_mut(&id).unwrap().store;
                     match change {
                         Change::Job(job, record) => drop(store.jobs.insert(job, record)),
-                        Change::Task(task, record) => drop(store.tasks.insert(task, record)),
+                        Change::Task(task, record) => drop(store.tasks.insert(task, *record)),
                         Change::Forget(job) => drop(store.jobs.remove(&job)),
                     }
                 }
@@ -165,7 +168,12 @@ impl Grid {
                     self.collects.push((at, id, run, node));
                 }
                 home::Action::Abandon { run, .. } => self.abandoned.push(run),
+                home::Action::Export { task, number, node } => {
+                    let at = self.now + Duration::from_millis(self.rng.random_range(10..2000));
+                    self.exports.push((at, id, task, number, node));
+                }
                 home::Action::Accepted { .. }
+                | home::Action::Cut { .. }
                 | home::Action::Changed(_)
                 | home::Action::Spent(_)
                 | home::Action::Forget(_) => (),
@@ -191,6 +199,19 @@ impl Grid {
                     let own = machine.checkpoints.entry(run.task).or_default();
                     let most = placement.from.unwrap_or(u64::MAX);
                     own.retain(|checkpoint| checkpoint.number <= most);
+                    // What its home has is fetched, if it is newer: always there in time here.
+                    if let Some(exported) = placement.exported.filter(|exported| *exported <= most) {
+                        let own = own.clone();
+                        let theirs = &self.machines[&run.task.job.home].checkpoints[&run.task];
+                        let newer = theirs.iter().filter(|c| {
+                            c.number <= exported && own.last().is_none_or(|last| last.number < c.number)
+                        });
+                        let newer: Vec<Checkpoint> = newer.copied().collect();
+                        let machine = self.machines.get_mut(&id).unwrap();
+                        machine.checkpoints.entry(run.task).or_default().extend(newer);
+                    }
+                    let machine = self.machines.get_mut(&id).unwrap();
+                    let own = machine.checkpoints.entry(run.task).or_default();
                     let from = own.last().copied();
                     let left = from.map_or(self.task_time, |checkpoint| checkpoint.left);
                     let saved = placement.saved.max(from.map_or(0, |checkpoint| checkpoint.number));
@@ -261,6 +282,23 @@ impl Grid {
             let result = if there { home::Collected::Whole } else { home::Collected::Unreachable };
             self.home(id, home::Event::Collected { run, result });
         }
+        let (ready, coming): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.exports).into_iter().partition(|(at, ..)| due(at, now));
+        self.exports = coming;
+        for (_, home, task, number, node) in ready {
+            let reachable = !(self.machines[&home].cut || self.machines[&node].cut);
+            let there = self.machines[&node].agent.is_some() && reachable;
+            let theirs = self.machines[&node].checkpoints.get(&task).into_iter().flatten();
+            let found = theirs.copied().find(|checkpoint| there && checkpoint.number == number);
+            if let Some(checkpoint) = found {
+                let own = self.machines.get_mut(&home).unwrap().checkpoints.entry(task).or_default();
+                own.push(checkpoint);
+                own.sort_by_key(|checkpoint| checkpoint.number);
+            }
+            let number = found.map(|checkpoint| checkpoint.number);
+            let rest = Duration::from_secs(5);
+            self.home(home, home::Event::Exported { task, number, rest });
+        }
         self.run_tasks(&ids);
         if self.now.as_secs().is_multiple_of(2) && self.now.subsec_millis() == 0 {
             self.gossip(&ids);
@@ -330,6 +368,7 @@ impl Grid {
         machine.agent = None;
         machine.back = self.now + back_in;
         self.collects.retain(|(_, home, ..)| *home != id);
+        self.exports.retain(|(_, home, ..)| *home != id);
     }
 
     fn crash_machine(&mut self, id: NodeId, back_in: Duration) {
@@ -596,9 +635,11 @@ fn a_task_whose_checkpoint_is_on_a_dead_node_begins_anew_at_once() {
         grid.step();
     }
     grid.save(NodeId(2));
-    for _ in 0..3 * 20 {
+    while grid.exports.is_empty() {
         grid.step();
     }
+    // None of them comes.
+    grid.exports.clear();
     let lost: Vec<TaskId> = grid.machines[&NodeId(2)].shims.keys().map(|run| run.task).collect();
     grid.crash_machine(NodeId(2), Duration::from_secs(1 << 20));
     grid.home(NodeId(1), home::Event::NodeDown(NodeId(2)));
@@ -608,6 +649,41 @@ fn a_task_whose_checkpoint_is_on_a_dead_node_begins_anew_at_once() {
         assert!(grid.now - before < Duration::from_secs(12), "not restarted: {:?}", grid.starts);
     }
     assert!(grid.resumed.is_empty());
+}
+
+#[test]
+fn a_task_of_a_dead_node_goes_on_elsewhere_from_what_its_home_has() {
+    let mut grid = Grid::new(11, 3, 0.0);
+    grid.step();
+    grid.task_time = Duration::from_secs(60);
+    grid.submit(NodeId(1), 6);
+    while grid.starts.len() < 6 {
+        grid.step();
+    }
+    for _ in 0..40 * 20 {
+        grid.step();
+    }
+    let lost: Vec<TaskId> = grid.machines[&NodeId(2)].shims.keys().map(|run| run.task).collect();
+    assert!(!lost.is_empty());
+    for _ in 0..3 {
+        grid.save(NodeId(2));
+        for _ in 0..2 * 20 {
+            grid.step();
+        }
+    }
+    // The first was brought; then they rest, and the others come too late.
+    grid.crash_machine(NodeId(2), Duration::from_secs(1 << 20));
+    // Its home has written down what it has.
+    grid.crash_agent(NodeId(1), STEP);
+    grid.step();
+    grid.step();
+    grid.home(NodeId(1), home::Event::NodeDown(NodeId(2)));
+    let took = grid.finish(60);
+    assert!(took < 40, "it began anew: {took} s");
+    for task in lost {
+        let (run, (node, number)) = grid.resumed.iter().find(|(run, _)| run.task == task).unwrap();
+        assert!(*node != NodeId(2) && *number == 1 && run.epoch == 2, "{run} on {node} from {number}");
+    }
 }
 
 #[test]

@@ -108,6 +108,12 @@ impl Output {
                     let logs = self.job_logs(job);
                     tokio::task::spawn_blocking(move || fs::remove_dir_all(logs));
                 }
+                Action::Export { task, number, node } => {
+                    let _ = self.queries.send(Query::Export { task, number, node });
+                }
+                Action::Cut { task, number } => {
+                    let _ = self.queries.send(Query::Cut { task, number });
+                }
                 Action::Abandon { run, origin } => {
                     let (output, places) = (self.clone(), places.clone());
                     tokio::spawn(async move {

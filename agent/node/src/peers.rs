@@ -14,6 +14,7 @@
 //! | `Checkpoint` | one `Result<Checkpoint, Failure>` frame, when it is stored |
 //! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |
 //! | `Verify` | one `Result<(), Failure>` frame |
+//! | `Manifest` | one `Result<Bytes, Failure>` frame |
 //! | `Finished` | one `Vec<TaskId>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
@@ -64,6 +65,8 @@ pub(crate) enum Request {
     Checkpoints(TaskId),
     /// Whether a checkpoint is whole.
     Verify { task: TaskId, number: u64 },
+    /// What a checkpoint is made of.
+    Manifest { task: TaskId, number: u64 },
     /// Which of these tasks are done, so that their checkpoints are of no more use.
     Finished(Vec<TaskId>),
     /// A token's bearer wants in.

@@ -11,6 +11,7 @@ use libgrid::wire::{WireError, stream};
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::checkpoint::exports;
 use crate::control;
 use crate::copy;
 use crate::core::Letter;
@@ -112,6 +113,10 @@ async fn answer_node(
         }
         Request::Verify { task, number } if task.job.home == node => {
             answer_once(&mut duplex, &grid.verify(task, number).await).await
+        }
+        // Who may have it is decided there.
+        Request::Manifest { task, number } => {
+            answer_once(&mut duplex, &exports::answer(grid, node, task, number).await).await
         }
         // Only a job's home may ask for what its tasks left.
         Request::Logs { .. }

@@ -14,9 +14,10 @@
 //! | --- | --- | --- | --- | --- |
 //! | inputs | home: `spool/` | who submitted | host: `inputs/JOB/` | the task that needs them first |
 //! | results | host: the task's folder, what matches | the task | home: the folder of the submission | who submitted |
+//! | checkpoints | host, or home: the store | root | home, or the next host: `checkpoints/coming/` | root |
 //!
 //! Inputs are one archive, fetched once for all tasks of a job on a node; results are as many transfers as tasks, since
-//! each is read as another user. Both go on where they ended: nothing is given up because a connection broke, and only
+//! each is read as another user; of a checkpoint come the pieces that the other side lacks. All go on where they ended: nothing is given up because a connection broke, and only
 //! a data connection that fails again and again, while the agents do reach each other, is told to the user. Within one
 //! node nothing of this is needed.
 
@@ -29,12 +30,13 @@ use grid_transfer::mover::{self, Order, Report, Spread, Within};
 use grid_transfer::session::Trouble;
 use libgrid::control::{Failure, Kind, Reply, Response};
 use libgrid::copy::{Landed, Options};
-use libgrid::ids::{JobId, NodeId, Run};
+use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::user::User;
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
+use crate::checkpoint::exports;
 use crate::control::Stream;
 use crate::copy::{self, Copies, Prepared, Ticket};
 use crate::grid::Grid;
@@ -59,6 +61,18 @@ pub(crate) enum Staged {
     Inputs(JobId),
     /// Of what a run that ended left, what matches.
     Results { run: Run, patterns: Vec<String> },
+    /// Of a checkpoint, these pieces.
+    Checkpoint { task: TaskId, number: u64, pieces: Pieces },
+}
+
+/// Names of pieces; there may be many.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Pieces(pub(crate) Vec<[u8; 32]>);
+
+impl std::fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} pieces", self.0.len())
+    }
 }
 
 /// It could not be moved.
@@ -118,6 +132,29 @@ impl Staging {
             options: Options::default(),
         };
         self.fetch(node, Staged::Results { run, patterns }, user, order).await
+    }
+
+    /// Brings pieces of a checkpoint into a folder below this one, which is root's: its path.
+    pub(crate) async fn checkpoint(
+        &self,
+        task: TaskId,
+        number: u64,
+        pieces: Vec<[u8; 32]>,
+        node: NodeId,
+        folder: &Path,
+    ) -> Result<PathBuf, StageError> {
+        let name = format!("{}-{}-{number}", task.job, task.index);
+        let order = Order::Receive {
+            within: Within::Folder(folder.to_owned()),
+            target: name.clone().into(),
+            into: false,
+            spread: None,
+            ports: self.ports,
+            options: Options::default(),
+        };
+        let what = Staged::Checkpoint { task, number, pieces: Pieces(pieces) };
+        self.fetch(node, what, User::of_machine(0, 0), order).await?;
+        Ok(folder.join(name))
     }
 
     /// Drops what came of a run's results that will never be whole.
@@ -226,7 +263,7 @@ pub(crate) async fn send<S: Stream>(
     asker: &mut S,
 ) -> Result<(), WireError> {
     let sent = async {
-        let (user, order) = source(grid, to, what).await?;
+        let (user, order, _leaving) = source(grid, to, what).await?;
         let request = Request::Receive { ticket };
         let landed = copy::pass(grid, (&user, &order), to, &request, asker).await?;
         landed.map_err(|trouble| {
@@ -241,7 +278,18 @@ pub(crate) async fn send<S: Stream>(
     stream::write(asker, &response).await
 }
 
-async fn source(grid: &Grid, to: NodeId, what: Staged) -> Result<(User, Order), Failure> {
+/// What was laid out for one transfer; gone with it.
+struct Leaving(PathBuf);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let folder = std::mem::take(&mut self.0);
+        drop(tokio::task::spawn_blocking(move || std::fs::remove_dir_all(folder)));
+    }
+}
+
+async fn source(grid: &Grid, to: NodeId, what: Staged) -> Result<(User, Order, Option<Leaving>), Failure> {
+    let mut leaving = None;
     let (user, within, source, matching, id) = match what {
         Staged::Inputs(job) => {
             let look = move |view: &mut crate::core::View| {
@@ -267,6 +315,17 @@ async fn source(grid: &Grid, to: NodeId, what: Staged) -> Result<(User, Order), 
             let work = below_root(&following.folder.join("work"));
             (User::of_task(following.uid), Within::Everything, work, Some(patterns), results_id(run))
         }
+        Staged::Checkpoint { task, number, pieces } => {
+            exports::may_have(grid, to, task).await?;
+            // A name for each try: one that broke may not have ended yet.
+            let name = PathBuf::from(format!("{:016x}", rand::random::<u64>()));
+            let within = grid.config.checkpoints_dir().join("leaving");
+            let folder = within.join(&name);
+            leaving = Some(Leaving(folder.clone()));
+            exports::lay_out(grid, task, number, pieces.0, folder).await?;
+            let id = mover::transfer_id(&format!("checkpoint\0{task}\0{number}\0{to}"));
+            (User::of_machine(0, 0), Within::Folder(within), name, None, id)
+        }
         Staged::Results { .. } => {
             return Err(Failure::new(Kind::Denied, "results are for the job's home node alone"));
         }
@@ -281,5 +340,5 @@ async fn source(grid: &Grid, to: NodeId, what: Staged) -> Result<(User, Order), 
         most_streams: grid.copies.movers.most_streams(),
         options: Options { encrypt: grid.config.encrypt_jobs, ..Options::default() },
     };
-    Ok((user, order))
+    Ok((user, order, leaving))
 }

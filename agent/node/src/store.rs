@@ -159,10 +159,18 @@ pub(crate) mod tests {
         let path = folder.path().join("jobs.redb");
         let (one, first) = job(1);
         let (two, second) = job(2);
-        let task = TaskRecord { epoch: 3, node: None, started: None, ended: None, saved: None, back: None };
+        let task = TaskRecord {
+            epoch: 3,
+            node: None,
+            started: None,
+            ended: None,
+            saved: None,
+            exported: None,
+            back: None,
+        };
         {
             let store = Store::open(&path).unwrap();
-            store.apply(&[first, second, Change::Task(one.task(4), task.clone())]).unwrap();
+            store.apply(&[first, second, Change::Task(one.task(4), Box::new(task.clone()))]).unwrap();
             store.apply(&[Change::Forget(two)]).unwrap();
         }
         let (serial, stored) = Store::open(&path).unwrap().load().unwrap();

@@ -48,11 +48,21 @@ impl Manifest {
     }
 
     pub(super) fn read(path: &Path) -> Result<Self, StoreError> {
-        let damaged = |why| StoreError::Damaged { path: path.to_owned(), why };
+        Self::parse(&Self::bytes(path)?, path)
+    }
+
+    /// What is in the file, as it is.
+    pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, StoreError> {
         let file = File::open(path).map_err(at("cannot open", path))?;
         let mut bytes = Vec::new();
         let most = wire::MAX_FRAME + MAGIC.len() + 4 + DIGEST;
         file.take(most as u64 + 1).read_to_end(&mut bytes).map_err(at("cannot read", path))?;
+        Ok(bytes)
+    }
+
+    /// Reads what was in a file, here or in another store; `path` is for the error.
+    pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self, StoreError> {
+        let damaged = |why| StoreError::Damaged { path: path.to_owned(), why };
         let (content, digest) = bytes.split_last_chunk::<DIGEST>().ok_or(damaged("it was cut off"))?;
         // Compared before anything of it is believed; blake3 compares in constant time, which does no harm.
         if blake3::hash(content) != blake3::Hash::from_bytes(*digest) {

@@ -24,6 +24,7 @@
 //! expires, by a lock on the folder; reading needs none, as what is read is compared.
 
 mod cut;
+mod exchange;
 mod manifest;
 
 use std::collections::HashSet;
@@ -372,8 +373,10 @@ impl Store {
 
     /// What a piece was, compared with its name.
     fn piece(&self, piece: &Piece) -> Result<Vec<u8>, StoreError> {
-        let id = blake3::Hash::from_bytes(piece.id);
-        let path = self.chunk(&id);
+        Self::piece_at(piece, self.chunk(&blake3::Hash::from_bytes(piece.id)))
+    }
+
+    fn piece_at(piece: &Piece, path: PathBuf) -> Result<Vec<u8>, StoreError> {
         let damaged = |why| StoreError::Damaged { path: path.clone(), why };
         // It must not stay: the next checkpoint that has the same piece would rely on it.
         let spoilt = |why| {
@@ -391,7 +394,7 @@ impl Store {
         let unpacked =
             zstd::Decoder::new(packed).and_then(|decoder| decoder.take(limit).read_to_end(&mut bytes));
         unpacked.map_err(|_| spoilt("it cannot be decompressed"))?;
-        if bytes.len() != piece.len as usize || blake3::hash(&bytes) != id {
+        if bytes.len() != piece.len as usize || blake3::hash(&bytes) != blake3::Hash::from_bytes(piece.id) {
             return Err(spoilt("its content is not what its name says"));
         }
         Ok(bytes)

@@ -1,5 +1,7 @@
 //! How a run comes to its end at home: it ended over there and its results are brought here, or it is lost.
 
+use std::time::Duration;
+
 use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
@@ -77,8 +79,9 @@ impl Home {
         task.state = State::Done { outcome: outcome.clone(), at: now.wall };
         let ended = Some((now.wall, outcome, task.usage));
         // Nothing goes on from its checkpoints any more: their nodes ask, and drop them.
-        let record = TaskRecord { node: task.last, ended, saved: None, back: None, ..task.record() };
-        actions.push(Action::Write(Change::Task(run.task, record)));
+        let record =
+            TaskRecord { node: task.last, ended, saved: None, exported: None, back: None, ..task.record() };
+        actions.push(Action::Write(Change::Task(run.task, Box::new(record))));
         if let Some(node) = node {
             actions.push(Action::Send { to: node, message: ToHost::Settled(vec![run]) });
         }
@@ -116,12 +119,33 @@ impl Home {
         job.waiting.insert(run.task.index);
         self.queue.insert(id);
         self.stirred = true;
-        actions.push(Action::Write(Change::Task(run.task, record)));
+        actions.push(Action::Write(Change::Task(run.task, Box::new(record))));
         actions.push(Action::Changed(id));
     }
 }
 
 impl Home {
+    /// A checkpoint was brought here, or not.
+    pub(super) fn brought(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        number: Option<u64>,
+        rest: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(task) = self.jobs.get_mut(&id.job).and_then(|job| job.task_mut(id.index)) else { return };
+        task.rests = now.mono.saturating_add(rest);
+        let undone = task.back.is_some_and(|back| number.is_some_and(|number| number > back.to));
+        if matches!(task.state, State::Done { .. }) || undone || number.is_none() {
+            return;
+        }
+        task.exported = task.exported.max(number);
+        if !matches!(task.state, State::Ending { .. }) {
+            actions.push(Action::Write(Change::Task(id, Box::new(task.record()))));
+        }
+    }
+
     /// Lets a task go on from a checkpoint. Its run is fenced when its node next tells of it; it then counts as lost, and the
     /// task waits for the node that has the checkpoint. It must not wait before: two runs could be there at once.
     pub(super) fn take_back(&mut self, id: TaskId, number: u64, node: NodeId, actions: &mut Vec<Action>) {
@@ -131,9 +155,11 @@ impl Home {
             return;
         }
         task.back = Some(Back { to: number, after: task.epoch });
+        task.exported = task.exported.filter(|exported| *exported <= number);
+        actions.push(Action::Cut { task: id, number });
         // The number goes on from the highest that was ever told.
         task.saved = Some((task.saved.map_or(number, |(newest, _)| newest.max(number)), node));
-        actions.push(Action::Write(Change::Task(id, task.record())));
+        actions.push(Action::Write(Change::Task(id, Box::new(task.record()))));
     }
 }
 

@@ -64,6 +64,15 @@ pub enum Event {
         /// Where that is.
         node: NodeId,
     },
+    /// What came of [`Action::Export`].
+    Exported {
+        /// Of which task.
+        task: TaskId,
+        /// The number of the checkpoint, if it is here.
+        number: Option<u64>,
+        /// How long none is to be brought, so that they do not take too much of the network.
+        rest: Duration,
+    },
     /// A message from a host.
     Message {
         /// Who sent it, as its certificate says.
@@ -136,6 +145,22 @@ pub enum Action {
         /// Whose folder it came to.
         origin: Origin,
     },
+    /// Bring this checkpoint here: [`Event::Exported`] follows.
+    Export {
+        /// Of which task.
+        task: TaskId,
+        /// Which.
+        number: u64,
+        /// From which node.
+        node: NodeId,
+    },
+    /// Drop the checkpoints of a task that are here with a higher number: they are of another past.
+    Cut {
+        /// Of which task.
+        task: TaskId,
+        /// The last one to keep.
+        number: u64,
+    },
     /// Something of this job changed; whoever waits for it wants to look.
     Changed(JobId),
     /// A job is done, so nobody fetches its inputs any more: remove them ([`Origin::inputs`]).
@@ -183,6 +208,10 @@ struct Task {
     saved: Option<(u64, NodeId)>,
     /// As in [`TaskRecord::back`].
     back: Option<Back>,
+    /// As in [`TaskRecord::exported`].
+    exported: Option<u64>,
+    /// Until when none is brought here; for ever while one is on its way.
+    rests: Duration,
     /// The checkpoint that the present run went on from.
     resumed: Option<u64>,
     /// When its last run was lost.
@@ -276,6 +305,7 @@ impl Home {
             task.lost = now.mono;
             task.saved = record.saved;
             task.back = record.back;
+            task.exported = record.exported;
             if let Some((at, outcome, usage)) = record.ended {
                 task.usage = usage;
                 task.state = State::Done { outcome, at };
@@ -306,6 +336,7 @@ impl Home {
             Event::Submit { ticket, spec, origin } => self.submit(now, ticket, spec, origin, &mut actions),
             Event::Kill { job, signal, grace } => self.kill(now, job, signal, grace, &mut actions),
             Event::Restore { task, number, node } => self.take_back(task, number, node, &mut actions),
+            Event::Exported { task, number, rest } => self.brought(now, task, number, rest, &mut actions),
             Event::Message { from, message } => self.hear(now, from, message, &mut actions),
             Event::Node(info) => {
                 let free = info.free;
@@ -387,7 +418,7 @@ impl Home {
         match message {
             ToHome::Granted { lease, count, free } => self.granted(now, from, lease, count, free, actions),
             ToHome::Started { run, at, resumed } => {
-                self.confirm(Alive { run, since: Some(at), resumed, saved: None }, from, actions);
+                self.confirm(now, Alive { run, since: Some(at), resumed, saved: None }, from, actions);
             }
             ToHome::Ended { run, end } => self.ended(now, from, run, end, actions),
             ToHome::Gone(runs) => {
@@ -422,7 +453,7 @@ impl Home {
             if self.place_of(run) == Some(from) {
                 match self.is_to_go_back(run) {
                     true => fence.push(run),
-                    false => self.confirm(alive, from, actions),
+                    false => self.confirm(now, alive, from, actions),
                 }
             } else if run.task.job.home == self.me {
                 // Its epoch is over, or its end is written down, be it that it was given up as lost.
@@ -489,11 +520,12 @@ impl Home {
     }
 
     /// The host told of the run.
-    fn confirm(&mut self, alive: Alive, from: NodeId, actions: &mut Vec<Action>) {
+    fn confirm(&mut self, now: Now, alive: Alive, from: NodeId, actions: &mut Vec<Action>) {
         let Alive { run, since, resumed, saved } = alive;
         if self.place_of(run) != Some(from) {
             return;
         }
+        let me = self.me;
         let Some(task) = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index)) else {
             return;
         };
@@ -518,8 +550,15 @@ impl Home {
         };
         // It is where its user wanted it: from here on, its newest checkpoint counts again.
         let arrived = news && task.back.take_if(|back| run.epoch > back.after).is_some();
+        if let Some(number) = saved.filter(|saved| task.exported.is_none_or(|exported| exported < *saved))
+            && from != me
+            && now.mono >= task.rests
+        {
+            task.rests = Duration::MAX;
+            actions.push(Action::Export { task: run.task, number, node: from });
+        }
         if newer.is_some() || arrived {
-            actions.push(Action::Write(Change::Task(run.task, task.record())));
+            actions.push(Action::Write(Change::Task(run.task, Box::new(task.record()))));
         }
         if news {
             actions.push(Action::Changed(run.task.job));
@@ -579,6 +618,8 @@ impl Task {
             doomed,
             saved: None,
             back: None,
+            exported: None,
+            rests: Duration::ZERO,
             resumed: None,
             lost: Duration::ZERO,
         }
@@ -586,8 +627,8 @@ impl Task {
 
     /// What is written down of it while it has not ended.
     fn record(&self) -> TaskRecord {
-        let Self { epoch, started, saved, back, .. } = *self;
-        TaskRecord { epoch, node: self.state.node(), started, ended: None, saved, back }
+        let Self { epoch, started, saved, exported, back, .. } = *self;
+        TaskRecord { epoch, node: self.state.node(), started, ended: None, saved, exported, back }
     }
 
     /// The only node to wait for, if there is one and it is up: where its checkpoint is, for [`FAITHFUL`] after it was lost;

@@ -109,7 +109,7 @@ impl Home {
             task.placed = now.mono;
             task.state = State::Placed { node: from, start: Some((lease, now.mono)) };
             let run = Run { task: id.task(index), epoch: task.epoch };
-            actions.push(Action::Write(Change::Task(run.task, task.record())));
+            actions.push(Action::Write(Change::Task(run.task, Box::new(task.record()))));
             if let Some(node) = self.nodes.get_mut(&from) {
                 node.runs.insert(run);
             }
@@ -186,6 +186,7 @@ impl Task {
             epoch: self.epoch,
             saved: self.saved.map_or(0, |(number, _)| number),
             from: self.back.map(|back| back.to),
+            exported: self.exported,
         }
     }
 }

@@ -59,6 +59,11 @@ impl Home {
         self.task(task)?.saved
     }
 
+    /// The number of a task's newest checkpoint that is here, from another node.
+    pub fn exported(&self, task: TaskId) -> Option<u64> {
+        self.task(task)?.exported
+    }
+
     /// Whether the task has ended and its logs and results are home.
     pub fn is_done(&self, task: TaskId) -> bool {
         self.task(task).is_some_and(|task| matches!(task.state, State::Done { .. }))

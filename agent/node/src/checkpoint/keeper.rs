@@ -28,6 +28,8 @@ pub(super) enum Work {
     Verify { task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>> },
     /// Forget those after a number.
     Cut { task: TaskId, number: u64 },
+    /// One of a task was brought from another node; a run waits for it.
+    Imported { task: TaskId, then: Option<(Run, Result<(), String>)> },
     /// Forget all of a task.
     Forget(TaskId),
 }
@@ -38,6 +40,8 @@ pub(crate) enum News {
     Put { run: Run, number: u64, result: Result<(), String> },
     /// It was unpacked, or there is none that is whole: what is wrong with each.
     Unpacked { run: Run, result: Result<Unpacked, String> },
+    /// It was brought from the home, or cannot be.
+    Brought { run: Run, result: Result<(), String> },
     /// These are a task's checkpoints now, and so many bytes the store takes.
     List { task: TaskId, list: List, size: u64 },
 }
@@ -86,6 +90,10 @@ impl Keeper {
         &self.lists
     }
 
+    pub(super) fn store(&self) -> Store {
+        self.store.clone()
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
     }
@@ -121,6 +129,17 @@ impl Keeper {
             Work::Cut { task, number } => {
                 self.drop_some(task, |each| each > number);
                 return self.tell_list(task);
+            }
+            Work::Imported { task, then } => {
+                self.look(task);
+                if let Err(error) = self.expire(task, self.keep) {
+                    warn!(%task, %error, "old checkpoints cannot be removed");
+                }
+                self.sweep();
+                self.size = self.store.size().unwrap_or(self.size);
+                self.tell_list(task);
+                let Some((run, result)) = then else { return };
+                News::Brought { run, result }
             }
             Work::Forget(task) => {
                 self.drop_some(task, |_| true);

@@ -10,6 +10,8 @@
 //!                         its user's place, its output ──▶ shim: gridos-criu restores
 //! ```
 //!
+//! The home brings them from the host, and the next host from the home: [`exports`].
+//!
 //! **Crashes.** A checkpoint counts when the store has its manifest. What lies in `fresh/` whole was dumped for an agent that
 //! died before it heard of it: it is stored when the next one starts, if the task still runs. What is in `unpacked/` is
 //! removed when its task runs, or is gone.
@@ -25,6 +27,7 @@
 //! nobody else as long as there is a checkpoint.
 
 mod about;
+pub(crate) mod exports;
 mod failures;
 mod keeper;
 
@@ -40,26 +43,33 @@ use grid_checkpoint::Description;
 use grid_checkpoint::interval::{Interval, Policy};
 use grid_checkpoint::order::Done;
 use grid_checkpoint::store::{Keep, StoreError};
+use grid_jobs::home;
 use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec;
 use libgrid::status::{Checkpoint, TaskCheckpoints};
 use libgrid::units::{Bytes, Span};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 pub(crate) use self::about::About;
+use self::exports::Importer;
 use self::failures::Seen;
 use self::keeper::{Keeper, Work};
 pub(crate) use self::keeper::{News, Unpacked};
 use crate::config::Config;
+use crate::core::Core;
 use crate::runner::Query;
+use crate::staging::{StageError, Staging};
 
 /// How many are written at a time: each reads a task's memory, and asks the disk for as much.
 const AT_ONCE: usize = 2;
 
 /// What a first checkpoint is expected to cost: some hundred megabytes.
 const EXPECTED: Duration = Duration::from_secs(1);
+
+/// How long to wait for a home node that does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The share of the disk that checkpoints may take, unless the owner says otherwise.
 const SHARE: u64 = 5;
@@ -75,6 +85,8 @@ pub(crate) struct Checkpoints {
     policy: Policy,
     folder: PathBuf,
     work: Sender<Work>,
+    importer: Importer,
+    core: Core,
     lists: BTreeMap<TaskId, List>,
     size: u64,
     limit: u64,
@@ -136,6 +148,7 @@ impl Checkpoints {
         config: &Config,
         me: NodeId,
         kept: &[Run],
+        (core, staging): (Core, Staging),
         news: mpsc::UnboundedSender<Query>,
     ) -> Result<Self, CheckpointError> {
         let folder = config.checkpoints_dir();
@@ -146,8 +159,14 @@ impl Checkpoints {
         let limits = &config.checkpoints;
         let limit = limits.limit.map_or_else(|| share_of(&folder), |limit| limit.0);
         let keep = Keep { newest: limits.keep, younger: Duration::ZERO };
+        // What an earlier agent was sending or receiving.
+        keeper::remove(&folder.join("coming"));
+        keeper::remove(&folder.join("leaving"));
         let keeper = Keeper::open(&folder.join("store"), keep, limit, news)?;
+        let importer = Importer { store: keeper.store(), folder: folder.clone(), staging };
         let mut checkpoints = Self {
+            importer,
+            core,
             me,
             policy: limits.policy(),
             lists: keeper.lists().clone(),
@@ -430,11 +449,53 @@ impl Checkpoints {
         self.order(Work::Verify { task, number, reply });
     }
 
+    // === other nodes ===
+
+    /// Brings a checkpoint of a task of this home from its host.
+    pub(crate) fn export(&self, task: TaskId, number: u64, node: NodeId) {
+        let (importer, core, work) = (self.importer.clone(), self.core.clone(), self.work.clone());
+        tokio::spawn(async move {
+            let brought = importer.bring(task, number, node, false).await;
+            let (number, rest) = match brought {
+                Ok(took) => (Some(number), took * exports::SHARE),
+                Err(error) => {
+                    info!(%task, number, %node, %error, "a checkpoint was not brought here");
+                    (None, exports::REST)
+                }
+            };
+            // The keeper and the core end only with the agent.
+            let _ = work.send(Work::Imported { task, then: None });
+            core.home(home::Event::Exported { task, number, rest });
+        });
+    }
+
+    /// Brings a checkpoint that a run shall go on from, from its home; [`News::Brought`] follows. A home that does not
+    /// answer is waited for: if it stays away, the run is taken from us.
+    pub(crate) fn bring(&mut self, run: Run, number: u64) {
+        self.traces.insert(run);
+        let (importer, work) = (self.importer.clone(), self.work.clone());
+        tokio::spawn(async move {
+            let result = loop {
+                match importer.bring(run.task, number, run.task.job.home, true).await {
+                    Ok(_) => break Ok(()),
+                    Err(StageError::Unreachable(_)) => tokio::time::sleep(PAUSE).await,
+                    Err(error) => break Err(error.to_string()),
+                }
+            };
+            let _ = work.send(Work::Imported { task: run.task, then: Some((run, result)) });
+        });
+    }
+
+    /// Drops those of a task with a higher number.
+    pub(crate) fn cut(&self, task: TaskId, number: u64) {
+        self.order(Work::Cut { task, number });
+    }
+
     // === going on ===
 
-    /// Whether there is one up to this number.
-    pub(crate) fn has(&self, task: TaskId, most: u64) -> bool {
-        self.lists.get(&task).is_some_and(|list| list.range(..=most).next().is_some())
+    /// The newest up to this number.
+    pub(crate) fn up_to(&self, task: TaskId, most: u64) -> Option<u64> {
+        self.lists.get(&task)?.range(..=most).next_back().map(|(number, _)| *number)
     }
 
     /// Unpacks the newest up to this number; [`News::Unpacked`] follows.

@@ -21,6 +21,8 @@ struct Known {
     node: Option<NodeId>,
     /// Where its newest checkpoint is.
     saved: Option<NodeId>,
+    /// Whether some are here, from there.
+    exported: bool,
     done: bool,
     /// Whether its user types into it.
     typed: bool,
@@ -32,7 +34,8 @@ async fn known(grid: &Arc<Grid>, task: TaskId) -> Result<Known, Answer> {
         let (run, node) = view.home.run_of(task)?;
         let node = node.filter(|_| view.home.is_running(task));
         let saved = view.home.saved(task).map(|(_, node)| node);
-        Some(Known { run, node, saved, done: view.home.is_done(task), typed })
+        let exported = view.home.exported(task).is_some();
+        Some(Known { run, node, saved, exported, done: view.home.is_done(task), typed })
     });
     let known = known.await?.ok_or_else(|| missing(Selector::Task(task)))?;
     if known.done {
@@ -63,8 +66,13 @@ pub(super) async fn write(grid: &Arc<Grid>, task: TaskId) -> Result<TaskCheckpoi
 /// Those that there are, as far as their nodes answer.
 pub(super) async fn list(grid: &Arc<Grid>, task: TaskId) -> Result<TaskCheckpoints, Answer> {
     let known = known(grid, task).await?;
-    let mut nodes: Vec<NodeId> = known.node.into_iter().chain(known.saved).collect();
-    nodes.dedup();
+    let here = known.exported.then_some(grid.me);
+    let mut nodes: Vec<NodeId> = Vec::new();
+    for node in known.node.into_iter().chain(known.saved).chain(here) {
+        if !nodes.contains(&node) {
+            nodes.push(node);
+        }
+    }
     let mut all = TaskCheckpoints { task, checkpoints: Vec::new(), trouble: None };
     for node in nodes {
         let there = match node == grid.me {
@@ -91,7 +99,9 @@ pub(super) async fn restore(grid: &Arc<Grid>, task: TaskId, from: Option<u64>) -
     let there = list(grid, task).await?;
     let chosen = match from {
         Some(number) => there.checkpoints.iter().find(|checkpoint| checkpoint.number == number),
-        None => there.checkpoints.last(),
+        None => {
+            there.checkpoints.iter().max_by_key(|checkpoint| (checkpoint.number, checkpoint.node != grid.me))
+        }
     };
     let Some(Checkpoint { number, node, .. }) = chosen.copied() else {
         let which = from.map(|number| format!(" {number}")).unwrap_or_default();

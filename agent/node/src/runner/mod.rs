@@ -76,6 +76,10 @@ pub(crate) enum Query {
     Verify { task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>> },
     /// What came of the work on the store of checkpoints.
     Checkpoints(News),
+    /// To bring a checkpoint here from a task's host.
+    Export { task: TaskId, number: u64, node: NodeId },
+    /// To drop the checkpoints of a task after this one.
+    Cut { task: TaskId, number: u64 },
     /// Nothing will go on from the checkpoints of these tasks.
     Finished(Vec<TaskId>),
 
@@ -180,8 +184,9 @@ pub(crate) fn start(
     actions: mpsc::UnboundedReceiver<Action>,
 ) -> Result<(), CheckpointError> {
     let kept: Vec<Run> = found.kept.iter().map(|kept| kept.run).collect();
-    let checkpoints = Checkpoints::open(&config, me, &kept, queries.clone())?;
-    let mut slots = Slots::new(config.tasks_dir());
+    let checkpoints =
+        Checkpoints::open(&config, me, &kept, (core.clone(), staging.clone()), queries.clone())?;
+    let mut slots = Slots::new(config.tasks_dir(), me);
     slots.reserve(checkpoints.uids());
     let cleaner = start_cleaner(config.tasks_dir(), queries.clone());
     let peers = staging.peers.clone();
@@ -517,6 +522,8 @@ impl Runner {
             Query::Checkpoint { run, reply } => self.checkpoints.ask(run, reply),
             Query::Kept { task, reply } => drop(reply.send(self.checkpoints.status(task))),
             Query::Verify { task, number, reply } => self.checkpoints.verify(task, number, reply),
+            Query::Export { task, number, node } => self.checkpoints.export(task, number, node),
+            Query::Cut { task, number } => self.checkpoints.cut(task, number),
             Query::Checkpoints(news) => self.checkpointed(news),
             Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),
             Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),

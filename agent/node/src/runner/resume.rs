@@ -1,7 +1,9 @@
 //! Tasks that go on from their checkpoints.
 //!
 //! ```text
-//!   Launch ─ has one? ─no─▶ begins
+//!   Launch ─ has its home a newer one? ─yes─▶ brought here
+//!               │no ◀─────────────────────────────┘
+//!            has one? ─no─▶ begins
 //!               │yes
 //!            unpacked ─▶ its user's place is free? ─no─▶ waits until it is clean
 //!               │none whole        │yes
@@ -35,7 +37,7 @@ use crate::peers::Request;
 /// When homes are asked after a start, after a task left, and again and again.
 pub(super) const FIRST: Duration = Duration::from_secs(30);
 pub(super) const SOON: Duration = Duration::from_secs(2);
-const AGAIN: Duration = Duration::from_secs(300);
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// How long a home may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +49,8 @@ pub(super) struct Resuming {
     order: Option<(Order, Placement)>,
     /// The checkpoint that it is made from.
     pub(super) number: Option<u64>,
+    /// What its home has was asked for.
+    asked: bool,
     /// It is unpacked, and waits for the place of its user.
     unpacked: Option<Unpacked>,
     /// What went wrong so far.
@@ -63,13 +67,37 @@ impl Runner {
     /// Starts a task, from its newest checkpoint if it has one here.
     pub(super) fn launch(&mut self, run: Run, order: Order, placement: Placement) {
         let most = placement.from.unwrap_or(u64::MAX);
-        let resuming = Resuming { order: Some((order, placement)), ..Resuming::default() };
-        self.resume(run, Box::new(resuming), most);
+        let here = self.checkpoints.up_to(run.task, most);
+        let resuming = Box::new(Resuming { order: Some((order, placement)), ..Resuming::default() });
+        if let Some(resuming) = self.ask_home(run, resuming, |number| here.is_none_or(|here| here < number)) {
+            self.resume(run, resuming, most);
+        }
+    }
+
+    /// Brings what its home has, once, if that is of use; else gives the run back.
+    fn ask_home(
+        &mut self,
+        run: Run,
+        mut resuming: Box<Resuming>,
+        useful: impl Fn(u64) -> bool,
+    ) -> Option<Box<Resuming>> {
+        let Some((_, placement)) = resuming.order.as_ref() else { return Some(resuming) };
+        let most = placement.from.unwrap_or(u64::MAX);
+        let there = placement.exported.filter(|number| *number <= most && useful(*number));
+        match there.filter(|_| run.task.job.home != self.me && !resuming.asked) {
+            Some(number) => {
+                resuming.asked = true;
+                self.resuming.insert(run, resuming);
+                self.checkpoints.bring(run, number);
+                None
+            }
+            None => Some(resuming),
+        }
     }
 
     /// From the newest checkpoint up to this number, or else anew.
     fn resume(&mut self, run: Run, resuming: Box<Resuming>, most: u64) {
-        if self.checkpoints.has(run.task, most) {
+        if self.checkpoints.up_to(run.task, most).is_some() {
             self.resuming.insert(run, resuming);
             return self.checkpoints.unpack(run, most);
         }
@@ -97,6 +125,16 @@ impl Runner {
                     self.sweep_checkpoints_later(SOON);
                 }
             }
+            News::Brought { run, result } => {
+                // Ended or fenced meanwhile, if it is not there.
+                let Some(mut resuming) = self.resuming.remove(&run) else { return };
+                let from = resuming.order.as_ref().and_then(|(_, placement)| placement.from);
+                if let Err(why) = result {
+                    warn!(%run, why, "its checkpoint was not brought here");
+                    resuming.trouble.push(format!("the checkpoint of its home node cannot be had: {why}"));
+                }
+                self.resume(run, resuming, from.unwrap_or(u64::MAX));
+            }
             News::Unpacked { run, result } => {
                 let Some(mut resuming) = self.resuming.remove(&run) else {
                     // Ended or fenced meanwhile.
@@ -115,7 +153,9 @@ impl Runner {
                     Err(why) => {
                         warn!(%run, why, "no checkpoint can be used");
                         resuming.trouble.push(why);
-                        self.resume(run, resuming, 0);
+                        if let Some(resuming) = self.ask_home(run, resuming, |_| true) {
+                            self.resume(run, resuming, 0);
+                        }
                     }
                 }
             }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use grid_qos::Limits;
+use libgrid::ids::NodeId;
 
 /// The local users that tasks run as. Above the ranges that systemd gives to containers, below 2^31, which some
 /// programs take for the end.
@@ -15,6 +16,10 @@ const UIDS: Range<u32> = 1_900_000_000..1_900_065_536;
 
 /// How many free places keep their folders and groups.
 const SPARE: usize = 256;
+
+/// How far apart nodes begin with their users: odd, so that all of the range is used; few nodes, of which each has fewer tasks
+/// than this at once, never meet.
+const SPREAD: u32 = 521;
 
 /// A place that is taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +56,11 @@ impl Slot {
 }
 
 impl Slots {
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, free: Vec::new(), known: HashSet::new(), reserved: HashSet::new(), next: 0 }
+    /// Each node begins elsewhere in the range, so that a task that goes on from a checkpoint of another node finds its user
+    /// free.
+    pub(super) fn new(folder: PathBuf, me: NodeId) -> Self {
+        let next = me.0.wrapping_mul(SPREAD) % UIDS.len() as u32;
+        Self { folder, free: Vec::new(), known: HashSet::new(), reserved: HashSet::new(), next }
     }
 
     pub(super) fn folder(&self, slot: &Slot) -> PathBuf {
@@ -127,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_group_is_ready_only_for_the_same_limits() {
-        let mut slots = Slots::new("/tasks".into());
+        let mut slots = Slots::new("/tasks".into(), NodeId(0));
         let (slot, ready) = slots.take(LIMITS).unwrap();
         assert!(!ready);
         slots.give_back(slot.clone());
@@ -142,7 +150,7 @@ mod tests {
 
     #[test]
     fn no_two_tasks_share_a_user() {
-        let mut slots = Slots::new("/tasks".into());
+        let mut slots = Slots::new("/tasks".into(), NodeId(0));
         let adopted = slots.adopt(UIDS.start + 1).unwrap();
         assert!(slots.adopt(UIDS.start + 1).is_none() && slots.adopt(1000).is_none());
         let taken: HashSet<u32> = (0..500).map(|_| slots.take(LIMITS).unwrap().0.uid()).collect();
@@ -151,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_place_of_a_user_with_a_checkpoint_waits_for_the_user() {
-        let mut slots = Slots::new("/tasks".into());
+        let mut slots = Slots::new("/tasks".into(), NodeId(0));
         let (slot, _) = slots.take(LIMITS).unwrap();
         let uid = slot.uid();
         slots.reserve([uid, UIDS.start + 2].into_iter());
@@ -167,7 +175,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_spare_ones_are_kept() {
-        let mut slots = Slots::new("/tasks".into());
+        let mut slots = Slots::new("/tasks".into(), NodeId(0));
         let taken: Vec<_> = (0..SPARE + 3).map(|_| slots.take(LIMITS).unwrap().0).collect();
         assert_eq!(taken.into_iter().filter_map(|slot| slots.give_back(slot)).count(), 3);
     }

@@ -118,8 +118,16 @@ fn a_crash_at_any_write_loses_nothing_that_was_committed() {
     let mut committed = Vec::new();
     for serial in 1..=12 {
         let (id, change) = job(serial);
-        let record = TaskRecord { epoch: 1, node: None, started: None, ended: None, saved: None, back: None };
-        let tasks = (0..TASKS).map(|index| Change::Task(id.task(index), record.clone()));
+        let record = TaskRecord {
+            epoch: 1,
+            node: None,
+            started: None,
+            ended: None,
+            saved: None,
+            exported: None,
+            back: None,
+        };
+        let tasks = (0..TASKS).map(|index| Change::Task(id.task(index), Box::new(record.clone())));
         store.apply(&[change].into_iter().chain(tasks).collect::<Vec<_>>()).unwrap();
         committed.push(disk.record().len());
     }

@@ -1,0 +1,150 @@
+//! Checkpoints on their way between nodes.
+//!
+//! ```text
+//!   host                               home                                   next host
+//!     saved: 7 ──(heartbeat)──▶ Action::Export
+//!     ◀────────────── Manifest ──
+//!     ◀── Stage: what is missing
+//!     ══════ pieces ═══════════▶ store; TaskRecord::exported = 7
+//!     ✗                          lost, placed ── Start, exported: 7 ───────▶  is it newer than what is here?
+//!                                ◀──────────────────────────── Manifest, Stage
+//!                                ══════ pieces ════════════════════════════▶ store, and on as from its own
+//! ```
+//!
+//! The home has the newest that it could bring. One at a time for each task, and then so long a rest that they take at most one
+//! part in [`SHARE`] of the time: a task with little memory has each of its checkpoints there, one with much has fewer.
+//!
+//! A task that runs on its home node has none elsewhere: were that node lost, nobody would be there to start it again.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use grid_checkpoint::store::{Store, StoreError};
+use libgrid::control::{Failure, Kind};
+use libgrid::ids::{NodeId, TaskId};
+use libgrid::wire::stream;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tracing::info;
+
+use super::name_of;
+use crate::grid::{Grid, blocking};
+use crate::identity::failure;
+use crate::peers::{Peers, Request};
+use crate::staging::{StageError, Staging};
+
+/// Exports take at most this part of the time, on the mean.
+pub(crate) const SHARE: u32 = 10;
+
+/// How long the home rests after one that failed.
+pub(crate) const REST: Duration = Duration::from_secs(5);
+
+/// How long a node may take to send a manifest.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A manifest as it lies in a store.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Bytes(#[serde(with = "serde_bytes")] Vec<u8>);
+
+/// Brings checkpoints here.
+#[derive(Clone)]
+pub(crate) struct Importer {
+    pub(super) store: Store,
+    pub(super) folder: PathBuf,
+    pub(super) staging: Staging,
+}
+
+impl Importer {
+    /// Brings a checkpoint from another node into the store; with `compare`, what is here of it is looked at before it is
+    /// relied on. Returns how long that took.
+    pub(crate) async fn bring(
+        &self,
+        task: TaskId,
+        number: u64,
+        from: NodeId,
+        compare: bool,
+    ) -> Result<Duration, StageError> {
+        let begun = Instant::now();
+        let manifest = manifest(&self.staging.peers, task, number, from).await?;
+        let coming = self.folder.join("coming");
+        let lasting = |error: &dyn std::fmt::Display| StageError::Lasting(error.to_string());
+        let (store, bytes, made) = (self.store.clone(), manifest.clone(), coming.clone());
+        let missing = blocking(move || {
+            let folder = DirBuilder::new().recursive(true).mode(0o700).create(&made);
+            folder.map_err(|error| lasting(&error))?;
+            store.missing(&bytes, compare).map_err(|error| lasting(&error))
+        });
+        let missing = missing.await?;
+        let pieces = missing.len();
+        let came = match pieces {
+            0 => coming.join(name_of(task)),
+            _ => self.staging.checkpoint(task, number, missing, from, &coming).await?,
+        };
+        let store = self.store.clone();
+        let imported = blocking(move || {
+            let imported = store.import(&name_of(task), number, &manifest, &came);
+            let _ = fs::remove_dir_all(&came);
+            imported
+        });
+        let bytes = imported.await.map_err(|error| lasting(&error))?;
+        let took = begun.elapsed();
+        info!(%task, number, %from, pieces, bytes, took = took.as_millis() as u64, "checkpoint_brought");
+        Ok(took)
+    }
+}
+
+async fn manifest(peers: &Peers, task: TaskId, number: u64, from: NodeId) -> Result<Vec<u8>, StageError> {
+    let unreachable = |error: &dyn std::fmt::Display| StageError::Unreachable(error.to_string());
+    let request = Request::Manifest { task, number };
+    let mut duplex = peers.ask(from, &request).await.map_err(|error| unreachable(&error))?;
+    let answer = timeout(PATIENCE, stream::read::<Result<Bytes, Failure>, _>(&mut duplex)).await;
+    let answer = answer.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
+    answer.map(|bytes| bytes.0).map_err(|failure| StageError::Lasting(failure.message))
+}
+
+// === answering ===
+
+/// Nothing if that node may have the checkpoints of this task: its home, or one that is to run it.
+pub(crate) async fn may_have(grid: &Grid, node: NodeId, task: TaskId) -> Result<(), Failure> {
+    if task.job.home == node {
+        return Ok(());
+    }
+    let look = grid.core.look(move |view| view.home.has_run_at(task.job, node)).await;
+    match look.map_err(|error| failure(Kind::Unavailable, error))? {
+        true => Ok(()),
+        false => Err(Failure::new(Kind::Denied, format!("checkpoints of {task} are not for node {node}"))),
+    }
+}
+
+/// The manifest of a checkpoint that is here.
+pub(crate) async fn answer(grid: &Grid, node: NodeId, task: TaskId, number: u64) -> Result<Bytes, Failure> {
+    may_have(grid, node, task).await?;
+    let store = store(grid);
+    let manifest = blocking(move || store.and_then(|store| store.manifest(&name_of(task), number))).await;
+    manifest.map(Bytes).map_err(|error| failure(Kind::Missing, error))
+}
+
+/// Puts pieces of a checkpoint into a folder, to be sent.
+pub(crate) async fn lay_out(
+    grid: &Grid,
+    task: TaskId,
+    number: u64,
+    pieces: Vec<[u8; 32]>,
+    folder: PathBuf,
+) -> Result<(), Failure> {
+    let store = store(grid);
+    let laid = move || {
+        let above = folder.parent().unwrap_or(&folder);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(above);
+        let file = |source| StoreError::File { what: "cannot make", path: above.to_owned(), source };
+        made.map_err(file)?;
+        store?.lay_out(&name_of(task), number, &pieces, &folder)
+    };
+    blocking(laid).await.map_err(|error| failure(Kind::Missing, error))
+}
+
+fn store(grid: &Grid) -> Result<Store, StoreError> {
+    Store::open(&grid.config.checkpoints_dir().join("store"))
+}
