@@ -23,8 +23,9 @@ pub(crate) use self::bare::run as bare;
 /// Bytes of the large file.
 const LARGE: u64 = 2 << 30;
 
-/// Bytes of the file that goes over a long line.
+/// Bytes of the files that go over a long line. Of the first, the half second in which connections get going is a tenth.
 const LONG: u64 = 512 << 20;
+const LONGER: u64 = 2 << 30;
 
 /// The line of `gridctl lab slow`: half of a round trip each way.
 const DELAY: Duration = Duration::from_millis(25);
@@ -251,9 +252,27 @@ fn small(report: &mut Report, grid: &Grid, place: &Place, sink: &Path) {
     let _ = fs::remove_dir_all(sink.join("tree"));
 }
 
+/// Notes which share of the link all ways got, and the ratios to ours, the first.
+fn note_shares(report: &mut Report, case: &str, ways: &[Way<'_>], bytes: u64) {
+    let link = RATE as f64 / 8.0;
+    let mut ours = None;
+    for (way, (times, _)) in ways.iter().zip(in_turn(ways)) {
+        if times.is_empty() {
+            continue;
+        }
+        let shares: Vec<f64> = times.iter().map(|time| bytes as f64 / time / link).collect();
+        let share = report.note(("transfer", case), &way.name, ("share of the link", ""), &shares);
+        match ours {
+            None => ours = Some(share),
+            Some(ours) => println!("  ratio to {}: {:.2}", way.name, ours / share),
+        }
+    }
+}
+
 /// A line of 1 Gbit/s and 50 ms, without and with loss.
 fn long(report: &mut Report, grid: &Grid, place: &Place, sink: &Path) {
     let file = place.file("long", LONG);
+    let longer = place.file("longer", LONGER);
     let tree = place.tree("few", 1, 200, 10 << 10);
     let source = file.to_str().unwrap();
     let address = grid.machine(2).addr().to_string();
@@ -271,21 +290,10 @@ fn long(report: &mut Report, grid: &Grid, place: &Place, sink: &Path) {
             }),
         ];
         ways.extend(peers.iter().flat_map(|peer| peer.long(grid, &address, &file)));
-        let case = format!("512 MiB, 1 Gbit/s, 50 ms, {name}");
-        let measured = in_turn(&ways);
-        let link = RATE as f64 / 8.0;
-        let mut ours = None;
-        for (way, (times, _)) in ways.iter().zip(&measured) {
-            if times.is_empty() {
-                continue;
-            }
-            let shares: Vec<f64> = times.iter().map(|time| LONG as f64 / time / link).collect();
-            let share = report.note(("transfer", &case), &way.name, ("share of the link", ""), &shares);
-            match ours {
-                None => ours = Some(share),
-                Some(ours) => println!("  ratio to {}: {:.2}", way.name, ours / share),
-            }
-        }
+        note_shares(report, &format!("512 MiB, 1 Gbit/s, 50 ms, {name}"), &ways, LONG);
+        let longer = longer.to_str().unwrap();
+        let alone = [way("gridos", || gridctl(grid, 1, &["cp", longer, "node2:/dev/null"]))];
+        note_shares(report, &format!("2 GiB, 1 Gbit/s, 50 ms, {name}"), &alone, LONGER);
         let target = format!("node2:{}/", sink.display());
         let mut ways = vec![way("gridos", || {
             let _ = fs::remove_dir_all(sink.join("few"));
