@@ -114,7 +114,7 @@ fn jobs_of_every_sort_leave_nothing_on_their_nodes() {
                 for group in grid.task_cgroups(index) {
                     let name = group.file_name().unwrap().to_string_lossy().into_owned();
                     let place = name.strip_prefix('s').and_then(|number| number.parse::<u32>().ok());
-                    assert!(place.is_some_and(|number| number < 256), "{name} is no group of a place");
+                    assert!(place.is_some_and(|number| number < 65_536), "{name} is no group of a place");
                     assert_eq!(fs::read_to_string(group.join("cgroup.procs")).unwrap(), "", "{name}");
                 }
                 until(&format!("node{index} keeps no files of tasks"), || {

@@ -120,7 +120,7 @@ fn a_service_of_systemd_starts_again_and_its_tasks_outlive_it() {
         ("verify", ""),
         ("groups", "version 2"),
         ("own", "7"),
-        ("task_group", "/system.slice/gridos-tasks.service/tasks/s0"),
+        ("task_group", "/system.slice/gridos-tasks.service/tasks/s521"),
         ("agent_group", "/system.slice/gridosd.service"),
         ("shim_groups", "/system.slice/gridos-tasks.service/shims "),
         ("memory", "137"),

@@ -68,7 +68,7 @@ fn tasks_are_limited_and_outlive_the_agent_under_control_groups_version_2() {
         ("groups", "version 2"),
         ("true", "0"),
         ("own", "7"),
-        ("user", "1900000000"),
+        ("user", "1900000521"),
         ("memory", "137"),
         ("time", "124"),
         ("array", "0"),
