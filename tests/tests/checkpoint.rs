@@ -94,7 +94,8 @@ fn whole(text: &str) -> u64 {
 /// Those that are where the task runs; its home may have some, too.
 fn listed(grid: &Grid, job: JobId) -> Vec<Value> {
     let all = grid.gridctl(1, ["checkpoints", &job.to_string(), "--json"]).json();
-    let node = grid.places(1, job)[0].unwrap().0;
+    // Not placed yet, it has none.
+    let node = grid.places(1, job)[0].map_or(0, |node| node.0);
     all[0]["checkpoints"].as_array().unwrap().iter().filter(|each| each["node"] == node).cloned().collect()
 }
 
