@@ -12,7 +12,7 @@ use std::time::Duration;
 /// What goes wrong.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    /// A bit is flipped after each so many bytes.
+    /// A bit is flipped after each so many bytes, three times: a range that is damaged more often is given up.
     Flip { every: u64 },
     /// Each connection is cut after so many bytes.
     Cut { every: u64 },
@@ -141,7 +141,9 @@ impl Shared {
             let before = self.passed.fetch_add(came as u64, Ordering::Relaxed);
             let total = before + came as u64;
             match self.fault {
-                Fault::Flip { every } if total / every > before / every => {
+                Fault::Flip { every }
+                    if total / every > before / every && self.faults.load(Ordering::Relaxed) < 3 =>
+                {
                     self.faults.fetch_add(1, Ordering::Relaxed);
                     buffer[came / 2] ^= 4;
                 }
