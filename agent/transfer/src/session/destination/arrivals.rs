@@ -82,8 +82,12 @@ impl Done {
 
 impl Destination {
     pub(super) fn pack_came(&self, work: u64, bytes: &[u8]) -> io::Result<()> {
-        if locked(&self.state).done.has(work) {
-            return Ok(());
+        {
+            // One that came over two connections is put away once, or the second would change folders that have their times.
+            let mut state = locked(&self.state);
+            if state.done.has(work) || state.claims.insert(work, Claim::Written).is_some() {
+                return Ok(());
+            }
         }
         let mut trouble = None;
         record::unpack(bytes, |item, contents| {
