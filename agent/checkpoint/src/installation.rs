@@ -106,7 +106,7 @@ impl Installation {
     }
 
     /// libcriu, and the library that has to be loaded before it, if they come with the program.
-    pub(crate) fn library(&self) -> (Option<PathBuf>, PathBuf) {
+    pub(crate) fn libcriu(&self) -> (Option<PathBuf>, PathBuf) {
         match &self.libraries {
             Some(own) => (Some(own.join("libprotobuf-c.so.1")), own.join(criu_sys::SONAME)),
             None => (None, criu_sys::SONAME.into()),

@@ -115,7 +115,7 @@ fn dump(
     criu: &Criu,
 ) -> Result<(), String> {
     criu.prepare(order.uid)?;
-    let mut options = criu.library.options(images.as_fd(), c"dump.log")?;
+    let mut options = criu.libcriu.options(images.as_fd(), c"dump.log")?;
     for stream in &order.stdio {
         options.external(&stream.key())?;
     }

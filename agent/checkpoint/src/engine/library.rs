@@ -38,7 +38,7 @@ impl Library {
     /// # Errors
     /// A sentence.
     pub(super) fn load(installation: &Installation) -> Result<Self, String> {
-        let (first, library) = installation.library();
+        let (first, library) = installation.libcriu();
         let wrong = |error: &dyn std::fmt::Display| {
             format!(
                 "libcriu cannot be loaded: {error}; install libcriu2 beside criu, or run setup/install build"

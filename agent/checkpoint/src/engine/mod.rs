@@ -58,7 +58,7 @@ fn carry_out(socket: &UnixStream, programs: &Path) -> Result<order::Done, String
         .ok_or("CRIU is not installed on this node: install criu 4.1 or newer (setup/install build does)")?;
     cache::ensure(&installation)?;
     let criu = Criu {
-        library: library::Library::load(&installation)?,
+        libcriu: library::Library::load(&installation)?,
         open: installation.open().map_err(|error| format!("cannot open CRIU: {error}"))?,
     };
     match order {
@@ -69,7 +69,7 @@ fn carry_out(socket: &UnixStream, programs: &Path) -> Result<order::Done, String
 
 /// CRIU, usable from another mount namespace.
 struct Criu {
-    library: library::Library,
+    libcriu: library::Library,
     open: Open,
 }
 

@@ -105,7 +105,7 @@ fn restore(
         files::as_user(order.uid, || files::unpack(base, archive))?;
     }
     criu.prepare(order.uid)?;
-    let mut options = criu.library.options(images.as_fd(), c"restore.log")?;
+    let mut options = criu.libcriu.options(images.as_fd(), c"restore.log")?;
     for (stream, external) in streams.iter().zip(&description.stdio) {
         keep(stream)?;
         options.inherit(stream.as_fd(), &external.key())?;
