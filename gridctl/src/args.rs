@@ -119,6 +119,17 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NUMBER")]
         from: Option<u64>,
     },
+    /// Move tasks to another node while they run. Example: gridctl migrate j2.1 --to node3
+    Migrate {
+        /// Such as j2.1, or j2.1/7 for one task
+        job: Selector,
+        /// The node, by name or number; the one with the most room if absent
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// Only look whether it can be, and tell what stops it
+        #[arg(long)]
+        check: bool,
+    },
     /// Copy files between nodes. Example: gridctl cp -r node1:/data/run7 node3:/data/
     Cp {
         /// PATH here, NODE:/PATH, or grid:/PATH; the last is the target

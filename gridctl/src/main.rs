@@ -19,6 +19,7 @@ mod ftp;
 mod inputs;
 mod job;
 mod lab;
+mod moving;
 mod run;
 mod show;
 
@@ -92,6 +93,9 @@ fn dispatch(args: Args) -> Done {
         Command::Checkpoint { job } => checkpoint::write(&mut connect()?, job, json),
         Command::Checkpoints { job } => checkpoint::list(&mut connect()?, job, json),
         Command::Restore { job, from } => checkpoint::restore(&mut connect()?, job, from, json),
+        Command::Migrate { job, to, check } => {
+            moving::migrate(&mut connect()?, job, to.as_deref(), check, json)
+        }
         Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),
         Command::Put { paths, options } => copy::put(&connect()?, &paths, &options, json),
         Command::Get { sources, output, options } => {

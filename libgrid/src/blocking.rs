@@ -16,9 +16,9 @@ use crate::control::{
     Chunk, DEFAULT_SOCKET, Input, Kind, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission,
 };
 use crate::copy::{Copy, Landed, Moment};
-use crate::ids::{JobId, Selector, TaskId};
+use crate::ids::{JobId, NodeId, Selector, TaskId};
 use crate::spec::JobSpec;
-use crate::status::{JobStatus, JobSummary};
+use crate::status::{JobStatus, JobSummary, MovePhase, Moved};
 use crate::wire::{self, Hello, WireError};
 
 /// A connection to the agent of this machine.
@@ -404,6 +404,37 @@ impl Grid {
             seen(Moment::Interrupted(&failure.message));
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST);
+        }
+    }
+
+    /// Moves a task that runs to another node, the best one if none is named, and tells each phase. The move goes on even if
+    /// this connection ends.
+    ///
+    /// # Errors
+    /// What stops the task from moving; it then runs on where it was.
+    ///
+    /// ```no_run
+    /// # let grid = libgrid::blocking::Grid::connect()?;
+    /// let moved = grid.migrate("j2.1/0".parse().unwrap(), Some("node3"), |from, to, phase| {
+    ///     println!("from node {from} to node {to}: {phase}");
+    /// })?;
+    /// println!("it stood still for {:?}", moved.stopped);
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn migrate(
+        &self,
+        task: TaskId,
+        to: Option<&str>,
+        mut seen: impl FnMut(NodeId, NodeId, MovePhase),
+    ) -> Result<Moved, GridError> {
+        let mut own = self.again()?;
+        own.send(&Request::Migrate { task, to: to.map(Into::into), check: false })?;
+        loop {
+            match own.receive()? {
+                Reply::Moving { from, to, phase } => seen(from, to, phase),
+                Reply::Moved(moved) => return Ok(moved),
+                _ => return Err(GridError::Unexpected),
+            }
         }
     }
 

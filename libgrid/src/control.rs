@@ -2,7 +2,7 @@
 //!
 //! A client connects to the agent's Unix socket ([`DEFAULT_SOCKET`]); each side sends a
 //! [`Hello`](crate::wire::Hello). Then the client sends [`Request`] frames, and gets for each, in order, one
-//! [`Response`] frame. Requests may be sent before earlier ones are answered. Five requests go on after that,
+//! [`Response`] frame. Requests may be sent before earlier ones are answered. Six requests go on after that,
 //! and a connection that carried one is closed at its end:
 //!
 //! | request | then |
@@ -10,6 +10,7 @@
 //! | [`Request::Submit`] with `upload` | the client sends [`Chunk`] frames, an empty one last; then comes the response |
 //! | [`Request::Wait`] | [`Reply::Job`] whenever the job changes, until it is done |
 //! | [`Request::Logs`] | [`Reply::Output`] as it comes, then [`Reply::Done`] |
+//! | [`Request::Migrate`] | [`Reply::Moving`] for each phase, then [`Reply::Moved`] |
 //! | [`Request::Copy`] | [`Reply::Copying`] several times a second, then [`Reply::Copied`] |
 //! | [`Request::Input`] | the client sends [`Input`] frames; [`Reply::Done`] when the task ended |
 //!
@@ -23,7 +24,7 @@ use crate::copy::{Copy, Entry, Export, ExportOf, Landed, Place, Progress};
 use crate::ids::{JobId, NodeId, Selector, TaskId};
 use crate::node::NodeInfo;
 use crate::spec::JobSpec;
-use crate::status::{JobStatus, JobSummary, TaskCheckpoints};
+use crate::status::{JobStatus, JobSummary, MovePhase, Moved, Obstacle, TaskCheckpoints};
 use crate::units::Span;
 
 /// Where the agent listens, unless it is told otherwise.
@@ -149,6 +150,16 @@ pub enum Request {
         task: TaskId,
         /// The number of the checkpoint; the newest if absent.
         from: Option<u64>,
+    },
+    /// Move a task to another node while it runs: [`Reply::Moving`] for each phase, then [`Reply::Moved`]; with `check`, only
+    /// look whether it can be: [`Reply::Fits`].
+    Migrate {
+        /// Which.
+        task: TaskId,
+        /// The number or name of the node; the best one if absent.
+        to: Option<String>,
+        /// Whether to look only.
+        check: bool,
     },
 }
 
@@ -317,6 +328,26 @@ pub enum Reply {
     Checkpoints(Box<TaskCheckpoints>),
     /// The task goes on from this checkpoint.
     Restoring(u64),
+    /// A task that moves is so far.
+    Moving {
+        /// Where it runs.
+        from: NodeId,
+        /// Where it shall run.
+        to: NodeId,
+        /// How far it is.
+        phase: MovePhase,
+    },
+    /// A task has moved, and runs on.
+    Moved(Moved),
+    /// Whether a task could move.
+    Fits {
+        /// From where.
+        from: NodeId,
+        /// Whereto.
+        to: NodeId,
+        /// What stops it; nothing if it can.
+        obstacles: Vec<Obstacle>,
+    },
 }
 
 /// A certificate of the VO, for programs that speak TLS or GSI, all as PEM.

@@ -198,6 +198,80 @@ pub struct JobStatus {
     pub more: Option<u32>,
 }
 
+/// How far a task is that moves to another node while it runs.
+///
+/// ```text
+///  Reserving ─▶ Departing ─▶ Copying ─▶ Restoring ─▶ (it runs there)
+///      └────────────┴───────────┴───────────┴──────▶ (it runs on where it was)
+/// ```
+///
+/// ```
+/// assert_eq!(libgrid::status::MovePhase::Copying.to_string(), "it is copied");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MovePhase {
+    /// The destination is asked for room.
+    Reserving,
+    /// It is stopped and written down where it runs.
+    Departing,
+    /// What the destination lacks of it is on its way.
+    Copying,
+    /// It is made at the destination.
+    Restoring,
+}
+
+impl fmt::Display for MovePhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MovePhase::Reserving => "room is asked for",
+            MovePhase::Departing => "it is stopped and written down",
+            MovePhase::Copying => "it is copied",
+            MovePhase::Restoring => "it is made there",
+        })
+    }
+}
+
+/// Something that stops a task from being moved or written down.
+///
+/// ```
+/// use libgrid::status::Obstacle;
+/// let obstacle = Obstacle { what: "it has /dev/kvm open".into(), remedy: "run it without".into() };
+/// assert_eq!(obstacle.to_string(), "it has /dev/kvm open: run it without");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Obstacle {
+    /// What is in the way: no full stop.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.remedy)
+    }
+}
+
+/// A move that is done.
+///
+/// ```no_run
+/// # fn show(moved: libgrid::status::Moved) {
+/// println!("it stood still for {:?}", moved.stopped);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Where it was.
+    pub from: NodeId,
+    /// Where it is.
+    pub to: NodeId,
+    /// From the first question to the destination until the task could go on there.
+    pub took: Duration,
+    /// How long the task stood still, as its home saw it.
+    pub stopped: Duration,
+}
+
 /// A checkpoint of a task.
 ///
 /// ```

@@ -5,9 +5,14 @@
 //!                                  (a dump: the task is stopped)
 //!        ◀── Report::Frozen ──────
 //!        takes what waits in the task's pipes
-//!        ── Streams ─────────────▶ (writes the files; the task goes on, or is ended)
+//!        ── Streams ─────────────▶ (writes the files)
+//!        ◀── Report::Held ────────  of a dump that holds the task, of a restore that waits
+//!        ── Go ──────────────────▶
 //!        ◀── Report::Done, or Report::Failed at any time
 //! ```
+//!
+//! A task that moves is held on both sides at once: stopped and written down where it was, made and not yet begun where it
+//! will be. One of the two is then let go, and the other is ended, by its init.
 //!
 //! One order a process. All are frames of [`libgrid::wire`]; the descriptors come with the order's first byte.
 
@@ -45,9 +50,24 @@ pub struct Dump {
     pub workdir: PathBuf,
     /// As in [`crate::Description`].
     pub stdio: Vec<External>,
-    /// End the task when it is written.
-    pub stop: bool,
+    /// What becomes of the task when it is written.
+    pub then: Then,
 }
+
+/// What becomes of a task that was written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Then {
+    /// It runs on.
+    RunOn,
+    /// It is ended.
+    End,
+    /// It stays stopped until it is let go ([`Go`]), or is ended by its init.
+    Hold,
+}
+
+/// The answer to [`Report::Held`]: the task runs, from here on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Go;
 
 /// Make the processes of a checkpoint below a new init, that waits for them.
 ///
@@ -61,6 +81,8 @@ pub struct Restore {
     pub uid: u32,
     /// Where the task sees its working folder, the same as before.
     pub workdir: PathBuf,
+    /// Whether its processes wait for [`Go`] before their first instruction.
+    pub hold: bool,
 }
 
 /// A standard stream that comes from outside.
@@ -107,6 +129,8 @@ pub struct Streams {
 pub enum Report {
     /// The task is stopped, and its processes are written down.
     Frozen,
+    /// The task is written down, or made, and stands still until it is let go.
+    Held(Done),
     /// It is done.
     Done(Done),
     /// It is not; one sentence. A task that was to be dumped runs on.
@@ -190,7 +214,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut far, near) = UnixStream::pair().unwrap();
         let order =
-            Order::Restore(Restore { folder: "/x/y".into(), uid: 1_900_000_000, workdir: "/w".into() });
+            Order::Restore(Restore { folder: "/x/y".into(), uid: 1_900_000_000, workdir: "/w".into(), hold: true });
         send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();
         drop(near);
         let (received, descriptors) = receive(&theirs).unwrap();

@@ -15,8 +15,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-use libgrid::ids::{NodeId, Run};
+use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::node::Resources;
+use libgrid::status::MovePhase;
 
 use crate::message::{Alive, End, LeaseId, Order, Placement, ToHome, ToHost};
 use crate::{HEARTBEAT, LEASE, Now, RESERVATION};
@@ -48,8 +49,28 @@ pub enum Event {
         needs: Resources,
         /// Since when it runs.
         started: SystemTime,
+        /// Whether it stands still, because it moved when the agent went away.
+        held: bool,
         /// How it ended, if it did.
         end: Option<End>,
+    },
+    /// A task that moves here, or from here, stands still.
+    Held(Run),
+    /// A task that moves here is so far.
+    Moving {
+        /// The run that is to be.
+        run: Run,
+        /// How far.
+        phase: MovePhase,
+        /// How long the task has been standing still, if that has just become known.
+        stood: Option<Duration>,
+    },
+    /// A task cannot move here; nothing is left of this run.
+    NotMoved {
+        /// The run that was to be.
+        run: Run,
+        /// Why: a sentence.
+        why: String,
     },
     /// A task's processes run.
     Started {
@@ -112,6 +133,15 @@ pub enum Action {
     },
     /// End a run: [`Event::Gone`] follows.
     Fence(Run),
+    /// Let this node have the run, when it asks for it.
+    Depart {
+        /// Which.
+        run: Run,
+        /// Whereto.
+        to: NodeId,
+    },
+    /// Let a run go that is held.
+    LetGo(Run),
     /// The tasks of this home may run until then, in the time of [`Now::mono`].
     Lease {
         /// Whose tasks.
@@ -145,6 +175,11 @@ struct Hosted {
     phase: Phase,
     resumed: Option<u64>,
     saved: Option<u64>,
+    held: bool,
+    /// Whether it moves here, and is not this node's before it is let go.
+    arrives: bool,
+    /// The node that may take it away.
+    departs: Option<NodeId>,
 }
 
 /// What this node knows of a home whose tasks it runs.
@@ -199,6 +234,11 @@ impl Host {
         self.runs.values().filter(|hosted| !matches!(hosted.phase, Phase::Ended { .. })).count()
     }
 
+    /// Whether that node may have what is kept of this task here: it is to move there.
+    pub fn departs_to(&self, task: TaskId, node: NodeId) -> bool {
+        self.runs.iter().any(|(run, hosted)| run.task == task && hosted.departs == Some(node))
+    }
+
     /// Whether this run is here, in whatever phase.
     pub fn has(&self, run: Run) -> bool {
         self.runs.contains_key(&run)
@@ -214,12 +254,36 @@ impl Host {
         let mut actions = Vec::new();
         match event {
             Event::Message { from, message } => self.hear(now, from, message, &mut actions),
-            Event::Adopted { run, needs, started, end } => {
-                self.adopt(now, run, needs, started, end, &mut actions)
+            Event::Adopted { run, needs, started, held, end } => {
+                self.adopt(now, run, needs, started, end, &mut actions);
+                if let Some(hosted) = self.runs.get_mut(&run) {
+                    hosted.held = held;
+                }
+            }
+            Event::Held(run) => {
+                if let Some(hosted) = self.runs.get_mut(&run) {
+                    hosted.held = true;
+                    if hosted.arrives {
+                        let message = ToHome::Arrived(run);
+                        actions.push(Action::Send { to: run.task.job.home, message });
+                    }
+                }
+            }
+            Event::Moving { run, phase, stood } => {
+                let message = ToHome::Moving { run, phase, stood };
+                actions.push(Action::Send { to: run.task.job.home, message });
+            }
+            Event::NotMoved { run, why } => {
+                if self.remove(run).is_some() {
+                    actions.push(Action::Forget(run));
+                }
+                let message = ToHome::NotMoved { run, why };
+                actions.push(Action::Send { to: run.task.job.home, message });
             }
             Event::Started { run, at, resumed } => {
                 if let Some(hosted @ Hosted { phase: Phase::Preparing, .. }) = self.runs.get_mut(&run) {
                     hosted.phase = Phase::Running(at);
+                    hosted.held = false;
                     hosted.resumed = resumed;
                     let message = ToHome::Started { run, at, resumed };
                     actions.push(Action::Send { to: run.task.job.home, message });
@@ -280,6 +344,18 @@ impl Host {
                     actions.push(Action::Signal { run, signal, grace });
                 }
             }
+            ToHost::Depart { run, to } => {
+                if let Some(hosted) = self.runs.get_mut(&run).filter(|_| run.task.job.home == from) {
+                    hosted.departs = Some(to);
+                    actions.push(Action::Depart { run, to });
+                }
+            }
+            ToHost::LetGo(run) => {
+                if let Some(hosted) = self.runs.get_mut(&run).filter(|_| run.task.job.home == from) {
+                    (hosted.held, hosted.arrives, hosted.departs) = (false, false, None);
+                    actions.push(Action::LetGo(run));
+                }
+            }
             ToHost::Pulse { seq, fence } => {
                 // First: the new lease thaws, and a run whose epoch is over is not to do a thing more.
                 for run in fence.into_iter().filter(|run| run.task.job.home == from) {
@@ -333,7 +409,8 @@ impl Host {
             let older: Vec<_> =
                 self.runs.range(Run { task: run.task, epoch: 0 }..run).map(|(run, _)| *run).collect();
             older.into_iter().for_each(|run| self.fence(run, actions));
-            self.runs.insert(run, Hosted::new(order.spec.needs(), Phase::Preparing));
+            let arrives = placement.arrives.is_some();
+            self.runs.insert(run, Hosted { arrives, ..Hosted::new(order.spec.needs(), Phase::Preparing) });
             actions.push(Action::Launch { run, order: order.clone(), placement });
         }
         if begun {
@@ -461,8 +538,8 @@ impl Host {
             if home != self.me && contact.at.is_some_and(|at| now.mono > at + ORPHAN) {
                 orphans.insert(*run);
             }
-            let Hosted { resumed, saved, .. } = *hosted;
-            homes.entry(home).or_default().push(Alive { run: *run, since, resumed, saved });
+            let Hosted { resumed, saved, held, .. } = *hosted;
+            homes.entry(home).or_default().push(Alive { run: *run, since, resumed, saved, held });
         }
         self.contacts.retain(|home, _| homes.contains_key(home));
         for (home, runs) in homes {
@@ -481,6 +558,6 @@ impl Host {
 
 impl Hosted {
     fn new(needs: Resources, phase: Phase) -> Self {
-        Self { needs, phase, resumed: None, saved: None }
+        Self { needs, phase, resumed: None, saved: None, held: false, arrives: false, departs: None }
     }
 }

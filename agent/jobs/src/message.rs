@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use libgrid::control::Stdin;
-use libgrid::ids::{JobId, Run};
+use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::node::Resources;
 use libgrid::spec::JobSpec;
-use libgrid::status::{Outcome, Usage};
+use libgrid::status::{MovePhase, Outcome, Usage};
 use serde::{Deserialize, Serialize};
 
 /// Names a reservation; chosen by the home, used once.
@@ -41,6 +41,17 @@ pub struct Placement {
     pub from: Option<u64>,
     /// The number of the newest that its home has.
     pub exported: Option<u64>,
+    /// It runs elsewhere now, and moves here.
+    pub arrives: Option<Arrival>,
+}
+
+/// Where a task that moves comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// The node.
+    pub node: NodeId,
+    /// Of the run there.
+    pub epoch: u32,
 }
 
 /// A run, as its host tells of it.
@@ -54,6 +65,8 @@ pub struct Alive {
     pub resumed: Option<u64>,
     /// The number of its newest checkpoint there.
     pub saved: Option<u64>,
+    /// Whether it stands still until it is let go, because it moves.
+    pub held: bool,
 }
 
 /// From a home node to a host.
@@ -88,6 +101,15 @@ pub enum ToHost {
         /// SIGKILL after that.
         grace: Option<Duration>,
     },
+    /// That node may take the run away; it stays the task's current one until this one is fenced.
+    Depart {
+        /// Which.
+        run: Run,
+        /// Whereto.
+        to: NodeId,
+    },
+    /// A run that is held may run: it has arrived, or does not move after all.
+    LetGo(Run),
     /// The answer to a heartbeat.
     Pulse {
         /// The heartbeat's number.
@@ -126,6 +148,24 @@ pub enum ToHome {
         run: Run,
         /// How.
         end: End,
+    },
+    /// A task that moves here is so far.
+    Moving {
+        /// The run that is to be.
+        run: Run,
+        /// How far.
+        phase: MovePhase,
+        /// How long the task has been standing still, if that has just become known.
+        stood: Option<Duration>,
+    },
+    /// A task that moves here could go on at once: it is held.
+    Arrived(Run),
+    /// A task cannot move here; there is nothing of that run.
+    NotMoved {
+        /// The run that was to be.
+        run: Run,
+        /// Why: a sentence.
+        why: String,
     },
     /// These runs are not here, and never will be.
     Gone(Vec<Run>),

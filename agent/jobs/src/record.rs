@@ -43,8 +43,10 @@ pub struct JobRecord {
 /// A task, written down whenever it is placed and when it ends. A task without record waits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskRecord {
-    /// The last epoch that was used.
+    /// That of its current or last run.
     pub epoch: u32,
+    /// The last one that was used, be it for a run that never came to be: of a move that was given up.
+    pub used: u32,
     /// Where that run is; `None` when it was lost and the task waits again.
     pub node: Option<NodeId>,
     /// When it started.

@@ -10,9 +10,9 @@ use grid_jobs::host::{self, Host};
 use grid_link::{Incoming, Link, LinkConfig};
 use grid_vo::{NodeKey, RevocationList};
 use libgrid::control::{Certificate, Failure, Kind};
-use libgrid::ids::{NodeId, TaskId};
+use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::node::NodeInfo;
-use libgrid::status::{Checkpoint, TaskCheckpoints};
+use libgrid::status::{Checkpoint, Obstacle, TaskCheckpoints};
 use libgrid::units::{Bytes, Span};
 use libgrid::wire::stream;
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +27,7 @@ use crate::machine;
 use crate::membership::{self, Members, News};
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
-use crate::runner::{self, Keyboard, Query};
+use crate::runner::{self, Departure, Keyboard, Query, Surveyed, moving};
 use crate::staging::Staging;
 use crate::store::Store;
 
@@ -97,7 +97,8 @@ impl Grid {
             let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
             let end = kept.end.clone().map(|end| runner::end_of(end, limits));
             let (run, needs, started) = (kept.run, kept.limits, kept.started);
-            core.host(host::Event::Adopted { run, needs, started, end });
+            let held = kept.held;
+            core.host(host::Event::Adopted { run, needs, started, held, end });
         }
         core.home(home::Event::LocalRuns(found.kept.iter().map(|kept| kept.run).collect()));
         info!(node = %me, jobs, tasks = found.kept.len(), "agent_recovered");
@@ -180,7 +181,7 @@ impl Grid {
     }
 
     /// The way to a task's standard input, if it runs here.
-    pub(crate) async fn keyboard(&self, run: libgrid::ids::Run) -> Option<Keyboard> {
+    pub(crate) async fn keyboard(&self, run: Run) -> Option<Keyboard> {
         let (reply, answer) = oneshot::channel();
         self.queries.send(Query::Keyboard { run, reply }).ok()?;
         answer.await.ok().flatten()
@@ -189,7 +190,7 @@ impl Grid {
     // === checkpoints ===
 
     /// Writes a checkpoint of a run that is here, and waits until it is stored.
-    pub(crate) async fn checkpoint(&self, run: libgrid::ids::Run) -> Result<Checkpoint, Failure> {
+    pub(crate) async fn checkpoint(&self, run: Run) -> Result<Checkpoint, Failure> {
         let (reply, answer) = oneshot::channel();
         let _ = self.queries.send(Query::Checkpoint { run, reply });
         let written = answer.await.map_err(|_| failure(Kind::Unavailable, core::Stopping))?;
@@ -216,6 +217,29 @@ impl Grid {
                 format!("checkpoint {number} of {task} cannot be used: {why}: choose another"),
             )
         })
+    }
+
+    // === tasks that move ===
+
+    /// What would stop a run that is here from being moved.
+    pub(crate) async fn survey(&self, run: Run) -> Result<Surveyed, Failure> {
+        let surveyed = moving::ask(&self.queries, |reply| Query::Survey { run, reply }).await;
+        let surveyed = surveyed.ok_or_else(|| failure(Kind::Unavailable, core::Stopping))?;
+        surveyed.map_err(|why| Failure::new(Kind::State, why))
+    }
+
+    /// What would stop a run of another node from going on here.
+    pub(crate) async fn fits(&self, run: Run, there: Box<Surveyed>) -> Vec<Obstacle> {
+        let found = moving::ask(&self.queries, |reply| Query::Fits { run, there, reply }).await;
+        found.unwrap_or_else(|| {
+            vec![Obstacle { what: core::Stopping.to_string(), remedy: "start it again".into() }]
+        })
+    }
+
+    /// That node takes over a run that is here, if the run's home says so.
+    pub(crate) async fn depart(&self, run: Run, to: NodeId) -> Departure {
+        let departure = moving::ask(&self.queries, |reply| Query::Depart { run, to, reply }).await;
+        departure.unwrap_or_else(|| Departure::Failed(core::Stopping.to_string()))
     }
 
     // === the VO ===

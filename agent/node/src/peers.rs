@@ -15,6 +15,9 @@
 //! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |
 //! | `Verify` | one `Result<(), Failure>` frame |
 //! | `Manifest` | one `Result<Bytes, Failure>` frame |
+//! | `Survey` | one `Result<Surveyed, Failure>` frame |
+//! | `Fits` | one `Result<Vec<Obstacle>, Failure>` frame |
+//! | `Depart` | one `Departure` frame, when the task stands still |
 //! | `Finished` | one `Vec<TaskId>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
@@ -41,6 +44,7 @@ use tracing::debug;
 use crate::caller::Caller;
 use crate::copy::{Preparing, Sending, Ticket};
 use crate::core::Letter;
+use crate::runner::Surveyed;
 use crate::staging::Staged;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,6 +71,12 @@ pub(crate) enum Request {
     Verify { task: TaskId, number: u64 },
     /// What a checkpoint is made of.
     Manifest { task: TaskId, number: u64 },
+    /// What would stop a run from being moved.
+    Survey(Run),
+    /// What would stop it from going on at the asked node.
+    Fits { run: Run, there: Box<Surveyed> },
+    /// The asker takes a run over, as the home told both.
+    Depart(Run),
     /// Which of these tasks are done, so that their checkpoints are of no more use.
     Finished(Vec<TaskId>),
     /// A token's bearer wants in.

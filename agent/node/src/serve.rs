@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use grid_jobs::{home, host};
 use grid_link::{Duplex, Incoming, Peer};
+use libgrid::control::Failure;
 use libgrid::ids::NodeId;
 use libgrid::wire::{WireError, stream};
 use tokio::sync::mpsc;
@@ -114,6 +115,15 @@ async fn answer_node(
         Request::Verify { task, number } if task.job.home == node => {
             answer_once(&mut duplex, &grid.verify(task, number).await).await
         }
+        Request::Survey(run) if run.task.job.home == node => {
+            answer_once(&mut duplex, &grid.survey(run).await).await
+        }
+        Request::Fits { run, there } if run.task.job.home == node => {
+            let found: Result<_, Failure> = Ok(grid.fits(run, there).await);
+            answer_once(&mut duplex, &found).await
+        }
+        // Only whom the job's home named gets it.
+        Request::Depart(run) => answer_once(&mut duplex, &grid.depart(run, node).await).await,
         // Who may have it is decided there.
         Request::Manifest { task, number } => {
             answer_once(&mut duplex, &exports::answer(grid, node, task, number).await).await
@@ -125,7 +135,9 @@ async fn answer_node(
         | Request::Usage(_)
         | Request::Checkpoint(_)
         | Request::Checkpoints(_)
-        | Request::Verify { .. } => Ok(()),
+        | Request::Verify { .. }
+        | Request::Survey(_)
+        | Request::Fits { .. } => Ok(()),
         // Of other homes' tasks this one knows nothing.
         Request::Finished(mut tasks) => {
             tasks.retain(|task| task.job.home == grid.me);

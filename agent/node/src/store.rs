@@ -19,7 +19,7 @@ const JOBS: TableDefinition<u64, &[u8]> = TableDefinition::new("jobs");
 const TASKS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("tasks");
 
 /// Changes whenever a record's encoding does.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// What redb keeps in memory at most, in bytes.
 const CACHE: usize = 8 << 20;
@@ -161,6 +161,7 @@ pub(crate) mod tests {
         let (two, second) = job(2);
         let task = TaskRecord {
             epoch: 3,
+            used: 4,
             node: None,
             started: None,
             ended: None,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use grid_checkpoint::order::Done;
+use grid_checkpoint::order::{Done, Then};
 use libgrid::control::Stdin;
 use libgrid::ids::Run;
 use libgrid::node::Resources;
@@ -46,6 +46,8 @@ pub struct Launch {
     /// The folder of the checkpoint to go on from, instead of starting the program. `work` and `tmp` are to be empty,
     /// and the user, the working folder and the kind of input the same as when it was written.
     pub restore: Option<PathBuf>,
+    /// Whether what is made from a checkpoint waits for [`ToShim::LetGo`] before its first instruction.
+    pub hold: bool,
     /// When checkpoints are written: no concern of the shim's, which keeps it for an agent that is started again.
     pub checkpoint: Checkpoints,
 }
@@ -96,9 +98,12 @@ pub enum ToShim {
         run: Run,
         /// The folder to make and to write it to; not where the task's own mounts are.
         folder: PathBuf,
-        /// End the task once it is written: to its home node it is then killed.
-        stop: bool,
+        /// What becomes of the task. One that is ended was killed, to its home node; one that is held is told of by
+        /// [`FromShim::Held`] first.
+        then: Then,
     },
+    /// Let a task run that is held; [`ToShim::Fence`] ends it.
+    LetGo(Run),
     /// The home node has its exit status: forget it.
     Forget(Run),
     /// End when no task is left.
@@ -116,6 +121,15 @@ pub enum FromShim {
         run: Run,
         /// When.
         at: SystemTime,
+    },
+    /// A task stands still: it was written down to be held, or made from a checkpoint and waits.
+    Held {
+        /// Which.
+        run: Run,
+        /// The folder of the checkpoint.
+        folder: PathBuf,
+        /// What it cost.
+        done: Done,
     },
     /// A checkpoint was written, or not; a task that was not to be ended runs on in either case.
     Checkpointed {
@@ -170,6 +184,8 @@ pub struct Kept {
     pub checkpoint: Checkpoints,
     /// Whether it is still being made from a checkpoint.
     pub restoring: bool,
+    /// Whether it stands still until it is let go.
+    pub held: bool,
     /// How it ended, if it did.
     pub end: Option<Ending>,
 }
@@ -185,6 +201,7 @@ impl Kept {
             started: SystemTime::now(),
             checkpoint: launch.checkpoint,
             restoring: launch.restore.is_some(),
+            held: false,
             end: None,
         }
     }

@@ -11,7 +11,8 @@ use libgrid::ids::{JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::{Checkpoints, JobSpec};
 use libgrid::status::{
-    Checkpoint, Counts, JobStatus, JobSummary, Outcome, TaskCheckpoints, TaskState, TaskStatus, Usage,
+    Checkpoint, Counts, JobStatus, JobSummary, MovePhase, Moved, Obstacle, Outcome, TaskCheckpoints,
+    TaskState, TaskStatus, Usage,
 };
 use libgrid::units::{Bytes, Cpus, Span};
 
@@ -132,6 +133,8 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Checkpoints { task: job().task(3) },
         Request::Restore { task: job().task(3), from: Some(7) },
         Request::Restore { task: job().task(0), from: None },
+        Request::Migrate { task: job().task(3), to: Some("node3".into()), check: true },
+        Request::Migrate { task: job().task(0), to: None, check: false },
     ];
     let name = |request: &Request| match request {
         // A new variant does not compile until it has a name here; give it a value above, too.
@@ -158,6 +161,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Checkpoint { .. } => "checkpoint",
         Request::Checkpoints { .. } => "checkpoints",
         Request::Restore { .. } => "restore",
+        Request::Migrate { .. } => "migrate",
     };
     requests.into_iter().map(|request| (name(&request), request)).collect()
 }
@@ -211,6 +215,18 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         },
         Reply::Checkpoints(Box::new(checkpoints())),
         Reply::Restoring(7),
+        Reply::Moving { from: NodeId(2), to: NodeId(3), phase: MovePhase::Departing },
+        Reply::Moved(Moved {
+            from: NodeId(2),
+            to: NodeId(3),
+            took: Duration::from_millis(700),
+            stopped: Duration::from_millis(9),
+        }),
+        Reply::Fits {
+            from: NodeId(2),
+            to: NodeId(3),
+            obstacles: vec![Obstacle { what: "it is".into(), remedy: "end it".into() }],
+        },
     ];
     let name = |reply: &Reply| match reply {
         Reply::Done => "done",
@@ -230,6 +246,9 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Exports { .. } => "exports",
         Reply::Checkpoints(_) => "checkpoints",
         Reply::Restoring(_) => "restoring",
+        Reply::Moving { .. } => "moving",
+        Reply::Moved(_) => "moved",
+        Reply::Fits { .. } => "fits",
     };
     let kind = |kind: Kind| match kind {
         Kind::Invalid => "failure-invalid",

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!  images made by CRIU ── post-dump ─▶ Frozen ─▶ Streams ─▶ archives ─▶ description ─▶ synced ─▶ the task goes on, or is ended
+//!                                                                               └▶ Held ─▶ Go ─▶ the task goes on
 //! ```
 //!
-//! Whatever fails before the description is there lets the task run on, and the folder is removed.
+//! Whatever fails before the description is there lets the task run on, and the folder is removed. A task that is held
+//! stays stopped in CRIU's hands; a hook that fails is what lets it go on.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -12,14 +14,16 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use libgrid::wire;
 
 use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
 use crate::Description;
-use crate::order::{Done, Dump, Report, Streams};
-use crate::preflight::{self, needs::Needs, process};
+use crate::order::{Done, Dump, Go, Report, Streams, Then};
+use crate::preflight::{self, needs::Needs};
 
 /// The pid of every task's root in its namespace: the first process that init starts.
 const ROOT: i32 = 2;
@@ -54,7 +58,7 @@ pub(super) fn run(
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
     let result = match (result, Description::read(&order.folder)) {
         (Ok(()), Ok(description)) => Ok(description),
-        (Err(_), Ok(description)) if order.stop => Ok(description),
+        (Err(_), Ok(description)) if order.then == Then::End => Ok(description),
         (Err(why), _) => Err(why),
         (Ok(()), Err(error)) => Err(error.to_string()),
     };
@@ -75,19 +79,15 @@ fn preflight(order: &Dump, init: &OwnedFd) -> Result<Needs, String> {
     let proc = Path::new("/proc");
     let wrong = |error: io::Error| format!("the task cannot be looked at: {error}");
     let (init, pids) = processes(proc, init).map_err(wrong)?;
-    let mut blockers = Vec::new();
-    let mut memory = 0;
-    for pid in &pids {
-        // One that ended meanwhile is in nobody's way.
-        blockers.extend(process::examine(proc, init, *pid).unwrap_or_default());
-        memory += process::resident(proc, *pid).unwrap_or(0);
-    }
+    let own = preflight::own(&order.workdir);
+    let survey = preflight::survey(proc, Path::new("/"), init, &pids, &own).map_err(wrong)?;
+    let mut obstacles = survey.obstacles;
     let above = order.folder.parent().unwrap_or(Path::new("/"));
-    blockers.extend(preflight::room(above, memory).map_err(wrong)?);
-    if !blockers.is_empty() {
-        return Err(preflight::sentence(&blockers));
+    obstacles.extend(preflight::room(above, survey.memory).map_err(wrong)?.map(Into::into));
+    match obstacles.is_empty() {
+        true => Ok(survey.needs),
+        false => Err(preflight::sentence(&obstacles)),
     }
-    Needs::of(proc, Path::new("/"), &pids, &folders(&order.workdir).map(|(folder, _)| folder)).map_err(wrong)
 }
 
 /// The pid of this init, and of all others in its pid namespace.
@@ -119,10 +119,12 @@ fn dump(
     for stream in &order.stdio {
         options.external(&stream.key())?;
     }
+    let begun = Instant::now();
     let here = path_of(folder);
     let log = path_of(images).join("dump.log");
+    let let_go = Arc::new(AtomicBool::new(false));
     let hook = {
-        let (order, mut needs) = (order.clone(), Some(needs));
+        let (order, mut needs, let_go) = (order.clone(), Some(needs), let_go.clone());
         let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
         let folder = folder.try_clone().map_err(|error| format!("cannot keep the folder open: {error}"))?;
         move |stage: &str| {
@@ -134,22 +136,40 @@ fn dump(
             for ((base, _), archive) in folders(&order.workdir).into_iter().zip(&packed) {
                 files::as_user(order.uid, || files::pack(base, archive))?;
             }
-            if order.stop {
+            if order.then == Then::End {
                 // From here on, the checkpoint is all that there is of the task.
                 files::sync(&folder)?;
             }
             let needs = needs.take().unwrap_or_default();
             let (stdio, held) = (order.stdio.clone(), start.elapsed());
             let description = Description::new(order.uid, order.workdir.clone(), stdio, streams, held, needs);
-            description.write(&here).map_err(|error| error.to_string())
+            description.write(&here).map_err(|error| error.to_string())?;
+            if order.then != Then::Hold {
+                return Ok(());
+            }
+            wait(&shim, Done { took: begun.elapsed(), held, bytes: size(&here) })?;
+            let_go.store(true, Ordering::Relaxed);
+            Err("the task is let go".to_owned())
         }
     };
-    options.dump(ROOT, !order.stop, Box::new(hook)).map_err(|failure| explain("dump", failure, &log))
+    let leave_running = order.then == Then::RunOn;
+    match options.dump(ROOT, leave_running, Box::new(hook)) {
+        Err(_) if let_go.load(Ordering::Relaxed) => Ok(()),
+        result => result.map_err(|failure| explain("dump", failure, &log)),
+    }
 }
 
 /// A folder that was opened before, as a path of this process.
 pub(super) fn path_of(folder: &OwnedFd) -> std::path::PathBuf {
     format!("/proc/self/fd/{}", folder.as_raw_fd()).into()
+}
+
+/// Says that the task stands still, and waits until it may go.
+pub(super) fn wait(shim: &UnixStream, done: Done) -> Result<(), String> {
+    let mut shim = shim;
+    let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
+    wire::write(&mut shim, &Report::Held(done)).map_err(|error| lost(&error))?;
+    wire::read::<Go>(&mut shim).map(drop).map_err(|error| lost(&error))
 }
 
 /// Lets the shim take what waits in the task's pipes.

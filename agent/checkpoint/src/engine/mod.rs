@@ -35,7 +35,7 @@ const PROGRAM: &str = "GRIDOS_CRIU";
 const USER: &str = "GRIDOS_CRIU_USER";
 
 /// The three folders that a task writes to, as it sees them, and their archives.
-fn folders(workdir: &Path) -> [(&Path, &'static str); 3] {
+pub(crate) fn folders(workdir: &Path) -> [(&Path, &'static str); 3] {
     [(workdir, "work.tar"), (Path::new("/tmp"), "tmp.tar"), (Path::new("/dev/shm"), "shm.tar")]
 }
 
@@ -63,7 +63,7 @@ fn carry_out(socket: &UnixStream, programs: &Path) -> Result<order::Done, String
     };
     match order {
         Order::Dump(order) => dump::run(&order, descriptors, socket, &criu),
-        Order::Restore(order) => restore::run(&order, descriptors, &criu),
+        Order::Restore(order) => restore::run(&order, descriptors, socket, &criu),
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  init has made its mounts ─▶ control groups joined ─▶ archives unpacked ─▶ CRIU makes the processes
-//!     ─ pre-resume ─▶ user and capabilities compared ─▶ they run, as children of init
+//!     ─ pre-resume ─▶ user and capabilities compared [─▶ Held ─▶ Go] ─▶ they run, as children of init
 //! ```
 //! What fails on this way is ended together with init, by the shim.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::inside::Teller;
-use super::{
-    Criu, archives, dump::path_of, explain, files, folders, inside, keep, library, open_folder, size,
-};
+use super::dump::{path_of, wait};
+use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
 use crate::Description;
 use crate::images::Tree;
 use crate::order::{Done, Restore};
@@ -30,7 +30,12 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// CRIU's log, among the images.
 const LOG: &str = "restore.log";
 
-pub(super) fn run(order: &Restore, descriptors: Vec<OwnedFd>, criu: &Criu) -> Result<Done, String> {
+pub(super) fn run(
+    order: &Restore,
+    descriptors: Vec<OwnedFd>,
+    shim: &UnixStream,
+    criu: &Criu,
+) -> Result<Done, String> {
     let start = Instant::now();
     if order.uid == 0 {
         return Err("jobs never run as root".into());
@@ -73,7 +78,7 @@ pub(super) fn run(order: &Restore, descriptors: Vec<OwnedFd>, criu: &Criu) -> Re
     // What an earlier restore left: it would speak for this one.
     let _ = fs::remove_file(&log);
     inside::run(init.as_fd(), pid, Some(LIMIT), |outside| {
-        restore(order, &description, tree, &opened, &streams, &entrances, &packed, criu, outside)
+        restore(order, &description, tree, &opened, &streams, &entrances, &packed, shim, criu, outside)
     })
     .map_err(|failure| match failure {
         // CRIU ends what it made before it says why: with the first of these processes go init, the namespace, and whoever
@@ -95,6 +100,7 @@ fn restore(
     streams: &[OwnedFd],
     entrances: &[File],
     packed: &[File],
+    shim: &UnixStream,
     criu: &Criu,
     outside: &Teller,
 ) -> Result<(), String> {
@@ -110,17 +116,23 @@ fn restore(
         keep(stream)?;
         options.inherit(stream.as_fd(), &external.key())?;
     }
-    let (uid, outside) = (order.uid, outside.another()?);
-    let hook = move |stage: &str| match stage {
+    let (uid, hold, outside) = (order.uid, order.hold, outside.another()?);
+    let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
+    let (begun, bytes) = (Instant::now(), size(&path_of(images)));
+    let hook = move |stage: &str| {
+        if stage != "pre-resume" {
+            return Ok(());
+        }
         // They have their users by now, and are stopped before their first instruction.
-        "pre-resume" => tree.processes.iter().try_for_each(|pid| check_user(*pid, uid)).inspect_err(|why| {
+        let checked = tree.processes.iter().try_for_each(|pid| check_user(*pid, uid));
+        let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
+        checked.and_then(|()| if hold { wait(&shim, done()) } else { Ok(()) }).inspect_err(|why| {
             // CRIU would let them go all the same. Their end is that of the namespace, and of this process.
             outside.tell::<()>(Err(why.clone()));
             for pid in &tree.processes {
                 let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
-        }),
-        _ => Ok(()),
+        })
     };
     let log = path_of(images).join(LOG);
     options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log))

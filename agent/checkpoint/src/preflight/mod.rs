@@ -14,8 +14,14 @@ pub mod needs;
 pub mod process;
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::Path;
+
+use libgrid::status::Obstacle;
+use serde::{Deserialize, Serialize};
+
+use self::needs::Needs;
 
 /// Something that stops a dump or a restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +38,65 @@ impl fmt::Display for Blocker {
     }
 }
 
+impl From<Blocker> for Obstacle {
+    fn from(blocker: Blocker) -> Self {
+        Self { what: blocker.what, remedy: blocker.remedy.into() }
+    }
+}
+
+/// What a task is, and what is in the way of stopping it and writing it down.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survey {
+    /// Whatever stops a dump.
+    pub obstacles: Vec<Obstacle>,
+    /// What a machine must have to restore it.
+    pub needs: Needs,
+    /// Bytes of memory that would have to be written.
+    pub memory: u64,
+}
+
+/// Looks at these processes of a task, whose init is another one, and whose own folders are `own`. `proc` is where `/proc` is,
+/// `root` where `/` is.
+///
+/// # Errors
+/// Where there is no `/proc`; processes that ended are passed over.
+pub fn survey(proc: &Path, root: &Path, init: u32, pids: &[u32], own: &[&Path]) -> io::Result<Survey> {
+    let mut obstacles = Vec::new();
+    let mut memory = 0;
+    for pid in pids {
+        // One that ended meanwhile is in nobody's way.
+        obstacles.extend(process::examine(proc, init, *pid).unwrap_or_default().into_iter().map(Obstacle::from));
+        memory += process::resident(proc, *pid).unwrap_or(0);
+    }
+    Ok(Survey { obstacles, needs: Needs::of(proc, root, pids, own)?, memory })
+}
+
+/// The init of a task, seen from outside, by any of its processes: pid 1 of their namespace, or the parent of pid 2.
+pub fn init_of(proc: &Path, pids: &[u32]) -> Option<u32> {
+    pids.iter().find_map(|pid| {
+        let status = fs::read_to_string(proc.join(format!("{pid}/status"))).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        match field("NSpid:")?.split_whitespace().next_back()? {
+            "1" => Some(*pid),
+            "2" => field("PPid:")?.trim().parse().ok(),
+            _ => None,
+        }
+    })
+}
+
 /// The first blockers, with the number of the others.
-pub fn sentence(blockers: &[Blocker]) -> String {
+pub fn sentence(blockers: &[impl fmt::Display]) -> String {
     const FIRST: usize = 3;
     let mut told = blockers.iter().take(FIRST).map(ToString::to_string).collect::<Vec<_>>().join("; ");
     if blockers.len() > FIRST {
         told += &format!("; and {} more", blockers.len() - FIRST);
     }
     told
+}
+
+/// The folders of a task whose files move along, as it sees them, where that is its working one.
+pub fn own(workdir: &Path) -> [&Path; 3] {
+    crate::engine::folders(workdir).map(|(folder, _)| folder)
 }
 
 /// Whether a folder's disk takes so many bytes more, with a tenth to spare.

@@ -31,6 +31,9 @@ impl Home {
         if matches!(task.state, State::Ending { collecting: true, .. }) {
             return;
         }
+        self.stay(run.task, "it ended before".into(), actions);
+        let Some(job) = self.jobs.get_mut(&run.task.job) else { return };
+        let Some(task) = job.task_mut(run.task.index) else { return };
         // Told for the first time: the host has the room again, and the next heartbeat is a second away.
         if !matches!(task.state, State::Ending { .. })
             && let Some(node) = self.nodes.get_mut(&from)
@@ -94,6 +97,7 @@ impl Home {
 
     /// A run is gone for good: the task waits again, unless it was to end anyway.
     pub(super) fn lost(&mut self, now: Now, run: Run, actions: &mut Vec<Action>) {
+        self.stay(run.task, "it was lost where it ran".into(), actions);
         let Some(node) = self.leave(run) else { return };
         let id = run.task.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };

@@ -14,6 +14,7 @@
 
 mod end;
 mod explain;
+mod moving;
 mod place;
 mod report;
 
@@ -29,6 +30,9 @@ use libgrid::status::{Outcome, Usage};
 use crate::message::{Alive, End, LeaseId, ToHome, ToHost};
 use crate::record::{Back, Change, JobRecord, Origin, TaskRecord};
 use crate::{LEASE, MARGIN, Now};
+
+use self::moving::Moving;
+pub use self::moving::Move;
 
 /// How long a task that was lost waits for the node that has its checkpoint, if that is there, before it begins anew on another
 /// one. The host needs some seconds to free what the lost run took; a node that fills up meanwhile may take longer.
@@ -63,6 +67,13 @@ pub enum Event {
         number: u64,
         /// Where that is.
         node: NodeId,
+    },
+    /// A user wants a task on another node, and it is known that it can be there: [`Home::last_move`] tells what comes of it.
+    Migrate {
+        /// Which.
+        task: TaskId,
+        /// Whereto.
+        to: NodeId,
     },
     /// What came of [`Action::Export`].
     Exported {
@@ -196,6 +207,8 @@ enum State {
 struct Task {
     state: State,
     epoch: u32,
+    /// As in [`TaskRecord::used`].
+    used: u32,
     /// The node of the last run, for people.
     last: Option<NodeId>,
     /// When it was placed, or taken back from the store.
@@ -216,6 +229,8 @@ struct Task {
     resumed: Option<u64>,
     /// When its last run was lost.
     lost: Duration,
+    /// What came of its last move.
+    moved: Option<Move>,
 }
 
 #[derive(Debug)]
@@ -250,6 +265,8 @@ struct Node {
 #[derive(Debug)]
 struct Asked {
     job: JobId,
+    /// Of a task that runs, and is to move.
+    moves: Option<TaskId>,
     node: NodeId,
     each: Resources,
     count: u32,
@@ -265,6 +282,7 @@ pub struct Home {
     queue: BTreeSet<JobId>,
     nodes: BTreeMap<NodeId, Node>,
     asked: HashMap<LeaseId, Asked>,
+    moving: BTreeMap<TaskId, Moving>,
     next_serial: u32,
     next_lease: u64,
     /// Whether anything happened that may let a task be placed.
@@ -283,6 +301,7 @@ impl Home {
             queue: BTreeSet::new(),
             nodes: BTreeMap::new(),
             asked: HashMap::new(),
+            moving: BTreeMap::new(),
             next_serial,
             next_lease: seed,
             stirred: false,
@@ -299,6 +318,7 @@ impl Home {
         for (index, record) in tasks {
             let Some(task) = job.task_mut(index) else { continue };
             task.epoch = record.epoch;
+            task.used = record.used;
             task.started = record.started;
             task.last = record.node;
             task.placed = now.mono;
@@ -336,6 +356,7 @@ impl Home {
             Event::Submit { ticket, spec, origin } => self.submit(now, ticket, spec, origin, &mut actions),
             Event::Kill { job, signal, grace } => self.kill(now, job, signal, grace, &mut actions),
             Event::Restore { task, number, node } => self.take_back(task, number, node, &mut actions),
+            Event::Migrate { task, to } => self.migrate(now, task, to, &mut actions),
             Event::Exported { task, number, rest } => self.brought(now, task, number, rest, &mut actions),
             Event::Message { from, message } => self.hear(now, from, message, &mut actions),
             Event::Node(info) => {
@@ -402,7 +423,9 @@ impl Home {
             let Some(task) = self.jobs.get_mut(&id).and_then(|job| job.task_mut(index)) else { continue };
             if ends {
                 task.doomed = Some(signal);
+                self.stay(id.task(index), "it is being ended".into(), actions);
             }
+            let Some(task) = self.task(id.task(index)) else { continue };
             let run = Run { task: id.task(index), epoch: task.epoch };
             match task.state {
                 State::Waiting if ends => self.done(now, run, Outcome::Killed(signal), actions),
@@ -418,14 +441,19 @@ impl Home {
         match message {
             ToHome::Granted { lease, count, free } => self.granted(now, from, lease, count, free, actions),
             ToHome::Started { run, at, resumed } => {
-                self.confirm(now, Alive { run, since: Some(at), resumed, saved: None }, from, actions);
+                let alive = Alive { run, since: Some(at), resumed, saved: None, held: false };
+                self.confirm(now, alive, from, actions);
             }
+            ToHome::Moving { run, phase, stood } => self.move_goes_on(now, from, run, phase, stood, actions),
+            ToHome::Arrived(run) => self.arrived(now, from, run, actions),
+            ToHome::NotMoved { run, why } => self.not_moved(from, run, why, actions),
             ToHome::Ended { run, end } => self.ended(now, from, run, end, actions),
             ToHome::Gone(runs) => {
                 for run in runs {
                     if self.place_of(run) == Some(from) {
                         self.lost(now, run, actions);
                     }
+                    self.not_moved(from, run, format!("node {from} could not take it"), actions);
                 }
             }
             ToHome::Heartbeat { seq, runs, free } => self.heartbeat(now, from, seq, runs, free, actions),
@@ -455,7 +483,10 @@ impl Home {
                     true => fence.push(run),
                     false => self.confirm(now, alive, from, actions),
                 }
-            } else if run.task.job.home == self.me {
+                if alive.held {
+                    self.may_go(run, from, actions);
+                }
+            } else if run.task.job.home == self.me && !self.is_arriving(now, from, alive, actions) {
                 // Its epoch is over, or its end is written down, be it that it was given up as lost.
                 fence.push(run);
             }
@@ -469,7 +500,8 @@ impl Home {
     }
 
     fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
-        self.give_up_asking(now);
+        self.give_up_asking(now, actions);
+        self.give_up_moves(now, actions);
         self.believe_overlay();
         self.start_again(now, actions);
         let silent: Vec<Run> = self
@@ -521,7 +553,7 @@ impl Home {
 
     /// The host told of the run.
     fn confirm(&mut self, now: Now, alive: Alive, from: NodeId, actions: &mut Vec<Action>) {
-        let Alive { run, since, resumed, saved } = alive;
+        let Alive { run, since, resumed, saved, held: _ } = alive;
         if self.place_of(run) != Some(from) {
             return;
         }
@@ -611,6 +643,7 @@ impl Task {
         Self {
             state: State::Waiting,
             epoch: 0,
+            used: 0,
             last: None,
             placed: Duration::ZERO,
             started: None,
@@ -622,13 +655,14 @@ impl Task {
             rests: Duration::ZERO,
             resumed: None,
             lost: Duration::ZERO,
+            moved: None,
         }
     }
 
     /// What is written down of it while it has not ended.
     fn record(&self) -> TaskRecord {
-        let Self { epoch, started, saved, exported, back, .. } = *self;
-        TaskRecord { epoch, node: self.state.node(), started, ended: None, saved, exported, back }
+        let Self { epoch, used, started, saved, exported, back, .. } = *self;
+        TaskRecord { epoch, used, node: self.state.node(), started, ended: None, saved, exported, back }
     }
 
     /// The only node to wait for, if there is one and it is up: where its checkpoint is, for [`FAITHFUL`] after it was lost;

@@ -61,7 +61,7 @@ impl Home {
                 if let Some(node) = self.nodes.get_mut(&node) {
                     node.free = node.free.minus(each.times(count));
                 }
-                self.asked.insert(lease, Asked { job: id, node, each, count, at: now.mono });
+                self.asked.insert(lease, Asked { job: id, moves: None, node, each, count, at: now.mono });
                 actions.push(Action::Send { to: node, message: ToHost::Reserve { lease, each, count } });
             }
         }
@@ -89,6 +89,9 @@ impl Home {
             node.not_before = now.mono + PAUSE;
         }
         self.stirred = true;
+        if let Some(task) = asked.moves {
+            return self.move_granted(now, task, lease, count, actions);
+        }
         let id = asked.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.asked -= asked.count;
@@ -104,7 +107,8 @@ impl Home {
             job.waiting.remove(&index);
             job.active.insert(index);
             let Some(task) = job.task_mut(index) else { continue };
-            task.epoch += 1;
+            task.used += 1;
+            task.epoch = task.used;
             task.last = Some(from);
             task.placed = now.mono;
             task.state = State::Placed { node: from, start: Some((lease, now.mono)) };
@@ -124,13 +128,18 @@ impl Home {
     }
 
     /// Reservations that nobody answered.
-    pub(super) fn give_up_asking(&mut self, now: Now) {
+    pub(super) fn give_up_asking(&mut self, now: Now, actions: &mut Vec<Action>) {
         let late: Vec<_> =
             self.asked.iter().filter(|(_, a)| now.mono >= a.at + PATIENCE).map(|(l, _)| *l).collect();
         for lease in late {
             let Some(asked) = self.asked.remove(&lease) else { continue };
-            if let Some(job) = self.jobs.get_mut(&asked.job) {
-                job.asked -= asked.count;
+            match asked.moves {
+                Some(task) => self.stay(task, format!("node {} does not answer", asked.node), actions),
+                None => {
+                    if let Some(job) = self.jobs.get_mut(&asked.job) {
+                        job.asked -= asked.count;
+                    }
+                }
             }
             if let Some(node) = self.nodes.get_mut(&asked.node) {
                 node.not_before = now.mono + PATIENCE;
@@ -180,13 +189,14 @@ impl Home {
 }
 
 impl Task {
-    fn placement(&self, index: u32) -> Placement {
+    pub(super) fn placement(&self, index: u32) -> Placement {
         Placement {
             index,
             epoch: self.epoch,
             saved: self.saved.map_or(0, |(number, _)| number),
             from: self.back.map(|back| back.to),
             exported: self.exported,
+            arrives: None,
         }
     }
 }

@@ -29,7 +29,7 @@ impl Home {
         let tasks: Vec<TaskStatus> = indices
             .by_ref()
             .take(PAGE)
-            .filter_map(|index| Some(self.task_status(job, index, job.task(index)?)))
+            .filter_map(|index| Some(self.task_status(id.task(index), job, job.task(index)?)))
             .collect();
         if let (Selector::Task(_), true) = (selector, tasks.is_empty()) {
             return None;
@@ -104,10 +104,13 @@ impl Home {
         }
     }
 
-    fn task_status(&self, job: &Job, index: u32, task: &Task) -> TaskStatus {
+    fn task_status(&self, id: TaskId, job: &Job, task: &Task) -> TaskStatus {
         let (state, why) = match &task.state {
             State::Waiting => (TaskState::Waiting, self.explain(job).map(|why| with_checkpoint(why, task))),
             State::Placed { .. } => (TaskState::Placed, None),
+            State::Running { .. } if self.moving.contains_key(&id) => {
+                (TaskState::Running, self.last_move(id).and_then(|last| last.told()))
+            }
             State::Running { node } => {
                 let silent = self.nodes.get(node).is_some_and(|node| !node.up);
                 let again = if job.record.spec.restart { "starts again elsewhere" } else { "counts as lost" };
@@ -124,7 +127,7 @@ impl Home {
             _ => None,
         };
         TaskStatus {
-            index,
+            index: id.index,
             state,
             node: task.last,
             epoch: task.epoch,

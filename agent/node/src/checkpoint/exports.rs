@@ -30,6 +30,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::name_of;
+use crate::core::View;
 use crate::grid::{Grid, blocking};
 use crate::identity::failure;
 use crate::peers::{Peers, Request};
@@ -106,12 +107,15 @@ async fn manifest(peers: &Peers, task: TaskId, number: u64, from: NodeId) -> Res
 
 // === answering ===
 
-/// Nothing if that node may have the checkpoints of this task: its home, or one that is to run it.
+/// Nothing if that node may have the checkpoints of this task: its home, one that is to run it, or one that it moves to.
 pub(crate) async fn may_have(grid: &Grid, node: NodeId, task: TaskId) -> Result<(), Failure> {
     if task.job.home == node {
         return Ok(());
     }
-    let look = grid.core.look(move |view| view.home.has_run_at(task.job, node)).await;
+    let may = move |view: &mut View| {
+        view.home.has_run_at(task.job, node) || view.host.departs_to(task, node)
+    };
+    let look = grid.core.look(may).await;
     match look.map_err(|error| failure(Kind::Unavailable, error))? {
         true => Ok(()),
         false => Err(Failure::new(Kind::Denied, format!("checkpoints of {task} are not for node {node}"))),

@@ -48,6 +48,7 @@ use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec;
 use libgrid::status::{Checkpoint, TaskCheckpoints};
 use libgrid::units::{Bytes, Span};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -76,6 +77,18 @@ const SHARE: u64 = 5;
 
 /// The checkpoints of a task that are here, by number.
 pub(crate) type List = BTreeMap<u64, About>;
+
+/// A task that stands still, and is in the store.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Departed {
+    /// Of the checkpoint.
+    pub(crate) number: u64,
+    /// How long it has been standing still.
+    pub(crate) stood: Duration,
+}
+
+/// Where the answer to the node goes that a task moves to.
+pub(crate) type DepartReply = oneshot::Sender<Result<Departed, String>>;
 
 /// Where the answer to somebody goes who asked for a checkpoint.
 pub(crate) type Reply = oneshot::Sender<Result<Checkpoint, String>>;
@@ -123,7 +136,15 @@ struct Watched {
     since: Instant,
     writing: Option<Writing>,
     asked: Vec<Reply>,
+    /// The task is being written down to move, and stands still afterwards.
+    departs: Option<Departing>,
     trouble: Option<String>,
+}
+
+struct Departing {
+    reply: Option<DepartReply>,
+    /// Since when it stands still.
+    since: Instant,
 }
 
 struct Writing {
@@ -217,6 +238,7 @@ impl Checkpoints {
             since: now,
             writing: None,
             asked: Vec::new(),
+            departs: None,
             trouble: None,
         };
         self.tasks.insert(run, watched);
@@ -239,6 +261,9 @@ impl Checkpoints {
     pub(crate) fn unwatch(&mut self, run: Run) {
         let Some(watched) = self.tasks.remove(&run) else { return };
         watched.due.map(|due| self.due.remove(&(due, run)));
+        if let Some(reply) = watched.departs.and_then(|departs| departs.reply) {
+            let _ = reply.send(Err(format!("{} ended before", run.task)));
+        }
         let replies = watched.writing.into_iter().flat_map(|writing| writing.replies).chain(watched.asked);
         for reply in replies {
             let _ = reply.send(Err(format!("{} ended before the checkpoint was written", run.task)));
@@ -297,7 +322,7 @@ impl Checkpoints {
             && let Some(run) = self.turn.pop_front()
         {
             let Some(watched) = self.tasks.get_mut(&run) else { continue };
-            if watched.writing.is_some() {
+            if watched.writing.is_some() || watched.departs.is_some() {
                 later.push(run);
                 continue;
             }
@@ -318,6 +343,28 @@ impl Checkpoints {
         begun
     }
 
+    /// A task is to be written down, and to stand still afterwards: where to. The answer goes to the node that asks for it.
+    ///
+    /// # Errors
+    /// Where another one is being written: that one comes first.
+    pub(crate) fn depart(&mut self, run: Run, reply: DepartReply) -> Result<PathBuf, DepartReply> {
+        let Some(watched) = self.tasks.get_mut(&run).filter(|watched| watched.writing.is_none()) else {
+            return Err(reply);
+        };
+        watched.departs = Some(Departing { reply: Some(reply), since: Instant::now() });
+        watched.writing =
+            Some(Writing { interval: Some(watched.since.elapsed()), cost: Duration::ZERO, replies: Vec::new() });
+        let number = watched.next;
+        watched.next += 1;
+        self.traces.insert(run);
+        Ok(self.folder.join("fresh").join(format!("{}{number}", prefix_of(run))))
+    }
+
+    /// Whether the dump that ended is one after which the task stood still, and which was stored before.
+    pub(crate) fn let_go(&mut self, run: Run) -> bool {
+        self.tasks.get_mut(&run).is_some_and(|watched| watched.departs.take().is_some())
+    }
+
     fn full(&self) -> String {
         format!(
             "the checkpoints on this node take {}, and it lends {} for them: have its owner raise the limit in \
@@ -329,6 +376,11 @@ impl Checkpoints {
 
     /// The shim tells what came of one.
     pub(crate) fn dumped(&mut self, run: Run, folder: &Path, result: Result<Done, String>) {
+        if let Some(departs) = self.tasks.get_mut(&run).and_then(|watched| watched.departs.as_mut())
+            && let Ok(done) = &result
+        {
+            departs.since = Instant::now().checked_sub(done.took).unwrap_or(departs.since);
+        }
         let number = number_in(folder, run);
         let (Some(watched), Some(number)) = (self.tasks.get_mut(&run), number) else {
             // Of a run that is gone. What is left is swept up at the next start, if not here.
@@ -337,6 +389,8 @@ impl Checkpoints {
             return;
         };
         match result {
+            // Stored by an agent before this one, which heard of it when the task stood still.
+            Ok(_) if !folder.exists() => self.schedule(run),
             Ok(done) => {
                 let Watched { task, began, writing, next, .. } = watched;
                 let left = task.left.map(|left| left.saturating_sub(began.elapsed()));
@@ -359,6 +413,9 @@ impl Checkpoints {
         for reply in watched.writing.take().into_iter().flat_map(|writing| writing.replies) {
             let _ = reply.send(Err(why.clone()));
         }
+        if let Some(reply) = watched.departs.as_mut().and_then(|departs| departs.reply.take()) {
+            let _ = reply.send(Err(why.clone()));
+        }
         watched.trouble = Some(format!("its last checkpoint could not be written: {why}"));
         self.schedule(run);
     }
@@ -373,6 +430,11 @@ impl Checkpoints {
         let Some(watched) = self.tasks.get_mut(&run) else { return };
         watched.trouble = None;
         watched.since = Instant::now();
+        if let Some(departs) = &mut watched.departs
+            && let Some(reply) = departs.reply.take()
+        {
+            let _ = reply.send(Ok(Departed { number, stood: departs.since.elapsed() }));
+        }
         if let Some(writing) = watched.writing.take() {
             if let Some(interval) = &mut watched.interval {
                 interval.measured(writing.cost, &failures);
@@ -469,14 +531,14 @@ impl Checkpoints {
         });
     }
 
-    /// Brings a checkpoint that a run shall go on from, from its home; [`News::Brought`] follows. A home that does not
+    /// Brings a checkpoint that a run shall go on from, from this node; [`News::Brought`] follows. One that does not
     /// answer is waited for: if it stays away, the run is taken from us.
-    pub(crate) fn bring(&mut self, run: Run, number: u64) {
+    pub(crate) fn bring(&mut self, run: Run, number: u64, node: NodeId) {
         self.traces.insert(run);
         let (importer, work) = (self.importer.clone(), self.work.clone());
         tokio::spawn(async move {
             let result = loop {
-                match importer.bring(run.task, number, run.task.job.home, true).await {
+                match importer.bring(run.task, number, node, true).await {
                     Ok(_) => break Ok(()),
                     Err(StageError::Unreachable(_)) => tokio::time::sleep(PAUSE).await,
                     Err(error) => break Err(error.to_string()),

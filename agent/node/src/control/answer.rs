@@ -11,7 +11,7 @@ use libgrid::ids::{NodeId, Run, Selector};
 use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus};
 use libgrid::wire::{WireError, stream};
 
-use super::{Answer, Stream, checkpoints, follow};
+use super::{Answer, Stream, checkpoints, follow, moving};
 use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::peers;
@@ -106,7 +106,8 @@ fn job_of(request: &Request) -> Option<NodeId> {
         | Request::Input { task }
         | Request::Checkpoint { task }
         | Request::Checkpoints { task }
-        | Request::Restore { task, .. } => Some(task.job.home),
+        | Request::Restore { task, .. }
+        | Request::Migrate { task, .. } => Some(task.job.home),
         _ => None,
     }
 }
@@ -123,7 +124,10 @@ async fn forward<S: Stream>(
         let why = format!("there is no node {home} in this VO, so no job of it: see gridctl ps --all");
         return Err(Failure::new(Kind::Missing, why).into());
     }
-    let goes_on = matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. });
+    let goes_on = matches!(
+        request,
+        Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. } | Request::Migrate { .. }
+    );
     let who = if job_of(&request).is_some() { "the job's home node cannot be asked: " } else { "" };
     let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
     let unreachable =
@@ -177,6 +181,10 @@ async fn local<S: Stream>(
         Request::Restore { task, from } => {
             owned(grid, caller, Selector::Task(task)).await?;
             Reply::Restoring(checkpoints::restore(grid, task, from).await?)
+        }
+        Request::Migrate { task, to, check } => {
+            owned(grid, caller, Selector::Task(task)).await?;
+            return moving::migrate(grid, task, to.as_deref(), check, client).await;
         }
         Request::List { place: Place::Here(path) } => crate::copy::list(grid, caller, &path).await?,
         _ => return Err(Failure::new(Kind::Invalid, "this request is not for another node").into()),

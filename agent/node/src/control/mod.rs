@@ -4,6 +4,7 @@
 mod answer;
 mod checkpoints;
 mod follow;
+mod moving;
 mod submit;
 
 use std::fs;

@@ -7,6 +7,7 @@
 mod environment;
 pub(crate) mod inputs;
 mod keyboard;
+pub(crate) mod moving;
 mod recover;
 mod resume;
 mod shim;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use grid_checkpoint::order::Then;
 use grid_jobs::home;
 use grid_jobs::host::{self, Action};
 use grid_jobs::message::{End, Order, Placement};
@@ -27,7 +29,7 @@ use grid_run::spawn::Shims;
 use grid_run::usage;
 use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::spec::{self, JobSpec};
-use libgrid::status::{Outcome, TaskCheckpoints, Usage};
+use libgrid::status::{Obstacle, Outcome, TaskCheckpoints, Usage};
 use libgrid::units::{Bytes, Span};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -39,11 +41,12 @@ use self::inputs::Inputs;
 pub(crate) use self::keyboard::Keyboard;
 use self::recover::remove;
 pub(crate) use self::recover::{Found, find, shim_program};
+pub(crate) use self::moving::{Departure, Surveyed};
 use self::resume::Resuming;
 pub(crate) use self::resume::finished;
 use self::shim::{ShimId, ShimNews};
 use self::slots::{Slot, Slots};
-use crate::checkpoint::{self, CheckpointError, Checkpoints, News};
+use crate::checkpoint::{self, CheckpointError, Checkpoints, Departed, News};
 use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
 use crate::peers::Peers;
@@ -74,6 +77,14 @@ pub(crate) enum Query {
     Kept { task: TaskId, reply: oneshot::Sender<TaskCheckpoints> },
     /// Whether all of a checkpoint is as it was written.
     Verify { task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>> },
+    /// What would stop a run from being moved.
+    Survey { run: Run, reply: oneshot::Sender<Result<Surveyed, String>> },
+    /// What would stop a run of another node from going on here.
+    Fits { run: Run, there: Box<Surveyed>, reply: oneshot::Sender<Vec<Obstacle>> },
+    /// That node asks for a run that is to move there.
+    Depart { run: Run, to: NodeId, reply: oneshot::Sender<Departure> },
+    /// What came of asking for a run that is to move here.
+    Departed { run: Run, from: NodeId, departed: Result<Departed, String> },
     /// What came of the work on the store of checkpoints.
     Checkpoints(News),
     /// To bring a checkpoint here from a task's host.
@@ -139,6 +150,8 @@ struct Local {
     printed: bool,
     room: Arc<Semaphore>,
     fenced: bool,
+    /// The node that may take it away.
+    departs: Option<NodeId>,
 }
 
 pub(crate) struct Runner {
@@ -246,7 +259,7 @@ impl Runner {
             }
             self.start_some();
             for (run, folder) in self.checkpoints.begin() {
-                self.tell(run, ToShim::Checkpoint { run, folder, stop: false });
+                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::RunOn });
             }
         }
     }
@@ -287,6 +300,8 @@ impl Runner {
             Action::Launch { run, order, placement } => self.backlog.push_back((run, order, placement)),
             Action::Signal { run, signal, grace } => self.signal(run, signal, grace),
             Action::Fence(run) => self.fence(run),
+            Action::Depart { run, to } => self.may_depart(run, to),
+            Action::LetGo(run) => self.let_go(run),
             Action::Lease { home, until } => {
                 self.leases.insert(home, deadline(until));
                 let until = Some(deadline(until));
@@ -380,6 +395,7 @@ impl Runner {
             log_limit: spec.log_limit.0,
             stdin: order.stdin,
             restore: None,
+            hold: false,
             checkpoint: when,
         }
     }
@@ -524,6 +540,10 @@ impl Runner {
             Query::Verify { task, number, reply } => self.checkpoints.verify(task, number, reply),
             Query::Export { task, number, node } => self.checkpoints.export(task, number, node),
             Query::Cut { task, number } => self.checkpoints.cut(task, number),
+            Query::Survey { run, reply } => self.survey(run, reply),
+            Query::Fits { run, there, reply } => self.fits(run, *there, reply),
+            Query::Depart { run, to, reply } => self.depart(run, to, reply),
+            Query::Departed { run, from, departed } => self.departed(run, from, departed),
             Query::Checkpoints(news) => self.checkpointed(news),
             Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),
             Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
@@ -599,7 +619,15 @@ impl Runner {
                     }
                 }
             }
-            FromShim::Checkpointed { run, folder, result } => self.checkpoints.dumped(run, &folder, result),
+            FromShim::Held { .. } => self.held(message),
+            FromShim::Checkpointed { run, folder, result } => {
+                let failed = result.is_err();
+                // One after which the task stood still was told of then.
+                if failed || !self.checkpoints.let_go(run) {
+                    self.checkpoints.dumped(run, &folder, result);
+                    self.checkpoints.let_go(run);
+                }
+            }
             // The greeting of a shim that was just started: it has none.
             FromShim::Tasks(kept) => {
                 if !kept.is_empty() {
@@ -690,6 +718,7 @@ impl Local {
             printed: false,
             room: Arc::new(Semaphore::new(keyboard::TYPED)),
             fenced: false,
+            departs: None,
         }
     }
 }

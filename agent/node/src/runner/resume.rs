@@ -22,9 +22,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use grid_jobs::host;
-use grid_jobs::message::{Order, Placement};
+use grid_jobs::message::{Arrival, Order, Placement};
 use grid_run::protocol::{Ending, How, Launch, ToShim};
 use libgrid::ids::{NodeId, Run, TaskId};
+use libgrid::status::MovePhase;
 use libgrid::wire::stream;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
@@ -49,6 +50,8 @@ pub(super) struct Resuming {
     order: Option<(Order, Placement)>,
     /// The checkpoint that it is made from.
     pub(super) number: Option<u64>,
+    /// Of one that moves here: that of the checkpoint to be made from, and no other.
+    pub(super) wanted: Option<u64>,
     /// What its home has was asked for.
     asked: bool,
     /// It is unpacked, and waits for the place of its user.
@@ -58,6 +61,11 @@ pub(super) struct Resuming {
 }
 
 impl Resuming {
+    /// Whether it runs elsewhere as long as it does not here.
+    pub(super) fn arrives(&self) -> bool {
+        self.order.as_ref().is_some_and(|(_, placement)| placement.arrives.is_some())
+    }
+
     fn note(&self) -> Option<String> {
         (!self.trouble.is_empty()).then(|| self.trouble.join("; "))
     }
@@ -69,6 +77,9 @@ impl Runner {
         let most = placement.from.unwrap_or(u64::MAX);
         let here = self.checkpoints.up_to(run.task, most);
         let resuming = Box::new(Resuming { order: Some((order, placement)), ..Resuming::default() });
+        if let Some(arrival) = placement.arrives {
+            return self.arrive(run, resuming, arrival);
+        }
         if let Some(resuming) = self.ask_home(run, resuming, |number| here.is_none_or(|here| here < number)) {
             self.resume(run, resuming, most);
         }
@@ -88,7 +99,7 @@ impl Runner {
             Some(number) => {
                 resuming.asked = true;
                 self.resuming.insert(run, resuming);
-                self.checkpoints.bring(run, number);
+                self.checkpoints.bring(run, number, run.task.job.home);
                 None
             }
             None => Some(resuming),
@@ -97,6 +108,10 @@ impl Runner {
 
     /// From the newest checkpoint up to this number, or else anew.
     fn resume(&mut self, run: Run, resuming: Box<Resuming>, most: u64) {
+        if resuming.arrives() && (resuming.wanted != Some(most) || self.checkpoints.up_to(run.task, most) != Some(most)) {
+            let why = resuming.note().unwrap_or_else(|| "it did not come whole".into());
+            return self.not_moved(run, why);
+        }
         if self.checkpoints.up_to(run.task, most).is_some() {
             self.resuming.insert(run, resuming);
             return self.checkpoints.unpack(run, most);
@@ -129,9 +144,18 @@ impl Runner {
                 // Ended or fenced meanwhile, if it is not there.
                 let Some(mut resuming) = self.resuming.remove(&run) else { return };
                 let from = resuming.order.as_ref().and_then(|(_, placement)| placement.from);
+                let from = resuming.wanted.or(from);
                 if let Err(why) = result {
                     warn!(%run, why, "its checkpoint was not brought here");
-                    resuming.trouble.push(format!("the checkpoint of its home node cannot be had: {why}"));
+                    let told = match resuming.wanted.take() {
+                        Some(_) => format!("it cannot be copied: {why}"),
+                        None => format!("the checkpoint of its home node cannot be had: {why}"),
+                    };
+                    resuming.trouble.push(told);
+                }
+                if resuming.arrives() {
+                    let phase = MovePhase::Restoring;
+                    self.core.host(host::Event::Moving { run, phase, stood: None });
                 }
                 self.resume(run, resuming, from.unwrap_or(u64::MAX));
             }
@@ -153,6 +177,9 @@ impl Runner {
                     Err(why) => {
                         warn!(%run, why, "no checkpoint can be used");
                         resuming.trouble.push(why);
+                        if resuming.arrives() {
+                            return self.resume(run, resuming, 0);
+                        }
                         if let Some(resuming) = self.ask_home(run, resuming, |_| true) {
                             self.resume(run, resuming, 0);
                         }
@@ -209,7 +236,15 @@ impl Runner {
         };
         let (folder, number) = (self.slots.folder(&slot), unpacked.number);
         let saved = placement.saved.max(number);
-        let note = format!("went on from checkpoint {number}");
+        let arrival = placement.arrives;
+        if arrival.is_some() && resuming.wanted != Some(number) {
+            resuming.trouble.extend(unpacked.passed.into_iter().map(|(number, why)| format!("checkpoint {number}: {why}")));
+            return self.resume(run, resuming, 0);
+        }
+        let note = match arrival {
+            Some(Arrival { node, .. }) => format!("moved here from node {node}"),
+            None => format!("went on from checkpoint {number}"),
+        };
         let note = resuming.note().map_or_else(|| note.clone(), |why| format!("{note}: {why}"));
         self.insert(run, &order, saved, Some(note), slot);
         if let Err(error) = Checkpoints::give_output(&unpacked, &folder) {
@@ -219,7 +254,8 @@ impl Runner {
         info!(%run, number, "task_resumed");
         let time = unpacked.about.left.or(spec.time.map(|limit| limit.0));
         let launch = self.launch_of(run, &order, folder, uid);
-        let launch = Launch { group_ready, time, restore: Some(unpacked.folder), ..launch };
+        let (restore, hold) = (Some(unpacked.folder), arrival.is_some());
+        let launch = Launch { group_ready, time, restore, hold, ..launch };
         resuming.number = Some(number);
         if let Some(local) = self.runs.get_mut(&run) {
             local.left = time;
@@ -250,6 +286,8 @@ impl Runner {
         local.slot.forget_group();
         // Fails only when the agent stops; the next one sweeps.
         let _ = self.cleaner.send((local.slot, true));
+        // One that moves here has no other.
+        resuming.wanted = None;
         self.resume(run, resuming, number - 1);
         true
     }

@@ -120,6 +120,7 @@ fn a_crash_at_any_write_loses_nothing_that_was_committed() {
         let (id, change) = job(serial);
         let record = TaskRecord {
             epoch: 1,
+            used: 1,
             node: None,
             started: None,
             ended: None,

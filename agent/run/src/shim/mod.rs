@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use grid_checkpoint::order::Report;
+use grid_checkpoint::order::{Report, Then};
 use grid_qos::{CgroupError, Cgroups};
 use libgrid::ids::Run;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -279,7 +279,11 @@ impl Shim {
                 self.with(run, |task| task.watched = true);
                 self.report_output(run);
             }
-            ToShim::Checkpoint { run, folder, stop } => self.checkpoint(run, folder, stop),
+            ToShim::Checkpoint { run, folder, then } => self.checkpoint(run, folder, then),
+            ToShim::LetGo(run) => {
+                let frozen = self.frozen;
+                self.with(run, |task| task.let_go(frozen));
+            }
             ToShim::Forget(run) => self.forget(run),
             ToShim::Retire => self.retire = true,
         }
@@ -488,21 +492,21 @@ impl Shim {
         self.init.with_file_name("gridos-criu")
     }
 
-    fn checkpoint(&mut self, run: Run, folder: PathBuf, stop: bool) {
-        let started = self.begin_checkpoint(run, folder.clone(), stop);
+    fn checkpoint(&mut self, run: Run, folder: PathBuf, then: Then) {
+        let started = self.begin_checkpoint(run, folder.clone(), then);
         if let Err(why) = started {
             self.tell(&FromShim::Checkpointed { run, folder, result: Err(why) });
         }
     }
 
-    fn begin_checkpoint(&mut self, run: Run, folder: PathBuf, stop: bool) -> Result<(), String> {
+    fn begin_checkpoint(&mut self, run: Run, folder: PathBuf, then: Then) -> Result<(), String> {
         if self.frozen {
             return Err("the task is frozen until its home node is heard of".into());
         }
         let criu = self.criu();
         let slot = self.slots.get(&run).copied().ok_or("the task does not run here")?;
         let task = self.tasks.get_mut(&slot).ok_or("the task does not run here")?;
-        let worker = task.checkpoint(&criu, folder, stop)?;
+        let worker = task.checkpoint(&criu, folder, then)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Worker(slot).to_u64());
         // Unheard, it waits for its answer with the task stopped: its socket must go.
         self.epoll.add(worker.socket(), event).map_err(|error| {
@@ -539,14 +543,20 @@ impl Shim {
                 }
                 return;
             }
+            Some(Report::Held(done)) => {
+                let folder = worker.folder.clone();
+                task.hold(done);
+                let run = task.run();
+                return self.tell(&FromShim::Held { run, folder, done });
+            }
             Some(Report::Done(done)) => Ok(done),
             Some(Report::Failed(why)) => Err(why),
         };
         let Some(worker) = task.worker.take() else { return };
         let (run, at, ended) = (task.run(), task.started, std::mem::take(&mut task.end_waits));
         let message = match (worker.work, result) {
-            (Work::Dump { stop }, result) => {
-                if stop && result.is_ok() {
+            (Work::Dump(then), result) => {
+                if then == Then::End && result.is_ok() {
                     task.stopped();
                 }
                 Some(FromShim::Checkpointed { run, folder: worker.folder.clone(), result })

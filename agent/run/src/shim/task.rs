@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use grid_checkpoint::Description;
-use grid_checkpoint::order::{Dump, Order, Restore, Streams};
+use grid_checkpoint::order::{Done, Dump, Order, Restore, Streams, Then};
 use libgrid::status::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, tee};
@@ -101,6 +101,7 @@ impl Task {
             started: self.started,
             checkpoint: self.launch.checkpoint,
             restoring: self.worker.as_ref().is_some_and(|worker| worker.work == Work::Restore),
+            held: self.worker.as_ref().is_some_and(|worker| worker.held.is_some()),
             end: self.end.clone(),
         }
     }
@@ -237,10 +238,36 @@ impl Task {
     }
 
     pub(super) fn freeze(&self, frozen: bool) {
-        if let Some(live) = &self.live {
+        if let Some(live) = self.live.as_ref().filter(|_| frozen || !self.is_held_from_running()) {
             // A group that is gone has nothing to freeze.
             let _ = live.group.freeze(frozen);
         }
+    }
+
+    /// It is written down or made, and stands still. One that is written down may go on elsewhere: it must not run here even if
+    /// CRIU, which stopped it, is killed.
+    pub(super) fn hold(&mut self, done: Done) {
+        if let Some(worker) = &mut self.worker {
+            worker.held = Some(done);
+        }
+        if self.is_held_from_running() {
+            self.freeze(true);
+        }
+    }
+
+    /// Lets it go that is held; `frozen` as all are here now.
+    pub(super) fn let_go(&mut self, frozen: bool) {
+        let was = self.is_held_from_running();
+        let Some(worker) = self.worker.as_mut().filter(|worker| worker.held.is_some()) else { return };
+        worker.let_go();
+        if was {
+            self.freeze(frozen);
+        }
+    }
+
+    fn is_held_from_running(&self) -> bool {
+        let held = |worker: &Worker| worker.held.is_some() && matches!(worker.work, Work::Dump(_));
+        self.worker.as_ref().is_some_and(held)
     }
 
     /// Takes the end of init: the last output, the exit status, what was used. The control group goes.
@@ -296,12 +323,12 @@ impl Task {
         &mut self,
         program: &Path,
         folder: PathBuf,
-        stop: bool,
+        then: Then,
     ) -> Result<&Worker, String> {
         let live = self.live.as_ref().ok_or("the task has ended")?;
         match self.worker.as_ref().map(|worker| worker.work) {
             Some(Work::Restore) => return Err("the task is being restored: try again when it runs".into()),
-            Some(Work::Dump { .. }) => return Err("another checkpoint of the task is being written".into()),
+            Some(Work::Dump(_)) => return Err("another checkpoint of the task is being written".into()),
             None => (),
         }
         let order = Order::Dump(Dump {
@@ -309,7 +336,7 @@ impl Task {
             uid: self.launch.uid,
             workdir: self.launch.workdir.clone(),
             stdio: live.external.clone(),
-            stop,
+            then,
         });
         let worker = Worker::start(program, &order, &[live.init.as_raw_fd()])?;
         Ok(self.worker.insert(worker))
@@ -323,8 +350,8 @@ impl Task {
         let Some(folder) = self.launch.restore.clone() else { return Ok(None) };
         let Some(live) = self.live.as_mut() else { return Ok(None) };
         let Some(restoring) = live.restoring.take() else { return Ok(None) };
-        let order =
-            Order::Restore(Restore { folder, uid: self.launch.uid, workdir: self.launch.workdir.clone() });
+        let (uid, workdir, hold) = (self.launch.uid, self.launch.workdir.clone(), self.launch.hold);
+        let order = Order::Restore(Restore { folder, uid, workdir, hold });
         let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
         descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));

@@ -6,8 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
-use grid_checkpoint::order::{self, Order, Report, Streams};
+use grid_checkpoint::order::{self, Done, Go, Order, Report, Streams, Then};
 use libgrid::wire;
+use serde::Serialize;
 
 pub(super) struct Worker {
     child: Child,
@@ -16,13 +17,15 @@ pub(super) struct Worker {
     /// The folder of the checkpoint.
     pub(super) folder: PathBuf,
     pub(super) work: Work,
+    /// What it holds, as long as it is not told to let go.
+    pub(super) held: Option<Done>,
     /// What it said at last.
     said: Option<Report>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
-    Dump { stop: bool },
+    Dump(Then),
     Restore,
 }
 
@@ -33,7 +36,7 @@ impl Worker {
     /// One sentence; nothing runs then.
     pub(super) fn start(program: &Path, order: &Order, descriptors: &[RawFd]) -> Result<Self, String> {
         let (folder, work) = match order {
-            Order::Dump(dump) => (dump.folder.clone(), Work::Dump { stop: dump.stop }),
+            Order::Dump(dump) => (dump.folder.clone(), Work::Dump(dump.then)),
             Order::Restore(restore) => (restore.folder.clone(), Work::Restore),
         };
         let wrong = |error: io::Error| format!("cannot start {}: {error}", program.display());
@@ -47,7 +50,7 @@ impl Worker {
             let _ = child.wait();
             return Err(wrong(error));
         }
-        Ok(Self { child, socket, incoming: Vec::new(), folder, work, said: None })
+        Ok(Self { child, socket, incoming: Vec::new(), folder, work, held: None, said: None })
     }
 
     pub(super) fn socket(&self) -> &UnixStream {
@@ -66,7 +69,7 @@ impl Worker {
             }
         };
         match self.take() {
-            Some(Report::Frozen) => return Some(Report::Frozen),
+            Some(report @ (Report::Frozen | Report::Held(_))) => return Some(report),
             Some(last) => self.said = Some(last),
             None => (),
         }
@@ -93,9 +96,20 @@ impl Worker {
 
     /// Lets a dump go on.
     pub(super) fn go(&mut self, streams: &Streams) {
+        self.say(streams);
+    }
+
+    /// Lets a task go that it holds.
+    pub(super) fn let_go(&mut self) {
+        if self.held.take().is_some() {
+            self.say(&Go);
+        }
+    }
+
+    fn say(&mut self, message: &impl Serialize) {
         let said = self.socket.set_nonblocking(false).and_then(|()| {
             // It reads at once: this waits for nobody. If it is gone, its end tells.
-            let frame = wire::frame(streams).map_err(io::Error::other)?;
+            let frame = wire::frame(message).map_err(io::Error::other)?;
             self.socket.write_all(&frame)?;
             self.socket.set_nonblocking(true)
         });

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use grid_checkpoint::order::Done;
+use grid_checkpoint::order::{Done, Then};
 use grid_checkpoint::{Description, Installation};
 use grid_qos::{Cgroups, ROOT};
 use grid_run::protocol::{FromShim, How, Launch, ToShim};
@@ -69,9 +69,9 @@ impl Bench {
     }
 
     /// Writes a checkpoint; its end is waited for where it is to be ended.
-    fn checkpoint(&mut self, index: u32, name: &str, stop: bool) -> Result<(PathBuf, Done), String> {
+    fn checkpoint(&mut self, index: u32, name: &str, then: Then) -> Result<(PathBuf, Done), String> {
         let folder = self.folder.path().join(name);
-        self.send(&ToShim::Checkpoint { run: run(index), folder: folder.clone(), stop });
+        self.send(&ToShim::Checkpoint { run: run(index), folder: folder.clone(), then });
         loop {
             match self.receive() {
                 FromShim::Checkpointed { run: which, folder: at, result } => {
@@ -130,7 +130,7 @@ fn matrix(name: &str) {
     let launch = bench.program(1, &program);
     bench.start(launch.clone());
     bench.ready(1);
-    let (first, done) = bench.checkpoint(1, "c1", false).unwrap();
+    let (first, done) = bench.checkpoint(1, "c1", Then::RunOn).unwrap();
     times.push(done);
     let out = bench.verdict(1, name);
     // And again from there, with the same pids, files and streams.
@@ -148,14 +148,14 @@ fn matrix(name: &str) {
     let mut launch = bench.program(3, &program);
     bench.start(launch.clone());
     bench.ready(3);
-    let (second, done) = bench.checkpoint(3, "c2", true).unwrap();
+    let (second, done) = bench.checkpoint(3, "c2", Then::End).unwrap();
     times.push(done);
     assert_eq!(bench.ended(3).how, How::Killed(libc::SIGKILL));
     let printed = Description::read(&second).unwrap().streams.printed;
     let head = bench.output(3, Stream::Stdout);
     assert_eq!(head.len() as u64, printed[0], "what it printed last is kept, and no more than that");
     bench.restore(launch.clone(), 4, &second);
-    let (third, done) = bench.checkpoint(4, "c3", true).unwrap();
+    let (third, done) = bench.checkpoint(4, "c3", Then::End).unwrap();
     times.push(done);
     assert_eq!(bench.ended(4).how, How::Killed(libc::SIGKILL));
     let middle = bench.output(4, Stream::Stdout);
@@ -225,7 +225,7 @@ fn a_terminal_is_restored() {
     bench.start(launch.clone());
     bench.send(&ToShim::Input { run: run(1), bytes: b"first\n".to_vec() });
     bench.until("it is ready", || bench.output(1, Stream::Stdout).contains("ready first"));
-    let (folder, _) = bench.checkpoint(1, "c1", true).unwrap();
+    let (folder, _) = bench.checkpoint(1, "c1", Then::End).unwrap();
     assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
     bench.restore(launch, 2, &folder);
     bench.send(&ToShim::Input { run: run(2), bytes: b"after\n".to_vec() });
@@ -249,9 +249,9 @@ fn what_was_typed_and_not_read_is_restored() {
     let line = b"0123456789abcde\n".repeat(10_000);
     bench.send(&ToShim::Input { run: run(1), bytes: line.clone() });
     bench.send(&ToShim::Input { run: run(1), bytes: b"first\n".to_vec() });
-    let (open, _) = bench.checkpoint(1, "c1", false).unwrap();
+    let (open, _) = bench.checkpoint(1, "c1", Then::RunOn).unwrap();
     bench.send(&ToShim::Input { run: run(1), bytes: Vec::new() });
-    let (ended, _) = bench.checkpoint(1, "c2", true).unwrap();
+    let (ended, _) = bench.checkpoint(1, "c2", Then::End).unwrap();
     assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
     bench.restore(launch.clone(), 2, &ended);
     let all = String::from_utf8([b"ready\n", line.as_slice(), b"first\n"].concat()).unwrap();
@@ -285,8 +285,8 @@ fn a_dump_that_fails_leaves_the_task_as_it_was() {
     bench.start(launch);
     bench.ready(1);
     let (mut peer, _) = outside.accept().unwrap();
-    for stop in [false, true] {
-        let why = bench.checkpoint(1, "c1", stop).unwrap_err();
+    for then in [Then::RunOn, Then::End] {
+        let why = bench.checkpoint(1, "c1", then).unwrap_err();
         assert!(why.starts_with("CRIU could not dump the task: ") && why.contains("socket"), "{why}");
         assert!(!bench.folder.path().join("c1").exists());
     }
@@ -296,8 +296,8 @@ fn a_dump_that_fails_leaves_the_task_as_it_was() {
     assert_eq!(said, "mine");
     bench.until("nothing is left behind", || left_behind(&bench) == before);
     // One that has ended, and one that never was.
-    assert_eq!(bench.checkpoint(1, "c1", false).unwrap_err(), "the task has ended");
-    assert_eq!(bench.checkpoint(9, "c1", false).unwrap_err(), "the task does not run here");
+    assert_eq!(bench.checkpoint(1, "c1", Then::RunOn).unwrap_err(), "the task has ended");
+    assert_eq!(bench.checkpoint(9, "c1", Then::RunOn).unwrap_err(), "the task does not run here");
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn a_restore_that_fails_leaves_nothing() {
     let launch = bench.program(1, &program);
     bench.start(launch.clone());
     bench.ready(1);
-    let (folder, _) = bench.checkpoint(1, "c1", true).unwrap();
+    let (folder, _) = bench.checkpoint(1, "c1", Then::End).unwrap();
     assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
     let before = left_behind(&bench);
     let images = folder.join("images");
@@ -374,7 +374,7 @@ fn a_task_that_is_killed_while_it_is_restored_ends() {
     let launch = bench.program(1, &program);
     bench.start(launch.clone());
     bench.ready(1);
-    let (folder, _) = bench.checkpoint(1, "c1", true).unwrap();
+    let (folder, _) = bench.checkpoint(1, "c1", Then::End).unwrap();
     assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
     let before = left_behind(&bench);
     let mut again = launch;
@@ -403,7 +403,7 @@ fn the_preflight_says_what_is_in_the_way() {
     let launch = bench.program(1, &Program { name: "tcp", script, memory: 64 });
     bench.start(launch);
     bench.ready(1);
-    let why = bench.checkpoint(1, "c1", true).unwrap_err();
+    let why = bench.checkpoint(1, "c1", Then::End).unwrap_err();
     assert!(why.contains(&format!("(python3) has a TCP connection with {address}")), "{why}");
     assert!(!bench.folder.path().join("c1").exists());
     bench.verdict(1, "tcp");
@@ -421,7 +421,7 @@ fn the_preflight_says_what_is_in_the_way() {
     let launch = bench.program(2, &Program { name: "library", script, memory: 64 });
     bench.start(launch.clone());
     bench.ready(2);
-    let (folder, _) = bench.checkpoint(2, "c2", true).unwrap();
+    let (folder, _) = bench.checkpoint(2, "c2", Then::End).unwrap();
     bench.ended(2);
     fs::rename(&library, library.with_extension("away")).unwrap();
     let mut again = launch.clone();

@@ -1,0 +1,251 @@
+//! Tasks that move while they run: this node's part, as the source or as the destination. Who decides what, and why a task is
+//! never in two places at once, is in `grid_jobs::home` (`moving.rs`).
+//!
+//! ```text
+//!   destination                                   source
+//!     Launch{arrives} ── Request::Depart ─────▶     the home's Depart has come? the shim stops it, writes it down,
+//!                                                   and holds it; the keeper stores it
+//!                     ◀──────────── Departed ──
+//!     the pieces that are missing here  ◀══════     Manifest, Stage
+//!     unpacked, made by the shim, and held
+//!     ── Held ──▶ home
+//! ```
+//!
+//! The copy goes through the store of checkpoints on both sides: what an earlier checkpoint or move brought is not sent again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use grid_checkpoint::Installation;
+use grid_checkpoint::order::Then;
+use grid_checkpoint::preflight::{self, Survey};
+use grid_checkpoint::preflight::needs::Needs;
+use grid_jobs::host;
+use grid_jobs::message::Arrival;
+use grid_run::protocol::{FromShim, ToShim};
+use libgrid::ids::{NodeId, Run};
+use libgrid::status::{MovePhase, Obstacle};
+use libgrid::wire::stream;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{Query, Resuming, Runner};
+use crate::checkpoint::{DepartReply, Departed};
+use crate::peers::{Peers, Request};
+
+/// How long a source that is not ready yet is asked again, and how often: the home's letter to it may come later than ours, and
+/// a checkpoint that is being written comes first.
+const PATIENCE: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// A task that is looked at before it moves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Surveyed {
+    pub(crate) survey: Survey,
+    /// Its local user, who must be free where it goes on.
+    pub(crate) uid: u32,
+}
+
+/// The source's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Departure {
+    /// It stands still, and can be fetched.
+    Ready(Departed),
+    /// Not yet: ask again.
+    NotYet(String),
+    /// It cannot be: a sentence.
+    Failed(String),
+}
+
+impl Runner {
+    // === before ===
+
+    /// Looks for what would stop a task from being moved.
+    pub(super) fn survey(&self, run: Run, reply: oneshot::Sender<Result<Surveyed, String>>) {
+        let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
+        let found = self.runs.get(&run).and_then(|local| {
+            let pids = groups.ok()?.group(&local.slot.name()).processes().ok()?;
+            Some((pids, local.slot.uid()))
+        });
+        let Some((pids, uid)) = found else {
+            return drop(reply.send(Err(format!("{} does not run here", run.task))));
+        };
+        let workdir = self.config.workdir();
+        tokio::task::spawn_blocking(move || {
+            let (proc, root) = (Path::new("/proc"), Path::new("/"));
+            let survey = match preflight::init_of(proc, &pids) {
+                Some(init) => {
+                    let pids: Vec<u32> = pids.into_iter().filter(|pid| *pid != init).collect();
+                    preflight::survey(proc, root, init, &pids, &preflight::own(&workdir))
+                        .map_err(|error| format!("it cannot be looked at: {error}"))
+                }
+                None => Err(format!("{} has ended", run.task)),
+            };
+            // Whoever asked may be gone.
+            let _ = reply.send(survey.map(|survey| Surveyed { survey, uid }));
+        });
+    }
+
+    /// Looks for what would stop a task that was looked at elsewhere from going on here.
+    pub(super) fn fits(&self, run: Run, there: Surveyed, reply: oneshot::Sender<Vec<Obstacle>>) {
+        let other = self.runs.iter().find(|(other, local)| {
+            local.slot.uid() == there.uid && other.task != run.task
+        });
+        let mut obstacles = Vec::new();
+        if let Some((other, _)) = other {
+            obstacles.push(Obstacle {
+                what: format!("the local user of its processes, {}, is {}'s on this node", there.uid, other.task),
+                remedy: "choose another node, or wait until that task has ended".into(),
+            });
+        }
+        let (programs, disk) = (super::shim_program(), self.config.checkpoints_dir());
+        tokio::task::spawn_blocking(move || {
+            let folder = programs.parent().unwrap_or(Path::new("/"));
+            if Installation::find(folder).is_none() {
+                obstacles.push(Obstacle {
+                    what: "CRIU is not installed on this node".into(),
+                    remedy: "install criu 4.1 or newer (setup/install build does)".into(),
+                });
+            }
+            match Needs::of_machine(Path::new("/proc")) {
+                Ok(here) => obstacles.extend(
+                    there.survey.needs.blockers(&here, Path::new("/")).into_iter().map(Obstacle::from),
+                ),
+                Err(error) => obstacles.push(Obstacle {
+                    what: format!("this machine cannot be looked at: {error}"),
+                    remedy: "mount /proc on it".into(),
+                }),
+            }
+            // Once in the store, and once unpacked.
+            if let Ok(Some(blocker)) = preflight::room(&disk, 2 * there.survey.memory) {
+                obstacles.push(blocker.into());
+            }
+            let _ = reply.send(obstacles);
+        });
+    }
+
+    // === from here ===
+
+    /// The home says who may take it.
+    pub(super) fn may_depart(&mut self, run: Run, to: NodeId) {
+        if let Some(local) = self.runs.get_mut(&run) {
+            local.departs = Some(to);
+        }
+    }
+
+    /// Another node asks for it.
+    pub(super) fn depart(&mut self, run: Run, to: NodeId, reply: oneshot::Sender<Departure>) {
+        let wait = |why: &str| Departure::NotYet(why.to_owned());
+        let departs = self.runs.get(&run).and_then(|local| local.departs);
+        if departs != Some(to) {
+            return drop(reply.send(wait("its home has not said that it moves")));
+        }
+        let (stored, answer): (DepartReply, _) = oneshot::channel();
+        match self.checkpoints.depart(run, stored) {
+            Err(_) => drop(reply.send(wait("another checkpoint of it is being written"))),
+            Ok(folder) => {
+                info!(%run, %to, "task_departs");
+                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold });
+                tokio::spawn(async move {
+                    let departure = match answer.await {
+                        Ok(Ok(departed)) => Departure::Ready(departed),
+                        Ok(Err(why)) => Departure::Failed(why),
+                        Err(_) => Departure::Failed("the agent there is stopping".into()),
+                    };
+                    let _ = reply.send(departure);
+                });
+            }
+        }
+    }
+
+    /// A task stands still, here or before its first instruction here.
+    pub(super) fn held(&mut self, message: FromShim) {
+        let FromShim::Held { run, folder, done } = message else { return };
+        let Some(local) = self.runs.get(&run) else { return };
+        if local.resuming.is_some() {
+            return self.core.host(host::Event::Held(run));
+        }
+        if local.departs.is_none() {
+            // It was given up before it stood still.
+            return self.tell(run, ToShim::LetGo(run));
+        }
+        self.core.host(host::Event::Held(run));
+        self.checkpoints.dumped(run, &folder, Ok(done));
+    }
+
+    /// It does not move, or has arrived.
+    pub(super) fn let_go(&mut self, run: Run) {
+        if let Some(local) = self.runs.get_mut(&run) {
+            local.departs = None;
+        }
+        self.tell(run, ToShim::LetGo(run));
+    }
+
+    // === to here ===
+
+    /// Has a task stopped where it runs, and brings it here; it then goes the way of those that go on from a checkpoint.
+    pub(super) fn arrive(&mut self, run: Run, resuming: Box<Resuming>, arrival: Arrival) {
+        self.resuming.insert(run, resuming);
+        let (peers, queries) = (self.peers.clone(), self.queries.clone());
+        let old = Run { task: run.task, epoch: arrival.epoch };
+        tokio::spawn(async move {
+            let departed = depart(&peers, old, arrival.node).await;
+            // The runner ends only with the agent.
+            let _ = queries.send(Query::Departed { run, from: arrival.node, departed });
+        });
+    }
+
+    /// It stands still over there, or cannot move.
+    pub(super) fn departed(&mut self, run: Run, from: NodeId, departed: Result<Departed, String>) {
+        match departed {
+            // Given up meanwhile, if it is not there.
+            Ok(_) if !self.resuming.contains_key(&run) => (),
+            Ok(Departed { number, stood }) => {
+                if let Some(resuming) = self.resuming.get_mut(&run) {
+                    resuming.wanted = Some(number);
+                }
+                let phase = MovePhase::Copying;
+                self.core.host(host::Event::Moving { run, phase, stood: Some(stood) });
+                self.checkpoints.bring(run, number, from);
+            }
+            Err(why) => self.not_moved(run, why),
+        }
+    }
+
+    /// A task cannot move here. Whatever is here of it goes.
+    pub(super) fn not_moved(&mut self, run: Run, why: String) {
+        info!(%run, why, "task_not_moved");
+        self.starting.remove(&run);
+        self.core.host(host::Event::NotMoved { run, why });
+    }
+}
+
+/// Asks the source until the task stands still.
+async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<Departed, String> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let asked = async {
+            let mut duplex = peers.ask(node, &Request::Depart(run)).await.map_err(|error| error.to_string())?;
+            stream::read::<Departure, _>(&mut duplex).await.map_err(|error| error.to_string())
+        };
+        match asked.await {
+            Ok(Departure::Ready(departed)) => return Ok(departed),
+            Ok(Departure::Failed(why)) => return Err(why),
+            Ok(Departure::NotYet(why)) if Instant::now() >= until => return Err(why),
+            Err(why) => return Err(format!("node {node} cannot be asked: {why}")),
+            Ok(Departure::NotYet(_)) => tokio::time::sleep(AGAIN).await,
+        }
+    }
+}
+
+/// Asks a runner through its channel.
+pub(crate) async fn ask<T: Send + 'static>(
+    queries: &tokio::sync::mpsc::UnboundedSender<Query>,
+    query: impl FnOnce(oneshot::Sender<T>) -> Query,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    queries.send(query(reply)).ok()?;
+    answer.await.ok()
+}

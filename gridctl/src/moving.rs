@@ -1,0 +1,123 @@
+//! Moving tasks while they run.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use indicatif::ProgressBar;
+use libgrid::GridError;
+use libgrid::blocking::Grid;
+use libgrid::control::{Reply, Request};
+use libgrid::ids::{NodeId, Selector, TaskId};
+use libgrid::status::{Moved, Obstacle, TaskState};
+use serde::Serialize;
+
+use crate::{Done, job, show};
+
+/// How often what is under way shows that it is.
+const PACE: Duration = Duration::from_millis(100);
+
+/// What came of one task, for programs.
+#[derive(Serialize)]
+struct Result {
+    task: TaskId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moved: Option<Moved>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stayed: Option<String>,
+}
+
+/// Whether a task could move, for programs.
+#[derive(Serialize)]
+struct Check {
+    task: TaskId,
+    from: NodeId,
+    to: NodeId,
+    obstacles: Vec<Obstacle>,
+}
+
+pub(crate) fn migrate(
+    grid: &mut Grid,
+    selector: Selector,
+    to: Option<&str>,
+    look_only: bool,
+    json: bool,
+) -> Done {
+    let tasks: Vec<TaskId> = job::tasks(grid, selector)?
+        .iter()
+        .filter(|task| task.state == TaskState::Running)
+        .map(|task| selector.job().task(task.index))
+        .collect();
+    if tasks.is_empty() {
+        bail!("no task of {selector} runs now: see gridctl status {selector}");
+    }
+    if look_only { check(grid, &tasks, to, json) } else { carry_out(grid, &tasks, to, json) }
+}
+
+fn check(grid: &mut Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Done {
+    let mut checks = Vec::new();
+    for task in tasks {
+        let request = Request::Migrate { task: *task, to: to.map(Into::into), check: true };
+        match grid.ask(&request)? {
+            Reply::Fits { from, to, obstacles } => checks.push(Check { task: *task, from, to, obstacles }),
+            _ => return Err(GridError::Unexpected.into()),
+        }
+    }
+    let fits = checks.iter().all(|check| check.obstacles.is_empty());
+    if json {
+        show::json(&checks)?;
+    } else {
+        for Check { task, from, to, obstacles } in &checks {
+            match obstacles.is_empty() {
+                true => show::text(format!("{task} can move from node {from} to node {to}"))?,
+                false => show::text(format!("{task} cannot move from node {from} to node {to}:"))?,
+            };
+            for obstacle in obstacles {
+                show::text(format!("  {obstacle}"))?;
+            }
+        }
+    }
+    Ok(if fits { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One after the other: each stands still for as short as it can.
+fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Done {
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(PACE);
+    let mut results = Vec::new();
+    for task in tasks {
+        let moved = grid.migrate(*task, to, |from, to, phase| {
+            bar.set_message(format!("{task} from node {from} to node {to}: {phase}"));
+        });
+        let result = match moved {
+            Ok(moved) => Result { task: *task, moved: Some(moved), stayed: None },
+            Err(GridError::Refused(failure)) => {
+                Result { task: *task, moved: None, stayed: Some(failure.message) }
+            }
+            Err(error) => {
+                bar.finish_and_clear();
+                return Err(error.into());
+            }
+        };
+        results.push(result);
+    }
+    bar.finish_and_clear();
+    if json {
+        show::json(&results)?;
+    }
+    for Result { task, moved, stayed } in &results {
+        match (moved, stayed) {
+            (Some(moved), _) if !json => {
+                let Moved { from, to, took, stopped } = moved;
+                let (took, stopped) = (took.as_secs_f64(), stopped.as_secs_f64() * 1000.0);
+                show::text(format!(
+                    "{task} moved from node {from} to node {to} in {took:.2} s, and stood still for {stopped:.0} ms"
+                ))?;
+            }
+            (_, Some(why)) => eprintln!("gridctl: {why}"),
+            _ => (),
+        }
+    }
+    let all = results.iter().all(|result| result.moved.is_some());
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
