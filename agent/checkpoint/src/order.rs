@@ -213,8 +213,12 @@ mod tests {
     fn an_order_arrives_with_its_descriptors() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut far, near) = UnixStream::pair().unwrap();
-        let order =
-            Order::Restore(Restore { folder: "/x/y".into(), uid: 1_900_000_000, workdir: "/w".into(), hold: true });
+        let order = Order::Restore(Restore {
+            folder: "/x/y".into(),
+            uid: 1_900_000_000,
+            workdir: "/w".into(),
+            hold: true,
+        });
         send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();
         drop(near);
         let (received, descriptors) = receive(&theirs).unwrap();

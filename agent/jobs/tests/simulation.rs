@@ -10,12 +10,12 @@ use std::time::{Duration, SystemTime};
 use grid_jobs::Now;
 use grid_jobs::home::{self, Home};
 use grid_jobs::host::{self, Host};
-use grid_jobs::message::{End, ToHome, ToHost};
+use grid_jobs::message::{Arrival, End, ToHome, ToHost};
 use grid_jobs::record::{Change, JobRecord, Origin, TaskRecord};
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::JobSpec;
-use libgrid::status::{Outcome, Usage};
+use libgrid::status::{MovePhase, Outcome, Usage};
 use libgrid::units::Cpus;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -36,6 +36,28 @@ struct Process {
     left: Duration,
     ended: bool,
     /// Its next checkpoint's number is higher.
+    saved: u64,
+    /// It stands still, because it moves.
+    held: bool,
+    /// The node that may take it away.
+    departs: Option<NodeId>,
+}
+
+/// A task on its way to a machine.
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    at: Duration,
+    to: NodeId,
+    run: Run,
+    arrival: Arrival,
+    /// What was copied; nothing before it stands still over there.
+    copy: Option<Copied>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Copied {
+    needs: Resources,
+    left: Duration,
     saved: u64,
 }
 
@@ -79,6 +101,15 @@ struct Grid {
     /// When, to which home, of which task, the number, from where.
     exports: Vec<(Duration, NodeId, TaskId, u64, NodeId)>,
     abandoned: Vec<Run>,
+    coming: Vec<Coming>,
+    /// How many tasks went on elsewhere without having been started again.
+    moved: u32,
+}
+
+impl Process {
+    fn new(needs: Resources, left: Duration, saved: u64) -> Self {
+        Self { needs, left, ended: false, saved, held: false, departs: None }
+    }
 }
 
 impl Grid {
@@ -105,6 +136,8 @@ impl Grid {
             collects: Vec::new(),
             exports: Vec::new(),
             abandoned: Vec::new(),
+            coming: Vec::new(),
+            moved: 0,
         }
     }
 
@@ -127,8 +160,9 @@ impl Grid {
         let mut host_actions = Vec::new();
         for (run, process) in &machine.shims {
             let end = process.ended.then(end);
-            let (needs, started) = (process.needs, now.wall);
-            host_actions.extend(host.handle(now, host::Event::Adopted { run: *run, needs, started, end }));
+            let (needs, started, held) = (process.needs, now.wall, process.held);
+            let event = host::Event::Adopted { run: *run, needs, started, held, end };
+            host_actions.extend(host.handle(now, event));
         }
         let kept = machine.shims.keys().copied().collect();
         for run in machine.shims.keys() {
@@ -196,6 +230,11 @@ impl Grid {
                 host::Action::Launch { run, order, placement } => {
                     let needs = order.spec.needs();
                     assert_eq!((placement.index, placement.epoch), (run.task.index, run.epoch));
+                    if let Some(arrival) = placement.arrives {
+                        let at = self.soon();
+                        self.coming.push(Coming { at, to: id, run, arrival, copy: None });
+                        continue;
+                    }
                     let own = machine.checkpoints.entry(run.task).or_default();
                     let most = placement.from.unwrap_or(u64::MAX);
                     own.retain(|checkpoint| checkpoint.number <= most);
@@ -215,7 +254,7 @@ impl Grid {
                     let from = own.last().copied();
                     let left = from.map_or(self.task_time, |checkpoint| checkpoint.left);
                     let saved = placement.saved.max(from.map_or(0, |checkpoint| checkpoint.number));
-                    machine.shims.insert(run, Process { needs, left, ended: false, saved });
+                    machine.shims.insert(run, Process::new(needs, left, saved));
                     let resumed = from.map(|checkpoint| checkpoint.number);
                     self.resumed.extend(resumed.map(|number| (run, (id, number))));
                     *self.starts.entry(run.task).or_default() += 1;
@@ -223,6 +262,21 @@ impl Grid {
                     let at = self.now().wall;
                     self.host(id, host::Event::Started { run, at, resumed });
                     resumed.into_iter().for_each(|number| self.host(id, host::Event::Saved { run, number }));
+                }
+                host::Action::Depart { run, to } => {
+                    if let Some(process) = machine.shims.get_mut(&run) {
+                        process.departs = Some(to);
+                    }
+                }
+                host::Action::LetGo(run) => {
+                    let Some(process) = machine.shims.get_mut(&run) else { continue };
+                    let held = std::mem::take(&mut process.held);
+                    process.departs = None;
+                    if held {
+                        assert!(!self.is_done(run.task), "{run} goes on although its task is done");
+                        let at = self.now().wall;
+                        self.host(id, host::Event::Started { run, at, resumed: None });
+                    }
                 }
                 host::Action::Signal { .. } => (),
                 host::Action::Fence(run) => {
@@ -233,6 +287,55 @@ impl Grid {
                 host::Action::Forget(run) => drop(machine.shims.remove(&run)),
             }
         }
+    }
+
+    fn soon(&mut self) -> Duration {
+        self.now + Duration::from_millis(self.rng.random_range(10..1500))
+    }
+
+    /// Each end of a move does its part: stops, copies, makes.
+    fn move_tasks(&mut self) {
+        let now = self.now;
+        let (ready, coming) =
+            std::mem::take(&mut self.coming).into_iter().partition(|c: &Coming| c.at <= now);
+        self.coming = coming;
+        for coming in ready {
+            let Coming { to, run, arrival, copy, .. } = coming;
+            // The agent that began with it is gone, or was told that it is over.
+            if !self.machines[&to].agent.as_ref().is_some_and(|(_, host)| host.has(run)) {
+                continue;
+            }
+            let reachable = !(self.machines[&to].cut || self.machines[&arrival.node].cut);
+            if let Some(Copied { needs, left, saved }) = copy.filter(|_| reachable) {
+                let process = Process { held: true, ..Process::new(needs, left, saved) };
+                self.machines.get_mut(&to).unwrap().shims.insert(run, process);
+                self.moved += 1;
+                self.host(to, host::Event::Held(run));
+                continue;
+            }
+            let old = Run { task: run.task, epoch: arrival.epoch };
+            let there = self.machines.get_mut(&arrival.node).unwrap();
+            let alive = there.agent.is_some() && reachable && copy.is_none();
+            let process = there.shims.get_mut(&old).filter(|process| alive && !process.ended);
+            match process.filter(|process| process.departs == Some(to)) {
+                Some(process) => {
+                    process.held = true;
+                    let copy =
+                        Some(Copied { needs: process.needs, left: process.left, saved: process.saved });
+                    self.host(arrival.node, host::Event::Held(old));
+                    let at = self.soon();
+                    self.coming.push(Coming { at, copy, ..coming });
+                    let (phase, stood) = (MovePhase::Copying, Some(Duration::ZERO));
+                    self.host(to, host::Event::Moving { run, phase, stood });
+                }
+                None => self.host(to, host::Event::NotMoved { run, why: "it cannot be".into() }),
+            }
+        }
+    }
+
+    /// A user wants a task on another node.
+    fn migrate(&mut self, task: TaskId, to: NodeId) {
+        self.home(task.job.home, home::Event::Migrate { task, to });
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, wire: Wire) {
@@ -299,6 +402,7 @@ impl Grid {
             let rest = Duration::from_secs(5);
             self.home(home, home::Event::Exported { task, number, rest });
         }
+        self.move_tasks();
         self.run_tasks(&ids);
         if self.now.as_secs().is_multiple_of(2) && self.now.subsec_millis() == 0 {
             self.gossip(&ids);
@@ -339,7 +443,7 @@ impl Grid {
                 let home = run.task.job.home;
                 let lease = machine.leases.get(&home).copied().unwrap_or(Duration::ZERO);
                 let frozen = home != *id && now > lease;
-                if process.ended || frozen {
+                if process.ended || process.held || frozen {
                     continue;
                 }
                 if let Some(other) = live.insert(run.task, (*id, *run)) {
@@ -726,8 +830,10 @@ fn a_user_takes_a_task_back_to_an_earlier_checkpoint() {
 /// Everything at once, over many seeds. A failing seed is to be kept as a test of its own with its cause.
 #[test]
 fn no_task_runs_twice_at_once_whatever_happens() {
+    let mut moved = 0;
     for seed in 0..150 {
         let mut grid = Grid::new(seed, 5, 0.02);
+        grid.task_time = Duration::from_secs(3 + seed % 3 * 4);
         grid.step();
         for _ in 0..600 {
             let id = NodeId(grid.rng.random_range(1..=5));
@@ -746,6 +852,14 @@ fn no_task_runs_twice_at_once_whatever_happens() {
                         grid.home(id, home::Event::Restore { task: *task, number: 1, node: id })
                     });
                 }
+                27..=120 => {
+                    let running =
+                        |machine: &Machine| machine.shims.keys().map(|run| run.task).collect::<Vec<_>>();
+                    let tasks = running(&grid.machines[&id]);
+                    let to = NodeId(grid.rng.random_range(1..=5));
+                    let some = tasks.get(grid.rng.random_range(0..tasks.len().max(1))).copied();
+                    some.into_iter().for_each(|task| grid.migrate(task, to));
+                }
                 16..=20 if grid.machines[&id].agent.is_some() => {
                     let tasks = grid.rng.random_range(1..12);
                     grid.submit(id, tasks);
@@ -757,5 +871,72 @@ fn no_task_runs_twice_at_once_whatever_happens() {
         grid.machines.values_mut().for_each(|machine| machine.cut = false);
         grid.loss = 0.0;
         grid.finish(1200);
+        moved += grid.moved;
+    }
+    assert!(moved > 150, "{moved} tasks stood ready elsewhere");
+}
+
+#[test]
+fn a_task_that_moves_is_not_started_again() {
+    let mut grid = Grid::new(12, 3, 0.0);
+    grid.step();
+    grid.task_time = Duration::from_secs(30);
+    let task = grid.submit(NodeId(1), 1).task(0);
+    while grid.starts.is_empty() {
+        grid.step();
+    }
+    let places = |grid: &Grid| {
+        let there =
+            grid.machines.iter().filter(|(_, machine)| machine.shims.keys().any(|run| run.task == task));
+        there.map(|(id, _)| *id).collect::<Vec<_>>()
+    };
+    for to in [2, 3, 1, 2].map(NodeId) {
+        if places(&grid) == [to] {
+            continue;
+        }
+        // Its home is known to run it only after the next heartbeat.
+        for _ in 0..2 * 20 {
+            grid.step();
+        }
+        grid.migrate(task, to);
+        let before = grid.now;
+        while places(&grid) != [to] {
+            grid.step();
+            assert!(grid.now - before < Duration::from_secs(8), "it is on {:?}, not on {to}", places(&grid));
+        }
+        let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
+        assert!(matches!(home.last_move(task), Some(home::Move::Moved(moved)) if moved.to == to));
+    }
+    let took = grid.finish(60);
+    assert_eq!((grid.starts[&task], grid.finished[&task]), (1, 1));
+    assert!(took < 30, "{took}");
+}
+
+#[test]
+fn a_move_whose_destination_dies_leaves_the_task_where_it_was() {
+    for after in 0..60 {
+        let mut grid = Grid::new(13, 3, 0.0);
+        grid.step();
+        grid.task_time = Duration::from_secs(40);
+        let task = grid.submit(NodeId(1), 1).task(0);
+        while grid.starts.is_empty() {
+            grid.step();
+        }
+        for _ in 0..2 * 20 {
+            grid.step();
+        }
+        let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
+        let (_, from) = home.run_of(task).unwrap();
+        let to = [2, 3].map(NodeId).into_iter().find(|id| Some(*id) != from).unwrap();
+        grid.migrate(task, to);
+        for _ in 0..after {
+            grid.step();
+        }
+        grid.crash_machine(to, Duration::from_secs(1 << 20));
+        grid.finish(120);
+        let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
+        let was_there = matches!(home.last_move(task), Some(home::Move::Moved(_)));
+        // What had moved is lost with its node, and begins anew; what had not goes on.
+        assert_eq!(grid.starts[&task], 1 + u32::from(was_there), "after {after} steps");
     }
 }

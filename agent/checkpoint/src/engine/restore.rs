@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::inside::Teller;
 use super::dump::{path_of, wait};
+use super::inside::Teller;
 use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
 use crate::Description;
 use crate::images::Tree;

@@ -65,7 +65,8 @@ pub fn survey(proc: &Path, root: &Path, init: u32, pids: &[u32], own: &[&Path]) 
     let mut memory = 0;
     for pid in pids {
         // One that ended meanwhile is in nobody's way.
-        obstacles.extend(process::examine(proc, init, *pid).unwrap_or_default().into_iter().map(Obstacle::from));
+        obstacles
+            .extend(process::examine(proc, init, *pid).unwrap_or_default().into_iter().map(Obstacle::from));
         memory += process::resident(proc, *pid).unwrap_or(0);
     }
     Ok(Survey { obstacles, needs: Needs::of(proc, root, pids, own)?, memory })

@@ -31,8 +31,8 @@ use crate::message::{Alive, End, LeaseId, ToHome, ToHost};
 use crate::record::{Back, Change, JobRecord, Origin, TaskRecord};
 use crate::{LEASE, MARGIN, Now};
 
-use self::moving::Moving;
 pub use self::moving::Move;
+use self::moving::Moving;
 
 /// How long a task that was lost waits for the node that has its checkpoint, if that is there, before it begins anew on another
 /// one. The host needs some seconds to free what the lost run took; a node that fills up meanwhile may take longer.

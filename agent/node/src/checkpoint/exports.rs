@@ -112,9 +112,7 @@ pub(crate) async fn may_have(grid: &Grid, node: NodeId, task: TaskId) -> Result<
     if task.job.home == node {
         return Ok(());
     }
-    let may = move |view: &mut View| {
-        view.home.has_run_at(task.job, node) || view.host.departs_to(task, node)
-    };
+    let may = move |view: &mut View| view.home.has_run_at(task.job, node) || view.host.departs_to(task, node);
     let look = grid.core.look(may).await;
     match look.map_err(|error| failure(Kind::Unavailable, error))? {
         true => Ok(()),

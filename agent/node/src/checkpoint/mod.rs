@@ -352,8 +352,11 @@ impl Checkpoints {
             return Err(reply);
         };
         watched.departs = Some(Departing { reply: Some(reply), since: Instant::now() });
-        watched.writing =
-            Some(Writing { interval: Some(watched.since.elapsed()), cost: Duration::ZERO, replies: Vec::new() });
+        watched.writing = Some(Writing {
+            interval: Some(watched.since.elapsed()),
+            cost: Duration::ZERO,
+            replies: Vec::new(),
+        });
         let number = watched.next;
         watched.next += 1;
         self.traces.insert(run);

@@ -119,7 +119,11 @@ pub(super) async fn restore(grid: &Arc<Grid>, task: TaskId, from: Option<u64>) -
 }
 
 /// Asks another node for one answer.
-pub(super) async fn ask<T: DeserializeOwned>(grid: &Grid, node: NodeId, request: &Request) -> Result<T, Failure> {
+pub(super) async fn ask<T: DeserializeOwned>(
+    grid: &Grid,
+    node: NodeId,
+    request: &Request,
+) -> Result<T, Failure> {
     let unreachable = |error: &dyn std::fmt::Display| Failure::new(Kind::Unavailable, error.to_string());
     let mut duplex = grid.peers.ask(node, request).await.map_err(|error| unreachable(&error))?;
     stream::read::<Result<T, Failure>, _>(&mut duplex).await.map_err(|error| unreachable(&error))?

@@ -99,21 +99,17 @@ async fn destination(
             Failure::new(Kind::State, why).into()
         });
     };
-    let node = grid.members.find(name).ok_or_else(|| {
-        Failure::new(Kind::Missing, format!("there is no node {name}: see gridctl nodes"))
-    })?;
+    let node = grid
+        .members
+        .find(name)
+        .ok_or_else(|| Failure::new(Kind::Missing, format!("there is no node {name}: see gridctl nodes")))?;
     match node == from {
         true => Err(Failure::new(Kind::State, format!("{task} is on node {name} already")).into()),
         false => Ok(node),
     }
 }
 
-async fn obstacles(
-    grid: &Arc<Grid>,
-    run: Run,
-    from: NodeId,
-    to: NodeId,
-) -> Result<Vec<Obstacle>, Answer> {
+async fn obstacles(grid: &Arc<Grid>, run: Run, from: NodeId, to: NodeId) -> Result<Vec<Obstacle>, Answer> {
     let surveyed: Surveyed = match from == grid.me {
         true => grid.survey(run).await?,
         false => ask(grid, from, &Request::Survey(run)).await?,

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use grid_checkpoint::Installation;
 use grid_checkpoint::order::Then;
-use grid_checkpoint::preflight::{self, Survey};
 use grid_checkpoint::preflight::needs::Needs;
+use grid_checkpoint::preflight::{self, Survey};
 use grid_jobs::host;
 use grid_jobs::message::Arrival;
 use grid_run::protocol::{FromShim, ToShim};
@@ -90,13 +90,15 @@ impl Runner {
 
     /// Looks for what would stop a task that was looked at elsewhere from going on here.
     pub(super) fn fits(&self, run: Run, there: Surveyed, reply: oneshot::Sender<Vec<Obstacle>>) {
-        let other = self.runs.iter().find(|(other, local)| {
-            local.slot.uid() == there.uid && other.task != run.task
-        });
+        let other =
+            self.runs.iter().find(|(other, local)| local.slot.uid() == there.uid && other.task != run.task);
         let mut obstacles = Vec::new();
         if let Some((other, _)) = other {
             obstacles.push(Obstacle {
-                what: format!("the local user of its processes, {}, is {}'s on this node", there.uid, other.task),
+                what: format!(
+                    "the local user of its processes, {}, is {}'s on this node",
+                    there.uid, other.task
+                ),
                 remedy: "choose another node, or wait until that task has ended".into(),
             });
         }
@@ -227,7 +229,8 @@ async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<Departed, Strin
     let until = Instant::now() + PATIENCE;
     loop {
         let asked = async {
-            let mut duplex = peers.ask(node, &Request::Depart(run)).await.map_err(|error| error.to_string())?;
+            let mut duplex =
+                peers.ask(node, &Request::Depart(run)).await.map_err(|error| error.to_string())?;
             stream::read::<Departure, _>(&mut duplex).await.map_err(|error| error.to_string())
         };
         match asked.await {

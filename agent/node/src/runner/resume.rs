@@ -108,7 +108,9 @@ impl Runner {
 
     /// From the newest checkpoint up to this number, or else anew.
     fn resume(&mut self, run: Run, resuming: Box<Resuming>, most: u64) {
-        if resuming.arrives() && (resuming.wanted != Some(most) || self.checkpoints.up_to(run.task, most) != Some(most)) {
+        if resuming.arrives()
+            && (resuming.wanted != Some(most) || self.checkpoints.up_to(run.task, most) != Some(most))
+        {
             let why = resuming.note().unwrap_or_else(|| "it did not come whole".into());
             return self.not_moved(run, why);
         }
@@ -238,7 +240,9 @@ impl Runner {
         let saved = placement.saved.max(number);
         let arrival = placement.arrives;
         if arrival.is_some() && resuming.wanted != Some(number) {
-            resuming.trouble.extend(unpacked.passed.into_iter().map(|(number, why)| format!("checkpoint {number}: {why}")));
+            resuming.trouble.extend(
+                unpacked.passed.into_iter().map(|(number, why)| format!("checkpoint {number}: {why}")),
+            );
             return self.resume(run, resuming, 0);
         }
         let note = match arrival {
