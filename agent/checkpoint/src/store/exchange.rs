@@ -68,7 +68,8 @@ impl Store {
     /// bytes were new.
     ///
     /// # Errors
-    /// [`StoreError`]; there is no such checkpoint then.
+    /// [`StoreError`]; there is no such checkpoint then. After [`StoreError::Missing`] another look at what is missing helps: a
+    /// piece was here when it was looked for, and went with the checkpoint of another task.
     pub fn import(&self, task: &str, number: u64, manifest: &[u8], from: &Path) -> Result<u64, StoreError> {
         let tasks = self.task(task)?;
         let manifest = Manifest::parse(manifest, from)?;
@@ -85,7 +86,7 @@ impl Store {
                 Ok(meta) if meta.is_file() => meta.len(),
                 Ok(_) => return Err(StoreError::Damaged { path: came, why: "it is no file" }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(StoreError::Damaged { path: came, why: "it did not come" });
+                    return Err(StoreError::Missing { path: came });
                 }
                 Err(error) => return Err(at("cannot look at", &came)(error)),
             };

@@ -96,6 +96,12 @@ pub enum StoreError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A piece that was here when it was asked what is missing is not here any more, and did not come either.
+    #[error("{} did not come", path.display())]
+    Missing {
+        /// Where it should have come to.
+        path: PathBuf,
+    },
     /// A name that cannot be one.
     #[error("{name:?} is no name of a task")]
     Name {

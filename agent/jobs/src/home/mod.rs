@@ -584,6 +584,7 @@ impl Home {
         let arrived = news && task.back.take_if(|back| run.epoch > back.after).is_some();
         if let Some(number) = saved.filter(|saved| task.exported.is_none_or(|exported| exported < *saved))
             && from != me
+            && !self.moving.contains_key(&run.task)
             && now.mono >= task.rests
         {
             task.rests = Duration::MAX;

@@ -39,6 +39,9 @@ use crate::staging::{StageError, Staging};
 /// Exports take at most this part of the time, on the mean.
 pub(crate) const SHARE: u32 = 10;
 
+/// How often what is missing is looked for, while other tasks' checkpoints go, and pieces with them.
+const TRIES: u32 = 5;
+
 /// How long the home rests after one that failed.
 pub(crate) const REST: Duration = Duration::from_secs(5);
 
@@ -68,6 +71,30 @@ impl Importer {
         compare: bool,
     ) -> Result<Duration, StageError> {
         let begun = Instant::now();
+        let mut tries = TRIES;
+        loop {
+            match self.try_bring(task, number, from, compare).await {
+                Err(BringError::Store(StoreError::Missing { .. })) if tries > 1 => tries -= 1,
+                Err(BringError::Store(error)) => return Err(StageError::Lasting(error.to_string())),
+                Err(BringError::Stage(error)) => return Err(error),
+                Ok((pieces, bytes)) => {
+                    let took = begun.elapsed();
+                    let ms = took.as_millis() as u64;
+                    info!(%task, number, %from, pieces, bytes, took = ms, "checkpoint_brought");
+                    return Ok(took);
+                }
+            }
+        }
+    }
+
+    /// How many pieces came, and how many bytes of them were new.
+    async fn try_bring(
+        &self,
+        task: TaskId,
+        number: u64,
+        from: NodeId,
+        compare: bool,
+    ) -> Result<(usize, u64), BringError> {
         let manifest = manifest(&self.staging.peers, task, number, from).await?;
         let coming = self.folder.join("coming");
         let lasting = |error: &dyn std::fmt::Display| StageError::Lasting(error.to_string());
@@ -89,11 +116,17 @@ impl Importer {
             let _ = fs::remove_dir_all(&came);
             imported
         });
-        let bytes = imported.await.map_err(|error| lasting(&error))?;
-        let took = begun.elapsed();
-        info!(%task, number, %from, pieces, bytes, took = took.as_millis() as u64, "checkpoint_brought");
-        Ok(took)
+        Ok((pieces, imported.await?))
     }
+}
+
+/// One try to bring a checkpoint here failed.
+#[derive(Debug, thiserror::Error)]
+enum BringError {
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 async fn manifest(peers: &Peers, task: TaskId, number: u64, from: NodeId) -> Result<Vec<u8>, StageError> {

@@ -32,6 +32,8 @@ pub(super) enum Work {
     Imported { task: TaskId, then: Option<(Run, Result<(), String>)> },
     /// Forget all of a task.
     Forget(TaskId),
+    /// Remove what lies beside the store for a run: what was unpacked, and dumps that came to nothing.
+    Clear { unpacked: PathBuf, dumps: Vec<PathBuf> },
 }
 
 /// What came of it.
@@ -140,6 +142,11 @@ impl Keeper {
                 self.tell_list(task);
                 let Some((run, result)) = then else { return };
                 News::Brought { run, result }
+            }
+            Work::Clear { unpacked, dumps } => {
+                remove(&unpacked);
+                let failed = dumps.iter().filter(|dump| Description::read(dump).is_err());
+                return failed.for_each(|dump| remove(dump));
             }
             Work::Forget(task) => {
                 self.drop_some(task, |_| true);

@@ -586,15 +586,10 @@ impl Checkpoints {
         if !self.traces.remove(&run) {
             return;
         }
-        let (unpacked, fresh) = (self.unpacked(run), self.folder.join("fresh"));
-        drop(tokio::task::spawn_blocking(move || {
-            keeper::remove(&unpacked);
-            for path in fs::read_dir(fresh).into_iter().flatten().flatten().map(|entry| entry.path()) {
-                if number_in(&path, run).is_some() && Description::read(&path).is_err() {
-                    keeper::remove(&path);
-                }
-            }
-        }));
+        // Those that are there now: the next may begin before the keeper comes to it.
+        let fresh = fs::read_dir(self.folder.join("fresh")).into_iter().flatten().flatten();
+        let dumps = fresh.map(|entry| entry.path()).filter(|path| number_in(path, run).is_some()).collect();
+        self.order(Work::Clear { unpacked: self.unpacked(run), dumps });
     }
 
     /// Nothing goes on from them any more.

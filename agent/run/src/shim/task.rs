@@ -200,6 +200,10 @@ impl Task {
             self.reason.get_or_insert(reason);
         }
         if signal == libc::SIGKILL {
+            if self.worker.is_some() {
+                // CRIU may be among them, and what it has stopped must not run on when it dies before the others.
+                let _ = live.group.freeze(true);
+            }
             // Each of them, not init alone: what is thawed below would run on until init has died and taken it along.
             for pid in live.group.processes().unwrap_or_default() {
                 let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
@@ -238,36 +242,30 @@ impl Task {
     }
 
     pub(super) fn freeze(&self, frozen: bool) {
-        if let Some(live) = self.live.as_ref().filter(|_| frozen || !self.is_held_from_running()) {
+        if let Some(live) = self.live.as_ref().filter(|_| frozen || !self.is_held()) {
             // A group that is gone has nothing to freeze.
             let _ = live.group.freeze(frozen);
         }
     }
 
-    /// It is written down or made, and stands still. One that is written down may go on elsewhere: it must not run here even if
-    /// CRIU, which stopped it, is killed.
+    /// It is written down or made, and stands still. It may run elsewhere, or be going to: it must not run here even if CRIU,
+    /// which stopped it, is killed.
     pub(super) fn hold(&mut self, done: Done) {
         if let Some(worker) = &mut self.worker {
             worker.held = Some(done);
         }
-        if self.is_held_from_running() {
-            self.freeze(true);
-        }
+        self.freeze(true);
     }
 
     /// Lets it go that is held; `frozen` as all are here now.
     pub(super) fn let_go(&mut self, frozen: bool) {
-        let was = self.is_held_from_running();
         let Some(worker) = self.worker.as_mut().filter(|worker| worker.held.is_some()) else { return };
         worker.let_go();
-        if was {
-            self.freeze(frozen);
-        }
+        self.freeze(frozen);
     }
 
-    fn is_held_from_running(&self) -> bool {
-        let held = |worker: &Worker| worker.held.is_some() && matches!(worker.work, Work::Dump(_));
-        self.worker.as_ref().is_some_and(held)
+    fn is_held(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.held.is_some())
     }
 
     /// Takes the end of init: the last output, the exit status, what was used. The control group goes.
