@@ -17,8 +17,8 @@ const UIDS: Range<u32> = 1_900_000_000..1_900_065_536;
 /// How many free places keep their folders and groups.
 const SPARE: usize = 256;
 
-/// How far apart nodes begin with their users: odd, so that all of the range is used; few nodes, of which each has fewer tasks
-/// than this at once, never meet.
+/// How many users each node begins with that no other begins with: odd, so that all of the range is used. As long as each has
+/// fewer tasks than this, a task that comes from another node finds its user free.
 const SPREAD: u32 = 521;
 
 /// A place that is taken.
@@ -36,6 +36,8 @@ pub(super) struct Slots {
     known: HashSet<u32>,
     /// The numbers of places whose users have checkpoints to go on from.
     reserved: HashSet<u32>,
+    /// The first of this node's own.
+    first: u32,
     next: u32,
 }
 
@@ -59,8 +61,15 @@ impl Slots {
     /// Each node begins elsewhere in the range, so that a task that goes on from a checkpoint of another node finds its user
     /// free.
     pub(super) fn new(folder: PathBuf, me: NodeId) -> Self {
-        let next = me.0.wrapping_mul(SPREAD) % UIDS.len() as u32;
-        Self { folder, free: Vec::new(), known: HashSet::new(), reserved: HashSet::new(), next }
+        let first = me.0.wrapping_mul(SPREAD) % UIDS.len() as u32;
+        let (known, reserved) = (HashSet::new(), HashSet::new());
+        Self { folder, free: Vec::new(), known, reserved, first, next: first }
+    }
+
+    /// Whether it is one that no other node begins with.
+    fn is_own(&self, number: u32) -> bool {
+        let count = UIDS.len() as u32;
+        (number + count - self.first) % count < SPREAD
     }
 
     pub(super) fn folder(&self, slot: &Slot) -> PathBuf {
@@ -75,7 +84,7 @@ impl Slots {
 
     /// Takes a place, and says whether its control group is there with these limits. None if all are taken.
     pub(super) fn take(&mut self, limits: Limits) -> Option<(Slot, bool)> {
-        let open = |slot: &Slot| !self.reserved.contains(&slot.number);
+        let open = |slot: &Slot| !self.reserved.contains(&slot.number) && self.is_own(slot.number);
         let same = self.free.iter().rposition(|slot| slot.group == Some(limits) && open(slot));
         let slot = match same.or_else(|| self.free.iter().rposition(open)) {
             Some(at) => Some(self.free.swap_remove(at)),
@@ -118,7 +127,9 @@ impl Slots {
 
     /// Gives a clean place back. One that is too many is returned: its folder and group are to be removed.
     pub(super) fn give_back(&mut self, slot: Slot) -> Option<Slot> {
-        if self.free.len() < SPARE || self.reserved.contains(&slot.number) {
+        // One that came with a task from another node may come again with the next.
+        let spare = self.free.len() < SPARE && self.is_own(slot.number);
+        if spare || self.reserved.contains(&slot.number) {
             self.free.push(slot);
             return None;
         }
@@ -171,6 +182,22 @@ mod tests {
         assert!(ready && again.uid() == uid);
         assert!(slots.take_user(UIDS.start + 2, LIMITS).is_some_and(|(_, ready)| !ready));
         assert!(slots.take_user(1000, LIMITS).is_none());
+    }
+
+    #[test]
+    fn what_came_from_another_node_is_not_given_to_new_tasks() {
+        let [mut here, mut there] = [1, 2].map(|node| Slots::new("/tasks".into(), NodeId(node)));
+        let (slot, _) = there.take(LIMITS).unwrap();
+        let uid = slot.uid();
+        let (guest, _) = here.take_user(uid, LIMITS).unwrap();
+        assert!(here.give_back(guest).is_some(), "its place is removed");
+        here.reserve([uid].into_iter());
+        let (guest, _) = here.take_user(uid, LIMITS).unwrap();
+        assert!(here.give_back(guest).is_none(), "it may come back");
+        here.reserve([].into_iter());
+        let taken: Vec<u32> = (0..SPREAD).map(|_| here.take(LIMITS).unwrap().0.uid()).collect();
+        assert!(!taken.contains(&uid));
+        assert!(here.take_user(uid, LIMITS).is_some());
     }
 
     #[test]
