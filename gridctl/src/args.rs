@@ -130,6 +130,14 @@ pub(crate) enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Move all that runs on a node to others, and let it take no more. Example: gridctl drain node2
+    Drain {
+        /// Its name or number
+        node: String,
+        /// Let it take tasks again
+        #[arg(long)]
+        undo: bool,
+    },
     /// Copy files between nodes. Example: gridctl cp -r node1:/data/run7 node3:/data/
     Cp {
         /// PATH here, NODE:/PATH, or grid:/PATH; the last is the target

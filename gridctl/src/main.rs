@@ -96,6 +96,7 @@ fn dispatch(args: Args) -> Done {
         Command::Migrate { job, to, check } => {
             moving::migrate(&mut connect()?, job, to.as_deref(), check, json)
         }
+        Command::Drain { node, undo } => moving::drain(&connect()?, &node, undo, json),
         Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),
         Command::Put { paths, options } => copy::put(&connect()?, &paths, &options, json),
         Command::Get { sources, output, options } => {

@@ -84,7 +84,7 @@ fn check(grid: &mut Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Don
 fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Done {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(PACE);
-    let mut results = Vec::new();
+    let mut results: Vec<Result> = Vec::new();
     for task in tasks {
         let moved = grid.migrate(*task, to, |from, to, phase| {
             bar.set_message(format!("{task} from node {from} to node {to}: {phase}"));
@@ -102,10 +102,43 @@ fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Don
         results.push(result);
     }
     bar.finish_and_clear();
+    told(&results, json)
+}
+
+/// Moves all that runs on a node to others.
+pub(crate) fn drain(grid: &Grid, node: &str, undo: bool, json: bool) -> Done {
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(PACE);
+    bar.set_message(format!("draining {node}"));
+    let mut results = Vec::new();
+    let drained = grid.drain(node, undo, |task, outcome| {
+        bar.set_message(format!("draining {node}: {task}"));
+        let (moved, stayed) = match outcome {
+            Ok(moved) => (Some(moved), None),
+            Err(why) => (None, Some(why)),
+        };
+        results.push(Result { task, moved, stayed });
+    });
+    bar.finish_and_clear();
+    drained?;
+    let exit = told(&results, json)?;
+    if !json {
+        let stay = results.iter().filter(|result| result.stayed.is_some()).count();
+        show::text(match (undo, stay) {
+            (true, _) => format!("{node} takes tasks again"),
+            (false, 0) => format!("{node} is drained: nothing runs on it, and it takes no more tasks"),
+            (false, stay) => format!("{node} takes no more tasks; {stay} stay until they end"),
+        })?;
+    }
+    Ok(exit)
+}
+
+/// Shows what came of each; a failure if any stayed.
+fn told(results: &[Result], json: bool) -> Done {
     if json {
         show::json(&results)?;
     }
-    for Result { task, moved, stayed } in &results {
+    for Result { task, moved, stayed } in results {
         match (moved, stayed) {
             (Some(moved), _) if !json => {
                 let Moved { from, to, took, stopped } = moved;

@@ -438,6 +438,38 @@ impl Grid {
         }
     }
 
+    /// Has all that runs on a node moved to others, and lets it take no more tasks; with `undo`, lets it take tasks again.
+    /// What comes of each task is told: it moved, or why it stays.
+    ///
+    /// # Errors
+    /// Where there is no such node, or the caller is not root.
+    ///
+    /// ```no_run
+    /// # let grid = libgrid::blocking::Grid::connect()?;
+    /// grid.drain("node2", false, |task, outcome| match outcome {
+    ///     Ok(moved) => println!("{task} runs on node {}", moved.to),
+    ///     Err(why) => println!("{task} stays: {why}"),
+    /// })?;
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn drain(
+        &self,
+        node: &str,
+        undo: bool,
+        mut seen: impl FnMut(TaskId, Result<Moved, String>),
+    ) -> Result<(), GridError> {
+        let mut own = self.again()?;
+        own.send(&Request::Drain { node: node.into(), undo })?;
+        loop {
+            match own.receive()? {
+                Reply::Relocated { task, moved: Some(moved), .. } => seen(task, Ok(moved)),
+                Reply::Relocated { task, stayed, .. } => seen(task, Err(stayed.unwrap_or_default())),
+                Reply::Done => return Ok(()),
+                _ => return Err(GridError::Unexpected),
+            }
+        }
+    }
+
     /// Opens the typing half of a task that was submitted with input.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! A client connects to the agent's Unix socket ([`DEFAULT_SOCKET`]); each side sends a
 //! [`Hello`](crate::wire::Hello). Then the client sends [`Request`] frames, and gets for each, in order, one
-//! [`Response`] frame. Requests may be sent before earlier ones are answered. Six requests go on after that,
+//! [`Response`] frame. Requests may be sent before earlier ones are answered. Seven requests go on after that,
 //! and a connection that carried one is closed at its end:
 //!
 //! | request | then |
@@ -11,6 +11,7 @@
 //! | [`Request::Wait`] | [`Reply::Job`] whenever the job changes, until it is done |
 //! | [`Request::Logs`] | [`Reply::Output`] as it comes, then [`Reply::Done`] |
 //! | [`Request::Migrate`] | [`Reply::Moving`] for each phase, then [`Reply::Moved`] |
+//! | [`Request::Drain`] | [`Reply::Relocated`] for each task, then [`Reply::Done`] |
 //! | [`Request::Copy`] | [`Reply::Copying`] several times a second, then [`Reply::Copied`] |
 //! | [`Request::Input`] | the client sends [`Input`] frames; [`Reply::Done`] when the task ended |
 //!
@@ -160,6 +161,14 @@ pub enum Request {
         to: Option<String>,
         /// Whether to look only.
         check: bool,
+    },
+    /// Move all that runs on a node to others, and let it take no more: [`Reply::Relocated`] for each task, then
+    /// [`Reply::Done`]. With `undo`, let it take tasks again.
+    Drain {
+        /// Its number or name.
+        node: String,
+        /// Whether to let it take tasks again.
+        undo: bool,
     },
 }
 
@@ -339,6 +348,15 @@ pub enum Reply {
     },
     /// A task has moved, and runs on.
     Moved(Moved),
+    /// What came of a task on a node that is drained.
+    Relocated {
+        /// Which.
+        task: TaskId,
+        /// It runs elsewhere now.
+        moved: Option<Moved>,
+        /// It stays: a sentence why.
+        stayed: Option<String>,
+    },
     /// Whether a task could move.
     Fits {
         /// From where.

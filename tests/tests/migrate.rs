@@ -293,6 +293,60 @@ fn who_follows_a_task_sees_no_seam() {
     });
 }
 
+#[test]
+fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
+    let config = GridConfig::new("a_drained_node", 3);
+    with(
+        "a_drained_node_is_left_by_all_that_can_move_and_takes_no_more",
+        || config.up(),
+        |grid| {
+            if !moves(grid) {
+                return;
+            }
+            // Of two homes, the drained node's own among them; and one that may be nowhere else.
+            let (spec, file) = witnessed(grid, "drained");
+            let job = begin(grid, 2, spec);
+            let own = grid.submit(2, on(spec_of_sleep(), 2));
+            let bound = grid.submit(1, on(spec_of_sleep(), 2));
+            let both = JobSpec { nodes: vec!["node2".into(), "node3".into()], ..spec_of_sleep() };
+            let many: Vec<JobId> = (0..4).map(|_| grid.submit(2, both.clone())).collect();
+            for job in many.iter().chain([&own, &bound]) {
+                grid.until_running(1, *job);
+            }
+            let drained = grid.gridctl(3, ["drain", "node2", "--json"]);
+            assert_eq!(drained.status, 1, "{drained:?}");
+            let results: Value = serde_json::from_str(&drained.stdout).unwrap();
+            for result in results.as_array().unwrap() {
+                let task = result["task"].as_str().unwrap();
+                match [own, bound].iter().any(|job| task == format!("{job}/0")) {
+                    true => assert!(result["stayed"].as_str().unwrap().contains("no other node"), "{result}"),
+                    false => assert!(result["moved"]["to"] != 2, "{result}"),
+                }
+            }
+            let on_two = |grid: &Grid, job: &JobId| grid.places(1, *job) == [Some(NodeId(2))];
+            assert!(many.iter().chain([&job]).all(|job| !on_two(grid, job)));
+            assert!(on_two(grid, &own) && on_two(grid, &bound));
+            assert!(drained.stderr.contains("no other node that may run"), "{drained:?}");
+
+            // Also after its agent was started again, nothing new comes; until that is undone.
+            grid.kill_agent(2);
+            grid.until_up(1, 3);
+            let waits = grid.submit(1, on(spec_of_sleep(), 2));
+            let why = until_some("it is told why it waits", || grid.job(1, waits).summary.why);
+            assert!(why.contains("core") || why.contains("room"), "{why}");
+            grid.gridctl_as(1, NOBODY, Path::new("/"), ["drain", "node2"]).says(&["only root"]);
+            grid.gridctl(1, ["drain", "node9"]).says(&["there is no node node9"]);
+            assert_eq!(grid.gridctl(1, ["drain", "node2", "--undo"]).ok(), "node2 takes tasks again");
+            grid.until_running(1, waits);
+            counted(&verdict(grid, job, "drained"), &file);
+        },
+    );
+}
+
+fn on(spec: JobSpec, node: u32) -> JobSpec {
+    JobSpec { nodes: vec![format!("node{node}")], ..spec }
+}
+
 fn spec_of_sleep() -> JobSpec {
     JobSpec::command(["sleep", "1000"]).cpus(Cpus::from_milli(100)).memory(Bytes(64 << 20))
 }

@@ -97,6 +97,8 @@ pub enum Event {
     },
     /// A run that was fenced has ended, or a shim was lost with it.
     Gone(Run),
+    /// The node's owner wants no more tasks here, or wants them again.
+    Drain(bool),
     /// This node was put out of the VO, or that home was: its runs end.
     Evicted(NodeId),
     /// Time passes; at least every [`HEARTBEAT`].
@@ -197,6 +199,7 @@ pub struct Host {
     me: NodeId,
     total: Resources,
     free: Resources,
+    draining: bool,
     leases: HashMap<LeaseId, Reserved>,
     runs: BTreeMap<Run, Hosted>,
     contacts: HashMap<NodeId, Contact>,
@@ -211,6 +214,7 @@ impl Host {
             me,
             total,
             free: total,
+            draining: false,
             leases: HashMap::new(),
             runs: BTreeMap::new(),
             contacts: HashMap::new(),
@@ -219,9 +223,9 @@ impl Host {
         }
     }
 
-    /// What is neither reserved nor in use.
+    /// What is neither reserved nor in use; nothing on a node that takes no more tasks.
     pub fn free(&self) -> Resources {
-        self.free
+        if self.draining { Resources::default() } else { self.free }
     }
 
     /// What this node lends in all.
@@ -247,6 +251,12 @@ impl Host {
     /// The runs that are here.
     pub fn runs(&self) -> impl Iterator<Item = Run> {
         self.runs.keys().copied()
+    }
+
+    /// The runs that are here, and have not ended.
+    pub fn running(&self) -> impl Iterator<Item = Run> {
+        let alive = |hosted: &Hosted| matches!(hosted.phase, Phase::Preparing | Phase::Running(_));
+        self.runs.iter().filter(move |(_, hosted)| alive(hosted)).map(|(run, _)| *run)
     }
 
     /// Takes an event.
@@ -304,6 +314,7 @@ impl Host {
                     actions.push(Action::Send { to: run.task.job.home, message });
                 }
             }
+            Event::Drain(draining) => self.draining = draining,
             Event::Evicted(home) => {
                 let runs: Vec<_> =
                     self.runs.keys().copied().filter(|run| run.task.job.home == home).collect();
@@ -320,13 +331,13 @@ impl Host {
             ToHost::Reserve { lease, each, count } => {
                 let used = self.leases.values().filter(|reserved| reserved.home == from).count();
                 let known = self.leases.contains_key(&lease) || used >= MOST;
-                let count = if known { 0 } else { count.min(self.free.fits(each)).min(MOST as u32) };
+                let count = if known { 0 } else { count.min(self.free().fits(each)).min(MOST as u32) };
                 if count > 0 {
                     self.free = self.free.minus(each.times(count));
                     let reserved = Reserved { home: from, each, left: count, granted: now.mono };
                     self.leases.insert(lease, reserved);
                 }
-                let message = ToHome::Granted { lease, count, free: self.free };
+                let message = ToHome::Granted { lease, count, free: self.free() };
                 actions.push(Action::Send { to: from, message });
             }
             ToHost::Release(lease) => {
@@ -549,7 +560,7 @@ impl Host {
             while contact.unanswered.len() > 16 {
                 contact.unanswered.pop_first();
             }
-            let message = ToHome::Heartbeat { seq: self.seq, runs, free: self.free };
+            let message = ToHome::Heartbeat { seq: self.seq, runs, free: self.free() };
             actions.push(Action::Send { to: home, message });
         }
         orphans.into_iter().for_each(|run| self.fence(run, actions));

@@ -3,7 +3,7 @@
 //! | who | may |
 //! | --- | --- |
 //! | any user of a node of the VO | submit; see nodes and jobs; read the output of their own jobs, type into them, and end them |
-//! | root of a node of the VO | that with everybody's jobs |
+//! | root of a node of the VO | that with everybody's jobs; drain nodes |
 //! | any user of a node of the VO | copy files that this node lends, as the export says ([`crate::copy::exports`]) |
 //! | any user of this machine | copy their own files; get a certificate of the VO that names them |
 //! | root of this machine | found and join a VO; lend folders |

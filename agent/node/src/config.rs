@@ -226,6 +226,11 @@ impl Config {
         self.state_dir.join("inputs")
     }
 
+    /// There while the node takes no tasks.
+    pub(crate) fn draining(&self) -> PathBuf {
+        self.state_dir.join("draining")
+    }
+
     /// Checkpoints of tasks that run here.
     pub(crate) fn checkpoints_dir(&self) -> PathBuf {
         self.state_dir.join("checkpoints")

@@ -100,6 +100,7 @@ impl Grid {
             let held = kept.held;
             core.host(host::Event::Adopted { run, needs, started, held, end });
         }
+        core.host(host::Event::Drain(config.draining().exists()));
         core.home(home::Event::LocalRuns(found.kept.iter().map(|kept| kept.run).collect()));
         info!(node = %me, jobs, tasks = found.kept.len(), "agent_recovered");
 
@@ -240,6 +241,22 @@ impl Grid {
     pub(crate) async fn depart(&self, run: Run, to: NodeId) -> Departure {
         let departure = moving::ask(&self.queries, |reply| Query::Depart { run, to, reply }).await;
         departure.unwrap_or_else(|| Departure::Failed(core::Stopping.to_string()))
+    }
+
+    /// Takes no more tasks, or takes them again; also after a restart.
+    pub(crate) async fn drain(&self, draining: bool) -> Result<(), Failure> {
+        let mark = self.config.draining();
+        let noted = blocking(move || match draining {
+            true => fs::File::create(&mark).and_then(|file| file.sync_all()),
+            false => match fs::remove_file(&mark) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        });
+        noted.await.map_err(|error| failure(Kind::Internal, error))?;
+        info!(draining, "node_drained");
+        self.core.host(host::Event::Drain(draining));
+        Ok(())
     }
 
     // === the VO ===

@@ -17,6 +17,7 @@
 //! | `Manifest` | one `Result<Bytes, Failure>` frame |
 //! | `Survey` | one `Result<Surveyed, Failure>` frame |
 //! | `Fits` | one `Result<Vec<Obstacle>, Failure>` frame |
+//! | `Relocate` | one `Result<Moved, Failure>` frame, when it has moved |
 //! | `Depart` | one `Departure` frame, when the task stands still |
 //! | `Finished` | one `Vec<TaskId>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
@@ -75,6 +76,8 @@ pub(crate) enum Request {
     Survey(Run),
     /// What would stop it from going on at the asked node.
     Fits { run: Run, there: Box<Surveyed> },
+    /// A run of the asked home is to leave the asker, which is drained.
+    Relocate(Run),
     /// The asker takes a run over, as the home told both.
     Depart(Run),
     /// Which of these tasks are done, so that their checkpoints are of no more use.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use grid_jobs::{home, host};
 use grid_link::{Duplex, Incoming, Peer};
-use libgrid::control::Failure;
+use libgrid::control::{Failure, Kind};
 use libgrid::ids::NodeId;
 use libgrid::wire::{WireError, stream};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::checkpoint::exports;
 use crate::control;
 use crate::copy;
-use crate::core::Letter;
+use crate::core::{Letter, View};
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
 use crate::runner::finished;
@@ -121,6 +121,14 @@ async fn answer_node(
         Request::Fits { run, there } if run.task.job.home == node => {
             let found: Result<_, Failure> = Ok(grid.fits(run, there).await);
             answer_once(&mut duplex, &found).await
+        }
+        Request::Relocate(run) => {
+            let there = move |view: &mut View| view.home.run_of(run.task) == Some((run, Some(node)));
+            let moved = match grid.core.look(there).await {
+                Ok(true) => control::relocate(grid, run).await,
+                _ => Err(Failure::new(Kind::Denied, format!("{} is not on node {node}", run.task))),
+            };
+            answer_once(&mut duplex, &moved).await
         }
         // Only whom the job's home named gets it.
         Request::Depart(run) => answer_once(&mut duplex, &grid.depart(run, node).await).await,

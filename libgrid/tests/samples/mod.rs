@@ -135,6 +135,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Restore { task: job().task(0), from: None },
         Request::Migrate { task: job().task(3), to: Some("node3".into()), check: true },
         Request::Migrate { task: job().task(0), to: None, check: false },
+        Request::Drain { node: "node2".into(), undo: false },
     ];
     let name = |request: &Request| match request {
         // A new variant does not compile until it has a name here; give it a value above, too.
@@ -162,6 +163,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Checkpoints { .. } => "checkpoints",
         Request::Restore { .. } => "restore",
         Request::Migrate { .. } => "migrate",
+        Request::Drain { .. } => "drain",
     };
     requests.into_iter().map(|request| (name(&request), request)).collect()
 }
@@ -222,6 +224,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
             took: Duration::from_millis(700),
             stopped: Duration::from_millis(9),
         }),
+        Reply::Relocated { task: job().task(3), moved: None, stayed: Some("it is".into()) },
         Reply::Fits {
             from: NodeId(2),
             to: NodeId(3),
@@ -249,6 +252,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Moving { .. } => "moving",
         Reply::Moved(_) => "moved",
         Reply::Fits { .. } => "fits",
+        Reply::Relocated { .. } => "relocated",
     };
     let kind = |kind: Kind| match kind {
         Kind::Invalid => "failure-invalid",

@@ -60,6 +60,17 @@ pub(super) async fn answer<S: Stream>(
             };
             return Ok(stream::write(client, &Response::Ok(Reply::Exports { exports, silent })).await?);
         }
+        Request::Drain { node, undo } => {
+            let Some(number) = grid.members.find(&node) else {
+                let why = format!("there is no node {node}: see gridctl nodes");
+                return Err(Failure::new(Kind::Missing, why).into());
+            };
+            let request = Request::Drain { node, undo };
+            return match number == grid.me {
+                true => local(grid, caller, request, client).await,
+                false => forward(grid, caller, number, request, client).await,
+            };
+        }
         Request::List { place } => {
             // Another node is asked about a path of its own.
             let (node, path) = crate::copy::place(grid, &place, false).await?;
@@ -126,7 +137,11 @@ async fn forward<S: Stream>(
     }
     let goes_on = matches!(
         request,
-        Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. } | Request::Migrate { .. }
+        Request::Wait { .. }
+            | Request::Logs { .. }
+            | Request::Input { .. }
+            | Request::Migrate { .. }
+            | Request::Drain { .. }
     );
     let who = if job_of(&request).is_some() { "the job's home node cannot be asked: " } else { "" };
     let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
@@ -181,6 +196,13 @@ async fn local<S: Stream>(
         Request::Restore { task, from } => {
             owned(grid, caller, Selector::Task(task)).await?;
             Reply::Restoring(checkpoints::restore(grid, task, from).await?)
+        }
+        Request::Drain { undo, .. } => {
+            if !caller.is_root() {
+                let why = "only root of a node of the VO may drain nodes: use sudo";
+                return Err(Failure::new(Kind::Denied, why).into());
+            }
+            return moving::drain(grid, undo, client).await;
         }
         Request::Migrate { task, to, check } => {
             owned(grid, caller, Selector::Task(task)).await?;

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 pub(crate) use self::answer::relayed;
 pub(crate) use self::follow::type_into;
+pub(crate) use self::moving::relocate;
 
 use crate::caller::Caller;
 use crate::config::Config;

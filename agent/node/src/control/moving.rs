@@ -1,12 +1,14 @@
-//! Requests to move a task: answered by its home, which looks at both ends first.
+//! Requests to move tasks: of one, answered by its home, which looks at both ends first; of all on a node, answered by that
+//! node, which asks their homes.
 
 use std::sync::Arc;
 
 use grid_jobs::home::{self, Move};
 use libgrid::control::{Failure, Kind, Reply, Response};
 use libgrid::ids::{NodeId, Run, Selector, TaskId};
-use libgrid::status::{MovePhase, Obstacle};
+use libgrid::status::{MovePhase, Moved, Obstacle};
 use libgrid::wire::stream;
+use tokio::sync::watch;
 
 use super::answer::missing;
 use super::checkpoints::ask;
@@ -42,28 +44,96 @@ pub(super) async fn migrate<S: Stream>(
         let why = format!("{task} cannot move to node {to}, and runs on: {}", told.join("; "));
         return Err(Failure::new(Kind::State, why).into());
     }
-    let mut changes = grid.core.watch(task.job).await?;
-    grid.core.home(home::Event::Migrate { task, to });
+    let mut changes = begin(grid, task, to).await?;
     let mut told: Option<MovePhase> = None;
     loop {
-        let state = grid.core.look(move |view| view.home.last_move(task)).await?;
-        match state.ok_or_else(|| missing(Selector::Task(task)))? {
-            Move::Moving { from, to, phase } => {
-                if told.replace(phase) != Some(phase) {
-                    let reply = Reply::Moving { from, to, phase };
-                    // It goes on, whether somebody looks or not.
-                    stream::write(client, &Response::Ok(reply)).await?;
-                }
+        match progress(grid, task, to).await? {
+            Progress::Moving { from, phase } if told.replace(phase) != Some(phase) => {
+                let reply = Reply::Moving { from, to, phase };
+                // It goes on, whether somebody looks or not.
+                stream::write(client, &Response::Ok(reply)).await?;
             }
-            Move::Moved(moved) => {
+            Progress::Moving { .. } => (),
+            Progress::Moved(moved) => {
                 return Ok(stream::write(client, &Response::Ok(Reply::Moved(moved))).await?);
-            }
-            Move::Stayed(why) => {
-                let why = format!("{task} did not move to node {to}, and goes on where it was: {why}");
-                return Err(Failure::new(Kind::State, why).into());
             }
         }
         changes.changed().await.map_err(|_| Stopping)?;
+    }
+}
+
+/// Moves a run of this home away from its node, to the best that there is.
+pub(crate) async fn relocate(grid: &Arc<Grid>, run: Run) -> Result<Moved, Failure> {
+    let moving = async {
+        let task = run.task;
+        let (current, from) = running(grid, task).await?;
+        if current != run {
+            let why = format!("{task} is not there any more");
+            return Err(Failure::new(Kind::State, why).into());
+        }
+        let to = destination(grid, task, from, None).await?;
+        if let Some(obstacle) = obstacles(grid, run, from, to).await?.first() {
+            return Err(Failure::new(Kind::State, format!("{task} cannot move: {obstacle}")).into());
+        }
+        let mut changes = begin(grid, task, to).await?;
+        loop {
+            if let Progress::Moved(moved) = progress(grid, task, to).await? {
+                return Ok(moved);
+            }
+            changes.changed().await.map_err(|_| Stopping)?;
+        }
+    };
+    moving.await.map_err(|answer| match answer {
+        Answer::Failure(failure) => failure,
+        Answer::Wire(error) => Failure::new(Kind::Unavailable, error.to_string()),
+    })
+}
+
+/// Has each task on this node moved to another one, by its home; each is told of. No more come until that is undone.
+pub(super) async fn drain<S: Stream>(grid: &Arc<Grid>, undo: bool, client: &mut S) -> Result<(), Answer> {
+    grid.drain(!undo).await?;
+    let runs = match undo {
+        true => Vec::new(),
+        false => grid.core.look(|view| view.host.running().collect::<Vec<Run>>()).await?,
+    };
+    for run in runs {
+        let home = run.task.job.home;
+        let moved = match home == grid.me {
+            true => relocate(grid, run).await,
+            false => ask(grid, home, &Request::Relocate(run)).await,
+        };
+        let (moved, stayed) = match moved {
+            Ok(moved) => (Some(moved), None),
+            Err(failure) => (None, Some(failure.message)),
+        };
+        let reply = Reply::Relocated { task: run.task, moved, stayed };
+        stream::write(client, &Response::Ok(reply)).await?;
+    }
+    Ok(stream::write(client, &Response::Ok(Reply::Done)).await?)
+}
+
+enum Progress {
+    Moving { from: NodeId, phase: MovePhase },
+    Moved(Moved),
+}
+
+/// Begins a move; what comes of it is a change of the job.
+async fn begin(grid: &Arc<Grid>, task: TaskId, to: NodeId) -> Result<watch::Receiver<()>, Answer> {
+    let changes = grid.core.watch(task.job).await?;
+    grid.core.home(home::Event::Migrate { task, to });
+    Ok(changes)
+}
+
+/// How far it is.
+async fn progress(grid: &Arc<Grid>, task: TaskId, to: NodeId) -> Result<Progress, Answer> {
+    let state = grid.core.look(move |view| view.home.last_move(task)).await?;
+    match state.ok_or_else(|| missing(Selector::Task(task)))? {
+        Move::Moving { from, phase, .. } => Ok(Progress::Moving { from, phase }),
+        Move::Moved(moved) => Ok(Progress::Moved(moved)),
+        Move::Stayed(why) => {
+            let why = format!("{task} did not move to node {to}, and goes on where it was: {why}");
+            Err(Failure::new(Kind::State, why).into())
+        }
     }
 }
 
@@ -94,7 +164,7 @@ async fn destination(
         let best = grid.core.look(move |view| view.home.best_for(task)).await?;
         return best.ok_or_else(|| {
             let why = format!(
-                "no other node has room for {task}: wait until tasks end (gridctl nodes shows what is free)"
+                "no other node that may run {task} has room for it: wait until tasks end (gridctl nodes shows what is free)"
             );
             Failure::new(Kind::State, why).into()
         });
