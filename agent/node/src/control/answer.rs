@@ -135,14 +135,7 @@ async fn forward<S: Stream>(
         let why = format!("there is no node {home} in this VO, so no job of it: see gridctl ps --all");
         return Err(Failure::new(Kind::Missing, why).into());
     }
-    let goes_on = matches!(
-        request,
-        Request::Wait { .. }
-            | Request::Logs { .. }
-            | Request::Input { .. }
-            | Request::Migrate { .. }
-            | Request::Drain { .. }
-    );
+    let goes_on = matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. });
     let who = if job_of(&request).is_some() { "the job's home node cannot be asked: " } else { "" };
     let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
     let unreachable =
@@ -153,8 +146,13 @@ async fn forward<S: Stream>(
         relay(client, &mut duplex).await;
         return Err(Answer::left());
     }
-    let response: Response = stream::read(&mut duplex).await.map_err(|error| unreachable(&error))?;
-    Ok(stream::write(client, &response).await?)
+    loop {
+        let response: Response = stream::read(&mut duplex).await.map_err(|error| unreachable(&error))?;
+        stream::write(client, &response).await?;
+        if !matches!(response, Ok(Reply::Moving { .. } | Reply::Relocated { .. })) {
+            return Ok(());
+        }
+    }
 }
 
 async fn local<S: Stream>(
