@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::address::{Address, Mac};
 use crate::namespace;
-use crate::task::FAR_INDEX;
+use crate::task::OWN_INDEX;
 
 /// `ETH_P_ARP` as a frame has it.
 const ARP: [u8; 2] = [0x08, 0x06];
@@ -44,7 +44,7 @@ impl Announcer {
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;
         to.sll_protocol = u16::from_ne_bytes(ARP);
-        to.sll_ifindex = FAR_INDEX.cast_signed();
+        to.sll_ifindex = OWN_INDEX.cast_signed();
         to.sll_halen = 6;
         to.sll_addr[..6].copy_from_slice(&BROADCAST.0);
         // SAFETY: the descriptor is open; the frame and the address are valid for their lengths over the call, and are

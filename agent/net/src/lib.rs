@@ -83,5 +83,5 @@ mod unsent;
 pub use address::{Address, AddressError, LAST_NODE, LAST_SERIAL, Mac, PREFIX};
 pub use netlink::Refused;
 pub use node::{BRIDGE, Config, EnsureError, MembersError, NodeNet, RemoveError, VXLAN};
-pub use task::{ArriveError, FAR_NAME, HoldError, OpenError, ReleaseError};
+pub use task::{ArriveError, HoldError, OWN_NAME, OpenError, ReleaseError};
 pub use unsent::unsent;

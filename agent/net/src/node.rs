@@ -4,7 +4,9 @@
 //! with all tasks' links untouched; what is not as it should be is brought to it.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
 
 use libgrid::ids::NodeId;
 
@@ -39,6 +41,8 @@ pub struct Config {
 #[derive(Debug)]
 pub struct NodeNet {
     pub(crate) netlink: Netlink,
+    /// The node's own.
+    pub(crate) namespace: OwnedFd,
     pub(crate) bridge: u32,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) mtu: u32,
@@ -129,6 +133,8 @@ impl NodeNet {
     /// [`EnsureError`]. What was made by then stays, to be found by the next call or by [`NodeNet::remove`].
     pub fn ensure(config: &Config) -> Result<Self, EnsureError> {
         let own = Address::of_node(config.node)?;
+        let path = "/proc/thread-self/ns/net";
+        let namespace = File::open(path).map_err(Refused::because("open", path))?.into();
         let netlink =
             Netlink::open().map_err(Refused::because("open", "the kernel's network configuration"))?;
         check_underlay(&netlink, config)?;
@@ -140,7 +146,15 @@ impl NodeNet {
                 .map_err(Refused::because("switch on", format!("link {link} of the grid's network")))?;
         }
         ensure_address(&netlink, own, bridge)?;
-        Ok(Self { netlink, bridge, gateway: own.ip(), mtu: config.mtu, vxlan, local: config.local })
+        Ok(Self {
+            netlink,
+            namespace,
+            bridge,
+            gateway: own.ip(),
+            mtu: config.mtu,
+            vxlan,
+            local: config.local,
+        })
     }
 
     /// The other nodes' addresses; this one's own among them is skipped. Only what has changed is told to the kernel.

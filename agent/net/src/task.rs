@@ -16,11 +16,11 @@ use crate::netlink::{Netlink, Refused};
 use crate::node::NodeNet;
 
 /// The name of the task's link inside its namespace, on every node.
-pub const FAR_NAME: &str = "eth0";
+pub const OWN_NAME: &str = "eth0";
 
 /// Its number there, on every node the same: a program may have asked for it. Beyond those that kernels give to links that
 /// are in a namespace from its beginning.
-pub(crate) const FAR_INDEX: u32 = 64;
+pub(crate) const OWN_INDEX: u32 = 64;
 
 /// The number of `lo`, in every namespace.
 const LO: u32 = 1;
@@ -138,15 +138,14 @@ impl NodeNet {
         let fresh = namespace::make().map_err(|source| ArriveError::Namespace { address, source })?;
         let port = port(address);
         let cable = Cable {
-            name: &port,
-            bridge: self.bridge,
+            name: OWN_NAME,
+            index: OWN_INDEX,
+            mac: address.mac(),
             mtu: self.mtu,
-            far_namespace: fresh.namespace.as_fd(),
-            far_name: FAR_NAME,
-            far_index: FAR_INDEX,
-            far_mac: address.mac(),
+            far_namespace: self.namespace.as_fd(),
+            far_name: &port,
         };
-        let made = self.netlink.add_cable(&cable).map_err(Refused::because("make the link", port.as_str()));
+        let made = fresh.netlink.add_cable(&cable).map_err(Refused::because("make the link", port.as_str()));
         made.map_err(|source| match source.is(Errno::EEXIST) {
             true => ArriveError::Taken(address),
             false => ArriveError::Refused { address, source },
@@ -156,17 +155,19 @@ impl NodeNet {
         Ok(fresh.namespace)
     }
 
-    fn furnish(&self, far: &Netlink, address: Address, port: &str) -> Result<(), Refused> {
+    fn furnish(&self, own: &Netlink, address: Address, port: &str) -> Result<(), Refused> {
         let near = self.netlink.link(Which::Name(port)).map_err(Refused::because("look at", port))?;
-        if let Some(near) = near {
-            self.netlink.without_ipv6(near.index).map_err(Refused::because("keep IPv6 off", port))?;
+        let near = near.ok_or_else(|| Refused::because("find", port)(io::ErrorKind::NotFound.into()))?.index;
+        self.netlink.without_ipv6(near).map_err(Refused::because("keep IPv6 off", port))?;
+        self.netlink.set_master(near, self.bridge).map_err(Refused::because("plug into the bridge", port))?;
+        own.without_ipv6(OWN_INDEX).map_err(Refused::because("keep IPv6 off", OWN_NAME))?;
+        for (index, name) in [(LO, "lo"), (OWN_INDEX, OWN_NAME)] {
+            own.set_up(Which::Index(index), true).map_err(Refused::because("switch on", name))?;
         }
-        far.without_ipv6(FAR_INDEX).map_err(Refused::because("keep IPv6 off", FAR_NAME))?;
-        far.set_up(Which::Index(LO), true).map_err(Refused::because("switch on", "lo"))?;
-        let own = LinkAddress { link: FAR_INDEX, ip: address.ip().into(), prefix: PREFIX };
-        far.add_address(own).map_err(Refused::because("add the address", address.to_string()))?;
+        let first = LinkAddress { link: OWN_INDEX, ip: address.ip().into(), prefix: PREFIX };
+        own.add_address(first).map_err(Refused::because("add the address", address.to_string()))?;
         let gateway = self.gateway;
-        far.default_route(gateway, FAR_INDEX).map_err(Refused::because("add a route by", gateway.to_string()))
+        own.default_route(gateway, OWN_INDEX).map_err(Refused::because("add a route by", gateway.to_string()))
     }
 
     /// Opens the task's link and tells all nodes that the task is here: after its start, after its restore, and after a

@@ -54,16 +54,16 @@ pub(crate) struct Vxlan {
     pub(crate) local: IpAddr,
 }
 
-/// A cable to be made, with its far end in another namespace.
+/// A cable to be made, from the end that is in this conversation's namespace.
 #[derive(Debug)]
 pub(crate) struct Cable<'n> {
     pub(crate) name: &'n str,
-    pub(crate) bridge: u32,
+    /// The kernel lets this end's number be chosen, and not the other's.
+    pub(crate) index: u32,
+    pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) far_namespace: BorrowedFd<'n>,
     pub(crate) far_name: &'n str,
-    pub(crate) far_index: u32,
-    pub(crate) far_mac: Mac,
 }
 
 /// By what a link is named.
@@ -88,8 +88,9 @@ fn about(kind: u16, which: Which<'_>, flags: u32, changed: u32) -> Message {
     }
 }
 
-fn create(name: &str, mtu: u32) -> Message {
-    Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &fixed(0, 0, 0))
+/// With 0 as its index, the kernel chooses one.
+fn create(name: &str, index: u32, mtu: u32) -> Message {
+    Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &fixed(index, 0, 0))
         .text(libc::IFLA_IFNAME, name)
         .number(libc::IFLA_MTU, mtu)
 }
@@ -150,7 +151,7 @@ impl Netlink {
 
     /// A bridge without a spanning tree. What is for a group goes to everybody: nobody here would ask who listens.
     pub(crate) fn add_bridge(&self, name: &str, mac: Mac, mtu: u32) -> io::Result<()> {
-        let message = create(name, mtu).attribute(libc::IFLA_ADDRESS, &mac.0);
+        let message = create(name, 0, mtu).attribute(libc::IFLA_ADDRESS, &mac.0);
         self.change(message.nest(libc::IFLA_LINKINFO, |info| {
             info.text(libc::IFLA_INFO_KIND, "bridge")
                 .nest(libc::IFLA_INFO_DATA, |data| data.attribute(IFLA_BR_MCAST_SNOOPING, &[0]))
@@ -159,7 +160,7 @@ impl Netlink {
 
     /// A VXLAN device that learns where senders are, as a port of `bridge`.
     pub(crate) fn add_vxlan(&self, name: &str, vxlan: Vxlan, bridge: u32, mtu: u32) -> io::Result<()> {
-        let message = create(name, mtu).number(libc::IFLA_MASTER, bridge);
+        let message = create(name, 0, mtu).number(libc::IFLA_MASTER, bridge);
         self.change(message.nest(libc::IFLA_LINKINFO, |info| {
             info.text(libc::IFLA_INFO_KIND, "vxlan").nest(libc::IFLA_INFO_DATA, |data| {
                 let data = data
@@ -174,15 +175,14 @@ impl Netlink {
         }))
     }
 
-    /// A cable whose far end is up, and whose near end, a port of the bridge, is down: nothing passes.
+    /// A cable between two namespaces, with both ends down.
     pub(crate) fn add_cable(&self, cable: &Cable<'_>) -> io::Result<()> {
-        let message = create(cable.name, cable.mtu).number(libc::IFLA_MASTER, cable.bridge);
+        let message = create(cable.name, cable.index, cable.mtu).attribute(libc::IFLA_ADDRESS, &cable.mac.0);
         self.change(message.nest(libc::IFLA_LINKINFO, |info| {
             info.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |data| {
                 data.nest(VETH_INFO_PEER, |peer| {
-                    peer.raw(&fixed(cable.far_index, UP, UP))
+                    peer.raw(&fixed(0, 0, 0))
                         .text(libc::IFLA_IFNAME, cable.far_name)
-                        .attribute(libc::IFLA_ADDRESS, &cable.far_mac.0)
                         .number(libc::IFLA_MTU, cable.mtu)
                         .number(libc::IFLA_NET_NS_FD, cable.far_namespace.as_raw_fd().cast_unsigned())
                 })
