@@ -4,6 +4,11 @@
 //! the bridge here learns the port of the task's hardware address, and each other node learns this node's address for it,
 //! from the frame's sender, whatever they believed before. Caches of neighbours need no change: the hardware address has
 //! moved along.
+//!
+//! The other way round, the task's namespace is a new one, that knows nobody. CRIU's restored connections have already
+//! sent something, to have the other end speak up; it waits, on a link that was closed, for an answer to a question that
+//! nobody heard, and which the kernel repeats after a second. The answer can be calculated ([`Address::mac`]), so it is
+//! told, and the connections go on at once.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -12,6 +17,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::address::{Address, Mac};
 use crate::namespace;
+use crate::netlink::Netlink;
 use crate::task::OWN_INDEX;
 
 /// `ETH_P_ARP` as a frame has it.
@@ -26,6 +32,7 @@ const SHORTEST: usize = 60;
 #[derive(Debug)]
 pub(crate) struct Announcer {
     socket: OwnedFd,
+    netlink: Netlink,
     frame: Vec<u8>,
 }
 
@@ -34,8 +41,9 @@ pub(crate) struct Announcer {
 impl Announcer {
     pub(crate) fn new(address: Address, namespace: BorrowedFd<'_>) -> io::Result<Self> {
         // Without a protocol it receives nothing.
-        let open = || Ok(socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?);
-        Ok(Self { socket: namespace::inside(namespace, open)?, frame: frame(address) })
+        let packets = || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
+        let (socket, netlink) = namespace::inside(namespace, || Ok((packets()?, Netlink::open()?)))?;
+        Ok(Self { socket, netlink, frame: frame(address) })
     }
 
     /// Sends it once. A task whose link is closed is not heard.
@@ -60,6 +68,16 @@ impl Announcer {
             )
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Tells the namespace the hardware addresses that it has asked for in vain.
+    pub(crate) fn introduce(&self) -> io::Result<()> {
+        for ip in self.netlink.unknown_neighbours(OWN_INDEX)? {
+            if let Ok(neighbour) = Address::try_from(ip) {
+                self.netlink.tell_neighbour(OWN_INDEX, ip, neighbour.mac())?;
+            }
+        }
+        Ok(())
     }
 }
 

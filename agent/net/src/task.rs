@@ -191,7 +191,8 @@ impl NodeNet {
             }
         })?;
         self.await_open(address, &port)?;
-        announcer.announce().map_err(|source| OpenError::Announce { address, source })
+        let told = announcer.announce().and_then(|()| announcer.introduce());
+        told.map_err(|source| OpenError::Announce { address, source })
     }
 
     /// The kernel tells the bridge from another thread that the cable is in.
