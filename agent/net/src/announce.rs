@@ -1,9 +1,16 @@
-//! Telling everybody where a task is now.
+//! Telling everybody where a task is now, and the task where everybody is.
 //!
-//! A gratuitous ARP request (RFC 5227, section 3: an "ARP announcement"), sent from inside the task's namespace. On its way
-//! the bridge here learns the port of the task's hardware address, and each other node learns this node's address for it,
-//! from the frame's sender, whatever they believed before. Caches of neighbours need no change: the hardware address has
-//! moved along.
+//! ```text
+//!  this bridge ◀─ told: the port of the task's hardware address
+//!      │ ARP announcement, from the task's hardware address, to everybody
+//!      ├─▶ other tasks here ┐
+//!      └─▶ gridvx ─▶ nodes ─┴─ learn from its sender where the task is, whatever they believed before
+//! ```
+//!
+//! The announcement is a gratuitous ARP request (RFC 5227, section 3). It is sent by the node in the task's name, so that
+//! one socket does for all tasks: when a packet socket is closed, the kernel has its owner wait for a grace period (10 ms).
+//! Neighbours that know the task need to hear nothing new, as its hardware address has moved along; those that have asked
+//! for it in vain hear the answer.
 //!
 //! The other way round, the task's namespace is a new one, that knows nobody. CRIU's restored connections have already
 //! sent something, to have the other end speak up; it waits, on a link that was closed, for an answer to a question that
@@ -11,14 +18,12 @@
 //! told, and the connections go on at once.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::address::{Address, Mac};
-use crate::namespace;
 use crate::netlink::Netlink;
-use crate::task::OWN_INDEX;
 
 /// `ETH_P_ARP` as a frame has it.
 const ARP: [u8; 2] = [0x08, 0x06];
@@ -28,40 +33,36 @@ const BROADCAST: Mac = Mac([0xff; 6]);
 /// The shortest frame that Ethernet knows, without its checksum.
 const SHORTEST: usize = 60;
 
-/// A way to send frames in a task's namespace, found before there is a hurry.
+/// Sends announcements through the bridge of the namespace in which it was opened.
 #[derive(Debug)]
-pub(crate) struct Announcer {
-    socket: OwnedFd,
-    netlink: Netlink,
-    frame: Vec<u8>,
-}
+pub(crate) struct Announcer(OwnedFd);
 
 // === impl Announcer ===
 
 impl Announcer {
-    pub(crate) fn new(address: Address, namespace: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         // Without a protocol it receives nothing.
-        let packets = || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
-        let (socket, netlink) = namespace::inside(namespace, || Ok((packets()?, Netlink::open()?)))?;
-        Ok(Self { socket, netlink, frame: frame(address) })
+        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+        Ok(Self(socket))
     }
 
-    /// Sends it once. A task whose link is closed is not heard.
-    pub(crate) fn announce(&self) -> io::Result<()> {
+    /// Tells all nodes, and all tasks of this one, through the link `bridge`.
+    pub(crate) fn announce(&self, address: Address, bridge: u32) -> io::Result<()> {
+        let frame = frame(address);
         // SAFETY: zeros are a valid sockaddr_ll, which is made of integers.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;
         to.sll_protocol = u16::from_ne_bytes(ARP);
-        to.sll_ifindex = OWN_INDEX.cast_signed();
+        to.sll_ifindex = bridge.cast_signed();
         to.sll_halen = 6;
         to.sll_addr[..6].copy_from_slice(&BROADCAST.0);
         // SAFETY: the descriptor is open; the frame and the address are valid for their lengths over the call, and are
         // only read.
         let sent = unsafe {
             libc::sendto(
-                self.socket.as_raw_fd(),
-                self.frame.as_ptr().cast(),
-                self.frame.len(),
+                self.0.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
                 0,
                 (&raw const to).cast(),
                 size_of_val(&to) as libc::socklen_t,
@@ -69,16 +70,16 @@ impl Announcer {
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
+}
 
-    /// Tells the namespace the hardware addresses that it has asked for in vain.
-    pub(crate) fn introduce(&self) -> io::Result<()> {
-        for ip in self.netlink.unknown_neighbours(OWN_INDEX)? {
-            if let Ok(neighbour) = Address::try_from(ip) {
-                self.netlink.tell_neighbour(OWN_INDEX, ip, neighbour.mac())?;
-            }
+/// Tells a namespace the hardware addresses, behind its link `link`, that it has asked for in vain.
+pub(crate) fn introduce(netlink: &Netlink, link: u32) -> io::Result<()> {
+    for ip in netlink.unknown_neighbours(link)? {
+        if let Ok(neighbour) = Address::try_from(ip) {
+            netlink.tell_neighbour(link, ip, neighbour.mac())?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Who has this address? I have.

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use libgrid::ids::NodeId;
 
 use crate::address::{Address, AddressError, PREFIX};
+use crate::announce::Announcer;
 use crate::netlink::link::{Link, Vxlan, Which};
 use crate::netlink::route::LinkAddress;
 use crate::netlink::{Netlink, Refused};
@@ -43,6 +44,7 @@ pub struct NodeNet {
     pub(crate) netlink: Netlink,
     /// The node's own.
     pub(crate) namespace: OwnedFd,
+    pub(crate) announcer: Announcer,
     pub(crate) bridge: u32,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) mtu: u32,
@@ -146,9 +148,11 @@ impl NodeNet {
                 .map_err(Refused::because("switch on", format!("link {link} of the grid's network")))?;
         }
         ensure_address(&netlink, own, bridge)?;
+        let announcer = Announcer::open().map_err(Refused::because("open", "a packet socket"))?;
         Ok(Self {
             netlink,
             namespace,
+            announcer,
             bridge,
             gateway: own.ip(),
             mtu: config.mtu,

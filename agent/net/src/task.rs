@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::address::{Address, PREFIX};
-use crate::announce::Announcer;
+use crate::announce::introduce;
 use crate::namespace;
 use crate::netlink::link::{Cable, Link, Which};
 use crate::netlink::route::LinkAddress;
 use crate::netlink::{Netlink, Refused};
-use crate::node::NodeNet;
+use crate::node::{BRIDGE, NodeNet};
 
 /// The name of the task's link inside its namespace, on every node.
 pub const OWN_NAME: &str = "eth0";
@@ -67,9 +67,9 @@ pub enum OpenError {
     /// It has no link here.
     #[error("the task with the address {0} is not on this node")]
     Absent(Address),
-    /// The namespace cannot be entered, or does not send.
-    #[error("cannot announce {address} from its network namespace: {source}")]
-    Announce {
+    /// The namespace cannot be entered.
+    #[error("cannot enter the network namespace of {address}: {source}")]
+    Namespace {
         /// Whose.
         address: Address,
         /// Why not.
@@ -179,8 +179,8 @@ impl NodeNet {
     /// # Errors
     /// [`OpenError`].
     pub fn open(&self, address: Address, namespace: BorrowedFd<'_>) -> Result<(), OpenError> {
-        let announcer = Announcer::new(address, namespace);
-        let announcer = announcer.map_err(|source| OpenError::Announce { address, source })?;
+        let own = namespace::inside(namespace, Netlink::open);
+        let own = own.map_err(|source| OpenError::Namespace { address, source })?;
         let port = port(address);
         self.netlink.set_up(Which::Name(&port), true).map_err(|error| {
             let source = Refused::because("switch on", port.as_str())(error);
@@ -190,34 +190,31 @@ impl NodeNet {
                 OpenError::Refused { address, source }
             }
         })?;
-        self.await_open(address, &port)?;
-        let told = announcer.announce().and_then(|()| announcer.introduce());
-        told.map_err(|source| OpenError::Announce { address, source })
+        // What is sent before both ends know that there is a cable is dropped.
+        await_link(address, &self.netlink, Which::Name(&port), |link| link.forwarding)?;
+        await_link(address, &own, Which::Index(OWN_INDEX), |link| link.runs)?;
+        self.announce(address)?;
+        let introduced =
+            introduce(&own, OWN_INDEX).map_err(Refused::because("tell the neighbours to", OWN_NAME));
+        introduced.map_err(|source| OpenError::Refused { address, source })
     }
 
-    /// The kernel tells the bridge from another thread that the cable is in.
-    fn await_open(&self, address: Address, port: &str) -> Result<(), OpenError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let link = self.netlink.link(Which::Name(port)).map_err(Refused::because("look at", port));
-            match link.map_err(|source| OpenError::Refused { address, source })? {
-                None => return Err(OpenError::Absent(address)),
-                Some(link) if link.forwarding => return Ok(()),
-                Some(_) if Instant::now() > deadline => return Err(OpenError::Dead(address)),
-                Some(_) => thread::sleep(Duration::from_micros(50)),
-            }
-        }
-    }
-
-    /// Tells all nodes once more that the task is here.
+    /// Tells all nodes once more that the task is here. Its link must be open.
     ///
     /// # Errors
-    /// [`OpenError::Announce`].
-    pub fn announce(&self, address: Address, namespace: BorrowedFd<'_>) -> Result<(), OpenError> {
-        let announcer = Announcer::new(address, namespace);
-        announcer
-            .and_then(|announcer| announcer.announce())
-            .map_err(|source| OpenError::Announce { address, source })
+    /// [`OpenError`].
+    pub fn announce(&self, address: Address) -> Result<(), OpenError> {
+        let port = port(address);
+        let refused = |source| OpenError::Refused { address, source };
+        let link = self.netlink.link(Which::Name(&port)).map_err(Refused::because("look at", port.as_str()));
+        let index = link.map_err(refused)?.ok_or(OpenError::Absent(address))?.index;
+        let learned = self.netlink.learn(index, address.mac());
+        learned.map_err(Refused::because("tell the bridge of", port.as_str())).map_err(refused)?;
+        let announced = self.announcer.announce(address, self.bridge);
+        announced.map_err(Refused::because("announce", address.to_string())).map_err(refused)?;
+        // What the node sends itself, it does not hear.
+        let introduced = introduce(&self.netlink, self.bridge);
+        introduced.map_err(Refused::because("tell the neighbours to", BRIDGE)).map_err(refused)
     }
 
     /// Closes the task's link, just before it is dumped: what anybody sends from now on, in either direction, is dropped,
@@ -258,6 +255,25 @@ impl NodeNet {
             step("put aside", self.netlink.retire(index, &format!("{RETIRED}{index:x}")))
         });
         closed.map_err(|source| ReleaseError { address, source })
+    }
+}
+
+/// The kernel tells both ends from another thread that there is a cable, mostly at once.
+fn await_link(
+    address: Address,
+    netlink: &Netlink,
+    which: Which<'_>,
+    ready: impl Fn(&Link) -> bool,
+) -> Result<(), OpenError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let link = netlink.link(which).map_err(Refused::because("look at the link of", address.to_string()));
+        match link.map_err(|source| OpenError::Refused { address, source })? {
+            None => return Err(OpenError::Absent(address)),
+            Some(link) if ready(&link) => return Ok(()),
+            Some(_) if Instant::now() > deadline => return Err(OpenError::Dead(address)),
+            Some(_) => thread::sleep(Duration::from_micros(50)),
+        }
     }
 }
 

@@ -31,6 +31,9 @@ const IFLA_VXLAN_LOCAL6: u16 = 17;
 /// The bridge hands frames through this port (`BR_STATE_FORWARDING` in `linux/if_bridge.h`).
 const FORWARDING: u8 = 3;
 
+/// The link is up, and so is what is behind it (`IF_OPER_UP` in `linux/if.h`).
+const OPERATIONAL: u8 = 6;
+
 /// A link as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
@@ -38,7 +41,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) kind: String,
     pub(crate) mtu: u32,
-    pub(crate) up: bool,
+    /// It is switched on, and what is behind it, too; so the kernel says, a little after it is so.
+    pub(crate) runs: bool,
     pub(crate) master: Option<u32>,
     /// It is a port of a bridge that hands its frames on.
     pub(crate) forwarding: bool,
@@ -99,7 +103,7 @@ fn create(name: &str, index: u32, mtu: u32) -> Message {
 
 impl Link {
     fn read(body: &[u8]) -> Option<Self> {
-        let (index, flags, attributes) = (u32_at(body, 4)?, u32_at(body, 8)?, body.get(FIXED..)?);
+        let (index, attributes) = (u32_at(body, 4)?, body.get(FIXED..)?);
         let info = find(attributes, libc::IFLA_LINKINFO).unwrap_or_default();
         let kind = find_text(info, libc::IFLA_INFO_KIND).unwrap_or_default();
         let port = find(info, IFLA_INFO_SLAVE_DATA).unwrap_or_default();
@@ -108,7 +112,7 @@ impl Link {
             name: find_text(attributes, libc::IFLA_IFNAME)?.to_owned(),
             kind: kind.to_owned(),
             mtu: find_number(attributes, libc::IFLA_MTU)?,
-            up: flags & UP != 0,
+            runs: find(attributes, libc::IFLA_OPERSTATE) == Some(&[OPERATIONAL]),
             master: find_number(attributes, libc::IFLA_MASTER),
             forwarding: find(port, IFLA_BRPORT_STATE) == Some(&[FORWARDING]),
             vxlan: find(info, libc::IFLA_INFO_DATA).filter(|_| kind == "vxlan").and_then(Vxlan::read),

@@ -16,6 +16,12 @@ const EVERYBODY: [u8; 6] = [0; 6];
 /// The device's own entries, not its bridge's (`NTF_SELF`).
 const SELF: u8 = 1 << 1;
 
+/// The entries of the bridge whose port the link is (`NTF_MASTER`).
+const MASTER: u8 = 1 << 2;
+
+/// Entries that age, and give way to what is learned (`NUD_REACHABLE`).
+const LEARNED: u16 = 0x02;
+
 /// Entries that do not age (`NUD_PERMANENT | NUD_NOARP`).
 const PERMANENT: u16 = 0x80 | 0x40;
 
@@ -88,6 +94,13 @@ impl Netlink {
     /// No longer to `member`.
     pub(crate) fn remove_member(&self, link: u32, member: IpAddr) -> io::Result<()> {
         self.change(entry(libc::RTM_DELNEIGH, 0, link, member))
+    }
+
+    /// Tells a bridge that a hardware address is behind its port `port`, as if it had learned it.
+    pub(crate) fn learn(&self, port: u32, mac: Mac) -> io::Result<()> {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        let message = Message::new(libc::RTM_NEWNEIGH, flags, &fixed(libc::AF_BRIDGE, port, LEARNED, MASTER));
+        self.change(message.attribute(NDA_LLADDR, &mac.0))
     }
 
     /// The neighbours on a link that packets wait for.
