@@ -99,6 +99,11 @@ fn create(name: &str, index: u32, mtu: u32) -> Message {
         .number(libc::IFLA_MTU, mtu)
 }
 
+/// A cable has no queue to wait in; else the kernel would make one for each processor, with a folder in /sys.
+fn one_queue(message: Message) -> Message {
+    message.number(libc::IFLA_NUM_TX_QUEUES, 1).number(libc::IFLA_NUM_RX_QUEUES, 1)
+}
+
 // === impl Link ===
 
 impl Link {
@@ -182,10 +187,10 @@ impl Netlink {
     /// A cable between two namespaces, with both ends down.
     pub(crate) fn add_cable(&self, cable: &Cable<'_>) -> io::Result<()> {
         let message = create(cable.name, cable.index, cable.mtu).attribute(libc::IFLA_ADDRESS, &cable.mac.0);
-        self.change(message.nest(libc::IFLA_LINKINFO, |info| {
+        self.change(one_queue(message).nest(libc::IFLA_LINKINFO, |info| {
             info.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |data| {
                 data.nest(VETH_INFO_PEER, |peer| {
-                    peer.raw(&fixed(0, 0, 0))
+                    one_queue(peer.raw(&fixed(0, 0, 0)))
                         .text(libc::IFLA_IFNAME, cable.far_name)
                         .number(libc::IFLA_MTU, cable.mtu)
                         .number(libc::IFLA_NET_NS_FD, cable.far_namespace.as_raw_fd().cast_unsigned())

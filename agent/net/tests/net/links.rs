@@ -1,9 +1,11 @@
 //! Bridges, members, namespaces: what is made, found again, changed and removed.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use grid_net::{Address, ArriveError, Config, EnsureError, HoldError, NodeNet, OpenError};
+use grid_net::{Address, ArriveError, Config, HoldError, NodeNet, OpenError, unsent};
 use libgrid::ids::NodeId;
 
 use crate::grid::{Grid, config, grid, inside, ip, local, namespace, plug, reach, shown, silent};
@@ -153,6 +155,28 @@ fn members_come_and_go() {
     }
     assert_eq!(forwarding(&grid, 0), 2);
     assert_eq!(forwarding(&grid, 2), 2);
+}
+
+#[test]
+fn what_a_closed_connection_still_sends_is_told() {
+    let Some(grid) = grid("what_a_closed_connection_still_sends_is_told") else { return };
+    let net = &grid.nodes[0].net;
+    let address = task(1, 1);
+    let space = net.arrive(address).unwrap();
+    net.open(address, space.as_fd()).unwrap();
+    let listener = inside(&grid.nodes[2].space, || TcpListener::bind(("0.0.0.0", 7000))).unwrap();
+    let node = Address::of_node(NodeId(3)).unwrap();
+    let mut sender = inside(&space, || TcpStream::connect((node.ip(), 7000))).unwrap();
+    assert_eq!(unsent(space.as_fd()).unwrap(), 0);
+    net.hold(address).unwrap();
+    sender.write_all(b"the last words").unwrap();
+    drop(sender);
+    assert_eq!(unsent(space.as_fd()).unwrap(), 1);
+    net.open(address, space.as_fd()).unwrap();
+    until("all is sent", || unsent(space.as_fd()).unwrap() == 0);
+    let mut heard = String::new();
+    listener.accept().unwrap().0.read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "the last words");
 }
 
 #[test]

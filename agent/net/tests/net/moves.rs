@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Child;
 use std::time::Instant;
 
 use grid_net::{Address, unsent};
@@ -15,6 +14,7 @@ use tempfile::TempDir;
 use crate::criu::{Criu, criu};
 use crate::grid::{Grid, grid};
 use crate::links::{links, task};
+use crate::program::Role;
 use crate::stream::Stream;
 use crate::{figure, program, until};
 
@@ -33,11 +33,11 @@ struct Dumped {
 }
 
 impl Task {
-    fn start(grid: &Grid, node: usize, address: Address, passes_on_to: Option<Address>) -> Self {
+    fn start(grid: &Grid, node: usize, address: Address, role: Role) -> Self {
         let space = grid.nodes[node].net.arrive(address).unwrap();
         grid.nodes[node].net.open(address, space.as_fd()).unwrap();
-        let child: Child = program::start(&space, passes_on_to.map(Address::ip));
-        Self { address, node, space, pid: Pid::from_raw(child.id().cast_signed()) }
+        let pid = program::start(&space, role);
+        Self { address, node, space, pid }
     }
 
     /// Held and dumped; its processes are gone, its namespace is not.
@@ -89,8 +89,8 @@ struct Scene {
 
 impl Scene {
     fn start(grid: &Grid, [echo, relay]: [usize; 2]) -> Self {
-        let echo = Task::start(grid, echo, task(1, 1), None);
-        let relay = Task::start(grid, relay, task(1, 2), Some(echo.address));
+        let echo = Task::start(grid, echo, task(1, 1), Role::Echo);
+        let relay = Task::start(grid, relay, task(1, 2), Role::Relay(echo.address.ip()));
         let direct = Stream::start("node 3 to the echo", &grid.nodes[2].space, echo.address.ip());
         let through = Stream::start("node 1, the relay, the echo", &grid.nodes[0].space, relay.address.ip());
         Self { echo, relay, direct, through }
@@ -145,6 +145,20 @@ fn both_ends_of_a_connection_make_three_hops() {
         scene.flows();
     }
     scene.end(&grid);
+}
+
+#[test]
+fn a_connection_within_a_task_moves_along() {
+    let Some((grid, criu)) = bench("a_connection_within_a_task_moves_along") else { return };
+    let mut within = Task::start(&grid, 0, task(1, 3), Role::Within);
+    let stream =
+        Stream::start("node 2 to the task, and within it", &grid.nodes[1].space, within.address.ip());
+    for to in [2, 1, 0] {
+        stream.flows();
+        within.carry(&grid, &criu, to);
+    }
+    stream.flows();
+    stream.end();
 }
 
 #[test]

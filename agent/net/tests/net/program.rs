@@ -1,22 +1,49 @@
 //! What tasks run: this test program itself, told by a variable what to be.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
+
+use nix::unistd::Pid;
 
 use crate::grid::inside;
 
-/// `echo`, or the address of the echo to which everything is passed on.
+/// A [`Role`] as text.
 const ROLE: &str = "GRID_NET_PROGRAM";
 
-/// Where both listen.
+/// Where all listen.
 pub(crate) const PORT: u16 = 7000;
 
+/// Where the echo is that is within another program.
+const INNER: u16 = 7001;
+
+/// What a program does with all that comes.
+#[derive(Clone, Copy)]
+pub(crate) enum Role {
+    /// Sends it back.
+    Echo,
+    /// Passes it on to the echo of a task, and back.
+    Relay(Ipv4Addr),
+    /// Passes it on to itself, over a connection on `lo`, and back.
+    Within,
+}
+
+impl Role {
+    fn to_text(self) -> String {
+        match self {
+            Role::Echo => "echo".to_owned(),
+            Role::Relay(ip) => format!("{ip}:{PORT}"),
+            Role::Within => format!("127.0.0.1:{INNER}"),
+        }
+    }
+}
+
 /// Starts a program in a namespace, and waits until it listens.
-pub(crate) fn start(space: &OwnedFd, passes_on_to: Option<Ipv4Addr>) -> Child {
-    let role = passes_on_to.map_or("echo".to_owned(), |ip| ip.to_string());
+#[expect(clippy::zombie_processes, reason = "it is waited for by its number, as what is restored is")]
+pub(crate) fn start(space: &OwnedFd, role: Role) -> Pid {
+    let role = role.to_text();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["program::program", "--exact", "--ignored", "--nocapture"])
@@ -26,7 +53,7 @@ pub(crate) fn start(space: &OwnedFd, passes_on_to: Option<Ipv4Addr>) -> Child {
     let child = inside(space, || command.spawn()).unwrap();
     let listens = || inside(space, || TcpStream::connect(("127.0.0.1", PORT)).is_ok());
     crate::until("the program listens", listens);
-    child
+    Pid::from_raw(child.id().cast_signed())
 }
 
 #[test]
@@ -35,18 +62,21 @@ fn program() {
     let Ok(role) = std::env::var(ROLE) else { return };
     // CRIU dumps whole sessions.
     nix::unistd::setsid().unwrap();
-    let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+    let inner = TcpListener::bind(("127.0.0.1", INNER)).unwrap();
+    thread::spawn(move || serve(&inner, None));
+    serve(&TcpListener::bind(("0.0.0.0", PORT)).unwrap(), role.parse().ok());
+}
+
+/// Passes on what comes, or sends it back.
+fn serve(listener: &TcpListener, on: Option<SocketAddr>) {
     for stream in listener.incoming() {
-        let (stream, role) = (stream.unwrap(), role.clone());
-        thread::spawn(move || match role.parse::<Ipv4Addr>() {
-            Ok(ip) => {
-                let onward = TcpStream::connect((ip, PORT)).unwrap();
-                let (back, to) = (onward.try_clone().unwrap(), stream.try_clone().unwrap());
-                thread::spawn(move || copy(back, to));
-                copy(stream, onward);
-            }
-            Err(_) => copy(stream.try_clone().unwrap(), stream),
-        });
+        let stream = stream.unwrap();
+        let to = on.map_or_else(|| stream.try_clone(), TcpStream::connect).unwrap();
+        if on.is_some() {
+            let (back, to) = (to.try_clone().unwrap(), stream.try_clone().unwrap());
+            thread::spawn(move || copy(back, to));
+        }
+        thread::spawn(move || copy(stream, to));
     }
 }
 
