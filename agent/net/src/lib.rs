@@ -48,6 +48,8 @@
 //! namespace. That is all that CRIU's lock of the network is for: it needs no rule of a firewall, so it is told to set none
 //! (`--network-lock skip`). TCP sends again what was dropped.
 //!
+//! Connections within a task are not behind its link: those need [`isolate`], at CRIU's stage `pre-restore`.
+//!
 //! What CRIU has to be told, where it has entered the task's network namespace itself: `tcp_established`, and the network
 //! lock `skip`. Namespace and link are then nothing that it dumps. **CRIU before 4.2 dumps no socket at all on Linux 6.16
 //! and newer**: it asks every socket for options that these kernels have for local sockets only.
@@ -79,9 +81,11 @@ mod netlink;
 mod node;
 mod task;
 mod unsent;
+mod within;
 
 pub use address::{Address, AddressError, LAST_NODE, LAST_SERIAL, Mac, PREFIX};
 pub use netlink::Refused;
 pub use node::{BRIDGE, Config, EnsureError, MembersError, NodeNet, RemoveError, VXLAN};
 pub use task::{ArriveError, HoldError, OWN_NAME, OpenError, ReleaseError};
 pub use unsent::unsent;
+pub use within::{IsolateError, isolate};

@@ -14,6 +14,7 @@ use crate::netlink::link::{Cable, Link, Which};
 use crate::netlink::route::LinkAddress;
 use crate::netlink::{Netlink, Refused};
 use crate::node::{BRIDGE, NodeNet};
+use crate::within::LO;
 
 /// The name of the task's link inside its namespace, on every node.
 pub const OWN_NAME: &str = "eth0";
@@ -21,9 +22,6 @@ pub const OWN_NAME: &str = "eth0";
 /// Its number there, on every node the same: a program may have asked for it. Beyond those that kernels give to links that
 /// are in a namespace from its beginning.
 pub(crate) const OWN_INDEX: u32 = 64;
-
-/// The number of `lo`, in every namespace.
-const LO: u32 = 1;
 
 /// What a port's name begins with: of a task that is here, and of one that was given up.
 const PORT: &str = "gt";
@@ -182,6 +180,7 @@ impl NodeNet {
         let own = namespace::inside(namespace, Netlink::open);
         let own = own.map_err(|source| OpenError::Namespace { address, source })?;
         let port = port(address);
+        let refused = |source| OpenError::Refused { address, source };
         self.netlink.set_up(Which::Name(&port), true).map_err(|error| {
             let source = Refused::because("switch on", port.as_str())(error);
             if source.is(Errno::ENODEV) {
@@ -193,10 +192,11 @@ impl NodeNet {
         // What is sent before both ends know that there is a cable is dropped.
         await_link(address, &self.netlink, Which::Name(&port), |link| link.forwarding)?;
         await_link(address, &own, Which::Index(OWN_INDEX), |link| link.runs)?;
+        own.pass(LO).map_err(Refused::because("open", "lo")).map_err(refused)?;
         self.announce(address)?;
         let introduced =
             introduce(&own, OWN_INDEX).map_err(Refused::because("tell the neighbours to", OWN_NAME));
-        introduced.map_err(|source| OpenError::Refused { address, source })
+        introduced.map_err(refused)
     }
 
     /// Tells all nodes once more that the task is here. Its link must be open.

@@ -6,6 +6,7 @@
 pub(crate) mod link;
 mod message;
 pub(crate) mod neighbour;
+mod queue;
 pub(crate) mod route;
 
 use std::cell::Cell;

@@ -1,12 +1,18 @@
 //! The real CRIU, run in the network namespace of the task, as the engine runs it.
 
-use std::fs;
-use std::os::fd::OwnedFd;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
+use grid_net::isolate;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::grid::inside;
 use crate::skipped;
@@ -70,7 +76,33 @@ impl Criu {
 
     /// Restores; the root process becomes a child of this one.
     pub(crate) fn restore(&self, space: &OwnedFd, images: &Path) -> Result<(), String> {
-        self.run(space, images, "restore.log", &["restore", "--restore-detached", "--restore-sibling"])
+        // The engine has a hook for this; here CRIU runs a script, which asks this process and waits for it.
+        let (asked, answer, script) = (images.join("asked"), images.join("answer"), images.join("isolate"));
+        for pipe in [&asked, &answer] {
+            let _ = fs::remove_file(pipe);
+            mkfifo(pipe, Mode::S_IRWXU).unwrap();
+        }
+        let lines = "test \"$CRTOOLS_SCRIPT_ACTION\" != pre-restore || { echo >asked; read -r _ <answer; }";
+        fs::write(&script, format!("#!/bin/sh\ncd {}\n{lines}\n", images.display())).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+        // Both ends at once: a CRIU that fails before it asks must not leave a reader behind.
+        let open = |pipe| File::options().read(true).write(true).open(pipe).unwrap();
+        let (mut asked, mut answer, space_again) = (open(asked), open(answer), space.try_clone().unwrap());
+        let mut bell = asked.try_clone().unwrap();
+        let helper = thread::spawn(move || {
+            let mut ring = [0];
+            asked.read_exact(&mut ring).unwrap();
+            isolate(space_again.as_fd()).unwrap();
+            answer.write_all(b"done\n").unwrap();
+            answer
+        });
+        let plain = ["restore", "--restore-detached", "--restore-sibling", "--action-script"];
+        let result =
+            self.run(space, images, "restore.log", &[&plain[..], &[script.to_str().unwrap()]].concat());
+        // If it was never asked.
+        bell.write_all(b"\n").unwrap();
+        helper.join().unwrap();
+        result
     }
 
     fn run(&self, space: &OwnedFd, images: &Path, log: &str, args: &[&str]) -> Result<(), String> {

@@ -190,7 +190,8 @@ fn a_restore_that_fails_brings_the_task_back() {
     scene.flows();
     let dumped = scene.echo.dump(&grid, &criu);
     let there = grid.nodes[2].net.arrive(scene.echo.address).unwrap();
-    criu.restore(&there, tempfile::tempdir().unwrap().path()).unwrap_err();
+    let nothing = tempfile::tempdir().unwrap();
+    criu.restore(&there, nothing.path()).unwrap_err();
     drop(there);
     grid.nodes[2].net.release(scene.echo.address).unwrap();
     criu.restore(&scene.echo.space, dumped.images.path()).unwrap();
