@@ -54,6 +54,13 @@
 //! lock `skip`. Namespace and link are then nothing that it dumps. **CRIU before 4.2 dumps no socket at all on Linux 6.16
 //! and newer**: it asks every socket for options that these kernels have for local sockets only.
 //!
+//! How long a connection is silent: from `hold` to `open`, and then until TCP tries again. The other end has waited ever longer
+//! between its trials, so that this may take as long once more; a restored end that has something to send again begins with
+//! a second, as a new connection does.
+//!
+//! A connection that is established and that the program has not yet accepted makes CRIU refuse the dump; so the move is
+//! called off, and tried again later.
+//!
 //! Restoring the same images once more, later, has the connections' other ends far ahead: that is for `tcp_close`, which
 //! ends them.
 //!

@@ -34,7 +34,8 @@ impl Netlink {
     /// Ends this, if it was so.
     pub(crate) fn pass(&self, link: u32) -> io::Result<()> {
         match self.change(about(libc::RTM_DELQDISC, 0, link)) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            // A kernel without traffic control never did.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => Ok(()),
             result => result,
         }
     }
