@@ -17,6 +17,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here, with the place and the cause")]
 #![expect(clippy::missing_panics_doc, reason = "failing a test is what these functions are for")]
 
+mod disk;
 mod grid;
 mod machine;
 mod obstacle;
@@ -27,6 +28,7 @@ mod traces;
 mod until;
 mod witness;
 
+pub use disk::SmallDisk;
 pub use grid::{Grid, GridConfig, Shared};
 pub use machine::{Console, Machine, fetched};
 pub use obstacle::{obstacle, skipped};

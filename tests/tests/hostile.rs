@@ -7,13 +7,12 @@ use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use grid_tests::{Grid, GridConfig, PATIENCE, until, with};
+use grid_tests::{Grid, GridConfig, PATIENCE, SmallDisk, until, with};
 use libgrid::blocking;
 use libgrid::control::{Chunk, Failure, Kind, NodeState, Reply, Request, Response, Submission};
 use libgrid::spec::JobSpec;
 use libgrid::units::{Bytes, Cpus};
 use libgrid::wire::{self, Hello, VERSION, WireError};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 fn small(script: &str) -> JobSpec {
     JobSpec::command(["sh", "-c", script]).cpus(Cpus::from_milli(100)).memory(Bytes(16 << 20))
@@ -244,53 +243,6 @@ fn random_datagrams_disturb_no_node() {
             });
         },
     );
-}
-
-/// A small disk below the agent of a node; taken away with this value.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// Puts it there, with nothing on it. The machine is off meanwhile.
-    fn below(grid: &Grid, index: u32, size: &str) -> SmallDisk {
-        let machine = grid.machine(index);
-        machine.shutdown().unwrap();
-        let state = machine.dir().join("state");
-        let options = format!("size={size},mode=755");
-        mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
-        let disk = SmallDisk(state);
-        machine.boot().unwrap();
-        disk
-    }
-
-    /// Fills it up but for `left` bytes.
-    fn fill(&self, left: u64) {
-        let stat = nix::sys::statvfs::statvfs(&self.0).unwrap();
-        let room = stat.blocks_available() as u64 * stat.fragment_size() as u64;
-        let file = fs::File::create(self.filler()).unwrap();
-        nix::fcntl::fallocate(
-            &file,
-            nix::fcntl::FallocateFlags::empty(),
-            0,
-            room.saturating_sub(left) as i64,
-        )
-        .unwrap();
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.filler()).unwrap();
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.0.join("filler")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(&self.0, MntFlags::MNT_DETACH) {
-            eprintln!("{} stays mounted: {error}", self.0.display());
-        }
-    }
 }
 
 fn stage(grid: &Grid, index: u32, folder: &Path, node: &str, file: &str) -> grid_tests::Run {

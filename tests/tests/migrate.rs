@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use grid_tests::{Grid, GridConfig, NOBODY, Shared, until, until_some, with};
+use grid_tests::{Grid, GridConfig, NOBODY, Shared, SmallDisk, until, until_some, with};
 use libgrid::ids::{JobId, NodeId};
 use libgrid::spec::JobSpec;
 use libgrid::status::Outcome;
@@ -270,6 +270,52 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
             }
         },
     );
+}
+
+#[test]
+fn a_destination_whose_disk_is_full_gets_nothing() {
+    let make = || GridConfig { members: 0, ..GridConfig::new("migrate_full_disk", 2) }.up();
+    with("a_destination_whose_disk_is_full_gets_nothing", make, |grid| {
+        let disk = SmallDisk::below(grid, 2, "160M");
+        grid.enter(2);
+        if !moves(grid) {
+            return;
+        }
+        let (spec, file) = witnessed(grid, "full");
+        let job = grid.submit(1, JobSpec { nodes: vec!["node1".into(), "node2".into()], ..spec });
+        until("it is ready", || grid.logs(1, job, 0).contains("ready"));
+        if grid.places(1, job) == [Some(NodeId(2))] {
+            hop(grid, 1, job, 1);
+        }
+        let migrate = || grid.gridctl(2, ["migrate", &job.to_string(), "--to", "node2"]);
+        // Seen before anything is stopped.
+        disk.fill(32 << 20);
+        let refused = migrate();
+        refused.says(&["cannot move to node 2, and runs on", "MiB free", "make room"]);
+        disk.empty();
+        // Full in the middle.
+        for _ in 0..3 {
+            let moving = grid.start(1, ["migrate", &job.to_string(), "--to", "node2"]);
+            until("it is on its way", || grid.job(1, job).tasks[0].why.is_some());
+            disk.fill(1 << 20);
+            let run = moving.wait();
+            disk.empty();
+            let place = grid.places(1, job)[0].unwrap().0;
+            if run.status == 0 {
+                // It was there already.
+                assert_eq!(place, 2);
+                hop(grid, 1, job, 1);
+            } else {
+                assert_eq!((run.status, place), (1, 1), "{run:?}");
+                assert!(run.stderr.contains("goes on where it was"), "{run:?}");
+            }
+            let before = fs::read_to_string(&file).unwrap().lines().count();
+            until("it counts on", || fs::read_to_string(&file).unwrap().lines().count() > before + 10);
+        }
+        hop(grid, 2, job, 2);
+        counted(&verdict(grid, job, "full"), &file);
+        until("no process is left", || grid.task_processes(2).is_empty());
+    });
 }
 
 #[test]
