@@ -1,0 +1,123 @@
+//! What goes wrong on the way.
+
+use super::*;
+
+/// How many moves are disturbed.
+const ROUNDS: u32 = 25;
+
+#[test]
+fn whatever_goes_wrong_a_task_is_in_one_place() {
+    let config = GridConfig::new("whatever_goes_wrong", 4);
+    with(
+        "whatever_goes_wrong_a_task_is_in_one_place",
+        || config.up(),
+        |grid| {
+            if !moves(grid) {
+                return;
+            }
+            let mut rng = StdRng::seed_from_u64(11);
+            let (mut arrived, mut stayed) = (0, 0);
+            let (spec, file) = witnessed(grid, "faults");
+            let job = begin(grid, 2, spec);
+            // How long a move takes here, so that the faults fall into all of it.
+            let begun = std::time::Instant::now();
+            hop(grid, 1, job, 3);
+            hop(grid, 1, job, 2);
+            let whole = begun.elapsed() / 2;
+            for round in 0..ROUNDS {
+                let from = grid.places(1, job)[0].unwrap().0;
+                let to = if from == 2 { 3 } else { 2 };
+                let command = ["migrate".to_owned(), job.to_string(), "--to".into(), format!("node{to}")];
+                let moving = grid.start(4, command);
+                std::thread::sleep(whole.mul_f64(rng.random_range(0.0..1.1)));
+                let what = round % 5;
+                match what {
+                    0 => grid.kill_agent(from),
+                    1 => grid.kill_agent(to),
+                    2 => grid.kill_agent(1),
+                    _ => {
+                        let cut = grid.machine(if what == 3 { from } else { to });
+                        cut.cut().unwrap();
+                        // Less than a lease, after which the task would be given to another node.
+                        std::thread::sleep(Duration::from_millis(rng.random_range(100..2500)));
+                        cut.heal().unwrap();
+                    }
+                }
+                moving.wait();
+                let before = fs::read_to_string(&file).unwrap().lines().count();
+                until("it counts on, wherever it is", || {
+                    fs::read_to_string(&file).unwrap().lines().count() > before + 20
+                });
+                let place = until_some("its home knows where it is", || {
+                    let status = grid.try_job(1, job)?;
+                    let task = status.tasks.first()?;
+                    assert_eq!(task.outcome, None, "round {round}: {task:#?}");
+                    let place = task.node.filter(|_| task.state == libgrid::status::TaskState::Running)?.0;
+                    process(grid, place, job).map(|_| place)
+                });
+                match place == to {
+                    true => arrived += 1,
+                    false => stayed += 1,
+                }
+                let other = if place == 2 { 3 } else { 2 };
+                until("nothing is left of it on the other node", || grid.task_processes(other).is_empty());
+            }
+            let printed = verdict(grid, job, "faults");
+            let numbers = counted(&printed, &file);
+            println!(
+                "FIGURE of {ROUNDS} disturbed moves {arrived} arrived, {stayed} stayed; counted to {numbers}"
+            );
+            assert!(arrived > 0 && stayed > 0, "{arrived} arrived, {stayed} stayed");
+            for node in [2, 3] {
+                until("no process is left", || grid.task_processes(node).is_empty());
+                until("no file is left", || grid.task_files(node).is_empty());
+            }
+        },
+    );
+}
+
+#[test]
+fn a_destination_whose_disk_is_full_gets_nothing() {
+    let make = || GridConfig { members: 0, ..GridConfig::new("migrate_full_disk", 2) }.up();
+    with("a_destination_whose_disk_is_full_gets_nothing", make, |grid| {
+        let disk = SmallDisk::below(grid, 2, "160M");
+        grid.enter(2);
+        if !moves(grid) {
+            return;
+        }
+        let (spec, file) = witnessed(grid, "full");
+        let job = grid.submit(1, JobSpec { nodes: vec!["node1".into(), "node2".into()], ..spec });
+        until("it is ready", || grid.logs(1, job, 0).contains("ready"));
+        if grid.places(1, job) == [Some(NodeId(2))] {
+            hop(grid, 1, job, 1);
+        }
+        let migrate = || grid.gridctl(2, ["migrate", &job.to_string(), "--to", "node2"]);
+        // Seen before anything is stopped.
+        disk.fill(32 << 20);
+        let refused = migrate();
+        refused.says(&["cannot move to node 2, and runs on", "MiB free", "make room"]);
+        disk.empty();
+        // Full in the middle.
+        for _ in 0..3 {
+            let moving = grid.start(1, ["migrate", &job.to_string(), "--to", "node2"]);
+            until("it is on its way", || grid.job(1, job).tasks[0].why.is_some());
+            disk.fill(1 << 20);
+            let run = moving.wait();
+            disk.empty();
+            let place = grid.places(1, job)[0].unwrap().0;
+            if run.status == 0 {
+                // It was there already.
+                assert_eq!(place, 2);
+                hop(grid, 1, job, 1);
+            } else {
+                assert_eq!((run.status, place), (1, 1), "{run:?}");
+                assert!(run.stderr.contains("goes on where it was"), "{run:?}");
+            }
+            let before = fs::read_to_string(&file).unwrap().lines().count();
+            until("it counts on", || fs::read_to_string(&file).unwrap().lines().count() > before + 10);
+        }
+        hop(grid, 2, job, 2);
+        counted(&verdict(grid, job, "full"), &file);
+        until("no process is left", || grid.task_processes(2).is_empty());
+    });
+}

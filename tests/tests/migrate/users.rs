@@ -1,0 +1,148 @@
+//! What users see: no seam, reasons, drained nodes.
+
+use super::*;
+
+#[test]
+fn who_follows_a_task_sees_no_seam() {
+    with("who_follows_a_task_sees_no_seam", shared, |grid: &Arc<Grid>| {
+        if !moves(grid) {
+            return;
+        }
+        let (spec, file) = witnessed(grid, "followed");
+        let job = begin(grid, 2, spec);
+        let follower = grid.start(3, ["logs", "-f", &job.to_string()]);
+        for to in [1, 3, 2, 3] {
+            hop(grid, 2, job, to);
+        }
+        counted(&verdict(grid, job, "followed"), &file);
+        let followed = follower.wait();
+        let followed = followed.ok();
+        let numbers: Vec<u64> = followed.lines().filter_map(|line| line.parse().ok()).collect();
+        assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "{numbers:?}");
+        assert!(followed.ends_with("OK"), "{followed}");
+    });
+}
+
+#[test]
+fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
+    let config = GridConfig::new("a_drained_node", 3);
+    with(
+        "a_drained_node_is_left_by_all_that_can_move_and_takes_no_more",
+        || config.up(),
+        |grid| {
+            if !moves(grid) {
+                return;
+            }
+            // Of two homes, the drained node's own among them; and one that may be nowhere else.
+            let (spec, file) = witnessed(grid, "drained");
+            let job = begin(grid, 2, spec);
+            let own = grid.submit(2, on(spec_of_sleep(), 2));
+            let bound = grid.submit(1, on(spec_of_sleep(), 2));
+            let both = JobSpec { nodes: vec!["node2".into(), "node3".into()], ..spec_of_sleep() };
+            let many: Vec<JobId> = (0..4).map(|_| grid.submit(2, both.clone())).collect();
+            for job in many.iter().chain([&own, &bound]) {
+                grid.until_running(1, *job);
+            }
+            let drained = grid.gridctl(3, ["drain", "node2", "--json"]);
+            assert_eq!(drained.status, 1, "{drained:?}");
+            let results: Value = serde_json::from_str(&drained.stdout).unwrap();
+            for result in results.as_array().unwrap() {
+                let task = result["task"].as_str().unwrap();
+                match [own, bound].iter().any(|job| task == format!("{job}/0")) {
+                    true => assert!(result["stayed"].as_str().unwrap().contains("no other node"), "{result}"),
+                    false => assert!(result["moved"]["to"] != 2, "{result}"),
+                }
+            }
+            let on_two = |grid: &Grid, job: &JobId| grid.places(1, *job) == [Some(NodeId(2))];
+            assert!(many.iter().chain([&job]).all(|job| !on_two(grid, job)));
+            assert!(on_two(grid, &own) && on_two(grid, &bound));
+            assert!(drained.stderr.contains("no other node that may run"), "{drained:?}");
+
+            grid.gridctl_as(1, NOBODY, Path::new("/"), ["drain", "node2"]).says(&["only root"]);
+            grid.gridctl(1, ["drain", "node9"]).says(&["there is no node node9"]);
+
+            // Also after its agent was started again, nothing new comes; until that is undone.
+            grid.kill_agent(2);
+            grid.until_up(1, 3);
+            let waits = grid.submit(1, on(spec_of_sleep(), 2));
+            let why = until_some("it is told why it waits", || grid.job(1, waits).summary.why);
+            assert!(why.contains("core") || why.contains("room"), "{why}");
+            until("the node can be asked again", || {
+                let undone = grid.gridctl(1, ["drain", "node2", "--undo"]);
+                undone.status == 0 && undone.ok() == "node2 takes tasks again"
+            });
+            grid.until_running(1, waits);
+            counted(&verdict(grid, job, "drained"), &file);
+        },
+    );
+}
+
+fn on(spec: JobSpec, node: u32) -> JobSpec {
+    JobSpec { nodes: vec![format!("node{node}")], ..spec }
+}
+
+fn spec_of_sleep() -> JobSpec {
+    JobSpec::command(["sleep", "1000"]).cpus(Cpus::from_milli(100)).memory(Bytes(64 << 20))
+}
+
+#[test]
+fn what_cannot_be_moved_is_told_and_left_alone() {
+    with("what_cannot_be_moved_is_told_and_left_alone", shared, |grid: &Arc<Grid>| {
+        if !moves(grid) {
+            return;
+        }
+        let (spec, file) = witnessed(grid, "refused");
+        let job = begin(grid, 2, spec);
+        let name = job.to_string();
+        let migrate = |more: &[&str]| {
+            let mut words = vec!["migrate", &name];
+            words.extend(more);
+            grid.gridctl(3, words)
+        };
+        migrate(&["--to", "node2"]).says(&["is on node node2 already"]);
+        migrate(&["--to", "nowhere"]).says(&["there is no node nowhere", "gridctl nodes"]);
+        let stranger = grid.gridctl_as(1, NOBODY, Path::new("/"), ["migrate", &name, "--to", "node3"]);
+        stranger.says(&["root@node1's, and you are"]);
+        grid.gridctl(1, ["migrate", "j1.9999"]).says(&["there is no j1.9999"]);
+        assert_eq!(
+            migrate(&["--to", "node3", "--check"]).ok(),
+            format!("{job}/0 can move from node 2 to node 3")
+        );
+        let check = migrate(&["--check", "--json"]).json();
+        assert_eq!((&check[0]["from"], &check[0]["obstacles"]), (&2.into(), &Value::Array(Vec::new())));
+
+        let mut bound = spec_of_sleep();
+        bound.nodes = vec!["node2".into()];
+        let bound = grid.submit(1, bound);
+        grid.until_running(1, bound);
+        let refused = grid.gridctl(1, ["migrate", &bound.to_string(), "--to", "node3"]);
+        refused.says(&["may run on node2 alone", "--node"]);
+        grid.gridctl(1, ["migrate", &bound.to_string()]).says(&["no other node"]);
+        grid.gridctl(1, ["kill", &bound.to_string()]).ok();
+
+        // One with a connection.
+        let connected = r#"
+l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen()
+c = socket.create_connection(l.getsockname()); a, _ = l.accept()
+ready(); wait()
+c.send(b'x'); check(a.recv(1) == b'x')
+print('OK')
+"#;
+        let script = format!("{}{connected}", programs::PRELUDE);
+        let spec = JobSpec::command(["/usr/bin/python3", "-c", &script]).memory(Bytes(64 << 20));
+        let other = grid.submit(1, spec);
+        until("it is ready", || grid.logs(1, other, 0).contains("ready"));
+        let from = grid.places(1, other)[0].unwrap().0;
+        let to = if from == 2 { 3 } else { 2 };
+        let words = ["migrate", &other.to_string(), "--to", &format!("node{to}"), "--check"];
+        let refused = grid.gridctl(1, &words[..4]);
+        refused.says(&[&format!("cannot move to node {to}, and runs on"), "connection", "127.0.0.1"]);
+        let checked = grid.gridctl(1, words);
+        let told = format!("cannot move from node {from} to node {to}");
+        assert!(checked.stdout.contains(&told) && checked.status == 1, "{checked:?}");
+        verdict(grid, other, "connected");
+
+        counted(&verdict(grid, job, "refused"), &file);
+        grid.gridctl(1, ["migrate", &name]).says(&["no task of", "runs now"]);
+    });
+}
