@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use grid_tests::{Grid, GridConfig, PATIENCE, SmallDisk, until, with};
 use libgrid::blocking;

@@ -1,6 +1,7 @@
 //! Very large files, and very many small ones, in bounded time.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -40,6 +41,16 @@ fn five_gibibytes_pass_in_each_mode() {
         return;
     }
     let here = tempfile::tempdir().unwrap();
+    // What goes over the wire has no holes: it lies twice on the disk, while the tests beside this one need theirs.
+    const ROOM: u64 = 16 << 30;
+    let disk = nix::sys::statvfs::statvfs(here.path()).unwrap();
+    let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+    if free < ROOM {
+        let test = "five_gibibytes_pass_in_each_mode";
+        let _ =
+            writeln!(std::io::stdout(), "\nSKIPPED: {test}: {} GiB are free, and it takes 16", free >> 30);
+        return;
+    }
     let (source, back) = (here.path().join("source"), here.path().join("back"));
     sparse(&source);
     for (kind, extended) in [(Kind::Vsftpd, false), (Kind::Globus, true)] {
