@@ -1,0 +1,159 @@
+//! `PAGEMAP_SCAN`: which pages a process has, and which it wrote to since the last time.
+//!
+//! Needs Linux 6.7; `fs/proc/task_mmu.c` and `Documentation/admin-guide/mm/pagemap.rst`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use super::Range;
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+
+/// Protect what matches, so that the next write to it is seen.
+const WP_MATCHING: u64 = 1;
+/// Fail with EPERM at a mapping where writes are not tracked.
+const CHECK_WPASYNC: u64 = 2;
+
+pub(crate) const WRITTEN: u64 = 1 << 1;
+pub(crate) const PRESENT: u64 = 1 << 3;
+pub(crate) const SWAPPED: u64 = 1 << 4;
+pub(crate) const PFNZERO: u64 = 1 << 5;
+
+/// Regions that one call may return.
+const REGIONS: usize = 4096;
+
+/// Bytes that one call walks: the process cannot change its mappings meanwhile.
+const STEP: u64 = 256 << 20;
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Region {
+    start: u64,
+    end: u64,
+    pub(crate) categories: u64,
+}
+
+impl Region {
+    pub(crate) fn range(self) -> Range {
+        Range { start: self.start, end: self.end }
+    }
+
+    /// Whether there is anything in these pages.
+    pub(crate) fn exists(self) -> bool {
+        self.categories & (PRESENT | SWAPPED) != 0 && self.categories & PFNZERO == 0
+    }
+}
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+struct Argument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Query {
+    /// What was written since the last time, which is forgotten. EPERM where that is not tracked.
+    Take,
+    /// Everything that exists; from now on, its writes are tracked, where they can be.
+    TakeAll,
+    /// What does not exist, what exists in swap, and what was written. Fewer regions than those that exist: 0.9 ms a GiB
+    /// instead of 2.9. EPERM where writes are not tracked.
+    Changed,
+    /// The same, of a mapping where writes are not tracked.
+    Everything,
+}
+
+impl Query {
+    /// Flags; inverted; all of; any of.
+    fn terms(self) -> [u64; 4] {
+        let there = PRESENT | SWAPPED;
+        match self {
+            Query::Take => [WP_MATCHING | CHECK_WPASYNC, PFNZERO, PFNZERO | WRITTEN, there],
+            Query::TakeAll => [WP_MATCHING, PFNZERO, PFNZERO, there],
+            Query::Changed => [CHECK_WPASYNC, PRESENT, 0, PRESENT | WRITTEN],
+            Query::Everything => [0, PRESENT, 0, PRESENT | WRITTEN],
+        }
+    }
+}
+
+/// The open file of a process. After an `execve`, it still speaks of the old memory.
+#[derive(Debug)]
+pub(crate) struct Pagemap(File);
+
+impl Pagemap {
+    /// # Errors
+    /// Where it cannot be opened: the process is gone.
+    pub(crate) fn open(proc: &Path, pid: i32) -> io::Result<Self> {
+        let path = proc.join(format!("{pid}/pagemap"));
+        let file = File::open(&path);
+        file.map(Self).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+
+    /// Asks about a range; regions come in order.
+    ///
+    /// # Errors
+    /// The kernel's, or what `each` returns. Of a query that takes, some may have been taken and not told of.
+    pub(crate) fn scan(
+        &self,
+        range: Range,
+        query: Query,
+        mut each: impl FnMut(Region) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let [flags, category_inverted, category_mask, category_anyof_mask] = query.terms();
+        let mut regions = vec![Region::default(); REGIONS];
+        for piece in range.pieces(STEP) {
+            let mut start = piece.start;
+            while start < piece.end {
+                let mut argument = Argument {
+                    size: size_of::<Argument>() as u64,
+                    flags,
+                    start,
+                    end: piece.end,
+                    walk_end: 0,
+                    vec: regions.as_mut_ptr() as u64,
+                    vec_len: regions.len() as u64,
+                    max_pages: 0,
+                    category_inverted,
+                    category_mask,
+                    category_anyof_mask,
+                    return_mask: WRITTEN | PRESENT | SWAPPED | PFNZERO,
+                };
+                // SAFETY: the argument is the kernel's structure, of its size; `vec` points to `vec_len` regions, which
+                // live until after the call.
+                let found =
+                    unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+                let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
+                regions.iter().take(found).try_for_each(|region| each(*region))?;
+                if argument.walk_end <= start {
+                    return Err(io::Error::other(format!("PAGEMAP_SCAN stays at {start:#x}")));
+                }
+                start = argument.walk_end;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the kernel has `PAGEMAP_SCAN`.
+pub(crate) fn is_supported() -> bool {
+    let nothing = Range { start: 0x1000, end: 0x2000 };
+    Pagemap::open(Path::new("/proc"), std::process::id() as i32)
+        .and_then(|pagemap| pagemap.scan(nothing, Query::Everything, |_| Ok(())))
+        .is_ok()
+}

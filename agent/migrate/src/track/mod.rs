@@ -1,0 +1,260 @@
+//! The source: memory copied while its processes run.
+//!
+//! ```text
+//!              attach                round (again and again)                  freeze_final
+//!  running ───────────▶ tracked ──┬───────────────────────▶ copied, nearly ────────────────▶ copied, frozen by CRIU
+//!     ▲                    │      └──── while it shrinks ◀──────┘  │                              │
+//!     └──── abandon ───────┴───────────────────────────────────────┴──────────────────────────────┘
+//! ```
+//!
+//! Every thread of a process is stopped for some hundred microseconds, a userfaultfd is made in it and taken out of it, and
+//! its private anonymous mappings are registered for asynchronous write protection. From then on the kernel notes
+//! writes by itself, and a round asks for what was written, protects it again, and copies it.
+//!
+//! **What is not tracked** (mappings made since, children, a program executed anew) counts as written, because the
+//! kernel is asked at every scan whether it tracks the mapping, and says EPERM: it is sent at the freeze. Where that
+//! would be much, the next round registers it first. Nothing is concluded from the absence of a sign.
+//!
+//! **Why the existing pages are recomputed at the freeze.** Pages that a program gave back (`MADV_DONTNEED`, `munmap`) were sent
+//! before. Of what was sent, only what exists at the freeze is taken.
+//!
+//! **Abandoning** closes the userfaultfds: the kernel unregisters their mappings, and nothing of us is left in the processes.
+//!
+//! Needs Linux 6.7 and x86-64. Memory that a device writes to (io_uring's registered buffers, RDMA) is not seen; CRIU
+//! dumps no process that has such. A program that uses userfaultfd itself cannot be tracked: its mappings are taken,
+//! stay untracked and are sent at the freeze.
+
+mod copy;
+mod process;
+mod stop;
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::kernel::{PAGE, pagemap, tree};
+use crate::pages::{PageSink, SinkError};
+use process::Process;
+
+/// Between two looks whether the tree is frozen.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// Why memory is not moved while its processes run. They run on as before when the tracker is dropped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackError {
+    /// The kernel cannot do it.
+    #[error("the kernel has no PAGEMAP_SCAN: live migration needs Linux 6.7 or newer")]
+    Unsupported,
+    /// The tree cannot be looked at.
+    #[error("the process tree cannot be looked at")]
+    Tree(#[source] io::Error),
+    /// A process cannot be prepared.
+    #[error("the writes of process {pid} cannot be tracked")]
+    Adopt {
+        /// The process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A process cannot be looked at.
+    #[error("the memory of process {pid} cannot be scanned")]
+    Scan {
+        /// The process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A page that exists cannot be read.
+    #[error("the page at {at:#x} of process {pid} cannot be read")]
+    Unreadable {
+        /// The process.
+        pid: i32,
+        /// The address.
+        at: u64,
+    },
+    /// The processes did not stop.
+    #[error("the processes were not frozen within {0:?}")]
+    NotFrozen(Duration),
+    /// The stream broke.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+}
+
+/// What a round did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundStats {
+    /// Bytes of memory that were sent, empty pages among them.
+    pub bytes: u64,
+    /// The time that it took.
+    pub took: Duration,
+    /// Processes that are tracked.
+    pub processes: usize,
+}
+
+/// What the freeze left to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FinalStats {
+    /// Bytes that exist.
+    pub exists: u64,
+    /// Bytes of them that were sent after the freeze.
+    pub bytes: u64,
+    /// From the first look until the tree stood still.
+    pub frozen: Duration,
+    /// For the scan, and to tell its result.
+    pub scan: Duration,
+    /// For the copy.
+    pub copy: Duration,
+}
+
+/// Keeps track of what a process tree writes.
+#[derive(Debug)]
+pub struct Tracker {
+    proc: PathBuf,
+    roots: Vec<i32>,
+    processes: Vec<Process>,
+    /// Seen in the last round and not tracked: those that stay are adopted in the next.
+    newborn: HashSet<i32>,
+}
+
+/// Whether another round is worth it: the last one was not small, and smaller than the one before.
+///
+/// A round's bytes are what was written during the round before, so they shrink as long as the link is faster than the
+/// program writes.
+pub fn goes_on(before: &RoundStats, last: &RoundStats, small: u64) -> bool {
+    last.bytes > small && last.bytes < before.bytes - before.bytes / 8
+}
+
+impl Tracker {
+    /// Starts to track these processes and all below them. The numbers of the images are those of the innermost pid namespace.
+    ///
+    /// # Errors
+    /// Where one of them cannot be tracked; then none is.
+    pub fn attach(roots: &[i32]) -> Result<Self, TrackError> {
+        if !pagemap::is_supported() {
+            return Err(TrackError::Unsupported);
+        }
+        let mut tracker = Self {
+            proc: Path::new("/proc").to_owned(),
+            roots: roots.to_vec(),
+            processes: Vec::new(),
+            newborn: HashSet::new(),
+        };
+        for pid in tree::below(&tracker.proc, roots).map_err(TrackError::Tree)? {
+            tracker.adopt(pid)?;
+        }
+        Ok(tracker)
+    }
+
+    fn adopt(&mut self, pid: i32) -> Result<(), TrackError> {
+        let proc = &self.proc;
+        let adopted = tree::inner_pid(proc, pid)
+            .map_err(|source| TrackError::Adopt { pid, source })
+            .and_then(|image_pid| {
+                let mut process = Process::untracked(pid, image_pid);
+                process.adopt(proc).map(|()| process)
+            });
+        match adopted {
+            Ok(process) => self.processes.push(process),
+            Err(_) if self.has_ended(pid) => (),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Sends what is new to the destination. The first round sends everything.
+    ///
+    /// # Errors
+    /// Where memory cannot be read or sent; then the tracker is to be dropped.
+    pub fn round(&mut self, sink: &mut PageSink<'_>) -> Result<RoundStats, TrackError> {
+        let start = Instant::now();
+        let pids = tree::below(&self.proc, &self.roots).map_err(TrackError::Tree)?;
+        self.processes.retain(|process| pids.contains(&process.pid));
+        let new: HashSet<i32> = pids
+            .into_iter()
+            .filter(|pid| !self.processes.iter().any(|process| process.pid == *pid))
+            .collect();
+        // Most children live shortly.
+        for pid in std::mem::replace(&mut self.newborn, new.clone()).intersection(&new) {
+            self.adopt(*pid)?;
+        }
+        let mut pages = 0;
+        for process in &mut self.processes {
+            match process.round(&self.proc, sink) {
+                Ok(sent) => pages += sent,
+                Err(TrackError::Sink(error)) => return Err(error.into()),
+                Err(_) if has_ended(&self.proc, process.pid) => (),
+                Err(error) => return Err(error),
+            }
+        }
+        sink.round()?;
+        Ok(RoundStats { bytes: pages * PAGE, took: start.elapsed(), processes: self.processes.len() })
+    }
+
+    /// Waits until CRIU has frozen the tree, and sends the rest: first what exists and what of it is still to come, then that.
+    ///
+    /// # Errors
+    /// Where the tree is not frozen in this time, or memory cannot be read or sent.
+    pub fn freeze_final(
+        &mut self,
+        sink: &mut PageSink<'_>,
+        limit: Duration,
+    ) -> Result<FinalStats, TrackError> {
+        let start = Instant::now();
+        let pids = self.wait_until_frozen(start, limit)?;
+        let still = Instant::now();
+        self.processes.retain(|process| pids.contains(&process.pid));
+        for pid in pids {
+            if !self.processes.iter().any(|process| process.pid == pid) {
+                let image_pid = tree::inner_pid(&self.proc, pid).map_err(TrackError::Tree)?;
+                self.processes.push(Process::untracked(pid, image_pid));
+            }
+        }
+        let mut stats = FinalStats { frozen: still - start, ..FinalStats::default() };
+        let mut dirty = Vec::with_capacity(self.processes.len());
+        for process in &self.processes {
+            let found = process.at_freeze(&self.proc)?;
+            stats.exists += found.exists.iter().map(|range| range.bytes()).sum::<u64>();
+            sink.exists(process.image_pid, &found.exists)?;
+            sink.dirty(process.image_pid, &found.dirty)?;
+            dirty.push(found.dirty);
+        }
+        sink.listed()?;
+        let listed = Instant::now();
+        for (process, dirty) in self.processes.iter().zip(&dirty) {
+            stats.bytes += process.send(&self.proc, dirty, sink)? * PAGE;
+        }
+        sink.end()?;
+        stats.scan = listed - still;
+        stats.copy = listed.elapsed();
+        Ok(stats)
+    }
+
+    /// Lets go of the processes; as dropping it does.
+    pub fn abandon(self) {
+        drop(self);
+    }
+
+    fn wait_until_frozen(&self, start: Instant, limit: Duration) -> Result<Vec<i32>, TrackError> {
+        let mut stillness = tree::Stillness::default();
+        loop {
+            if let Some(pids) = stillness.look(&self.proc, &self.roots).map_err(TrackError::Tree)? {
+                return Ok(pids);
+            }
+            if start.elapsed() > limit {
+                return Err(TrackError::NotFrozen(limit));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn has_ended(&self, pid: i32) -> bool {
+        !self.roots.contains(&pid) && has_ended(&self.proc, pid)
+    }
+}
+
+fn has_ended(proc: &Path, pid: i32) -> bool {
+    matches!(tree::state(proc, pid, pid), Some(b'Z' | b'X') | None)
+}
