@@ -9,35 +9,57 @@
 //! Also here, because it costs each dump 10 ms: [`keep_perf_ready`].
 
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
 
-/// CRIU's `PS_IOV_CLOSE`, of version 1 of its page server's protocol.
+/// CRIU's `PS_IOV_CLOSE`.
 const CLOSE: u32 = 0x1023;
 
 /// No command of CRIU's.
 const NONE: u32 = 0x77;
 
+/// Bytes of a command (`struct page_server_iov`) up to CRIU 4.1, where its count of pages has 32 bits.
+const SHORT: usize = 24;
+
+/// Bytes of it where the count has 64.
+const LONG: usize = 32;
+
+/// For the answer to a command that was long enough: CRIU corks its socket, and the kernel sends after 200 ms.
+const ANSWER: Duration = Duration::from_secs(1);
+
 /// Lets CRIU kill the frozen tree and end: the migration is done.
 ///
+/// A byte too many would make CRIU fail, and let the tree go; so the longer form is sent only when the shorter was
+/// not enough.
+///
 /// # Errors
-/// Where CRIU does not answer; the tree may be dead or alive.
-pub fn commit(server: &mut (impl Read + Write)) -> io::Result<()> {
-    server.write_all(&command(CLOSE))?;
+/// Where CRIU does not answer; the tree may be dead or alive, and CRIU's exit status says which.
+pub fn commit(mut server: TcpStream) -> io::Result<()> {
+    let command = command(CLOSE);
+    server.set_read_timeout(Some(ANSWER))?;
+    server.write_all(&command[..SHORT])?;
     let mut answer = [0; 4];
-    server.read_exact(&mut answer)
+    match server.read_exact(&mut answer) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            server.write_all(&command[SHORT..])?;
+            server.read_exact(&mut answer)
+        }
+        answered => answered,
+    }
 }
 
 /// Lets CRIU fail, whereupon it lets the tree run on.
 ///
 /// # Errors
 /// Where CRIU cannot be told; SIGKILL of CRIU lets the tree run on, too.
-pub fn roll_back(server: &mut impl Write) -> io::Result<()> {
+pub fn roll_back(mut server: TcpStream) -> io::Result<()> {
     server.write_all(&command(NONE))
 }
 
-/// `struct page_server_iov`: the command, 4 bytes of padding, three numbers.
-fn command(command: u32) -> [u8; 32] {
-    let mut bytes = [0; 32];
+/// The command, then nothing but zeros: padding, count, address, id.
+fn command(command: u32) -> [u8; LONG] {
+    let mut bytes = [0; LONG];
     bytes[..4].copy_from_slice(&command.to_ne_bytes());
     bytes
 }

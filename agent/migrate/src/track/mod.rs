@@ -158,7 +158,8 @@ impl Tracker {
             });
         match adopted {
             Ok(process) => self.processes.push(process),
-            Err(_) if self.has_ended(pid) => (),
+            // It has ended, or is sent as a whole at the freeze.
+            Err(_) if !self.roots.contains(&pid) => (),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -181,14 +182,20 @@ impl Tracker {
             self.adopt(*pid)?;
         }
         let mut pages = 0;
-        for process in &mut self.processes {
+        let mut kept = Vec::with_capacity(self.processes.len());
+        for mut process in self.processes.drain(..) {
             match process.round(&self.proc, sink) {
-                Ok(sent) => pages += sent,
+                Ok(sent) => {
+                    pages += sent;
+                    kept.push(process);
+                }
                 Err(TrackError::Sink(error)) => return Err(error.into()),
-                Err(_) if has_ended(&self.proc, process.pid) => (),
+                // As above.
+                Err(_) if !self.roots.contains(&process.pid) => (),
                 Err(error) => return Err(error),
             }
         }
+        self.processes = kept;
         sink.round()?;
         Ok(RoundStats { bytes: pages * PAGE, took: start.elapsed(), processes: self.processes.len() })
     }
@@ -249,12 +256,4 @@ impl Tracker {
             std::thread::sleep(LOOK);
         }
     }
-
-    fn has_ended(&self, pid: i32) -> bool {
-        !self.roots.contains(&pid) && has_ended(&self.proc, pid)
-    }
-}
-
-fn has_ended(proc: &Path, pid: i32) -> bool {
-    matches!(tree::state(proc, pid, pid), Some(b'Z' | b'X') | None)
 }

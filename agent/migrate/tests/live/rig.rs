@@ -1,0 +1,319 @@
+//! Two places on one machine, each a pid and mount namespace with an init, between which CRIU moves programs.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use grid_checkpoint::Installation;
+use grid_migrate::track::{self, FinalStats, RoundStats, TrackError};
+use grid_migrate::{PageSink, PageStore, Tracker, held, lazy};
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// A dirty set that is small.
+const SMALL: u64 = 2 << 20;
+
+/// CRIU, as it was built for this workspace or as the system has it.
+pub(crate) fn criu() -> &'static Installation {
+    static CRIU: OnceLock<Installation> = OnceLock::new();
+    CRIU.get_or_init(|| {
+        let tests = std::env::current_exe().unwrap();
+        let programs = tests.parent().and_then(Path::parent).unwrap();
+        Installation::find(programs).expect("CRIU is not installed: setup/install build")
+    })
+}
+
+/// One side.
+pub(crate) struct Place {
+    init: Child,
+    pid: i32,
+}
+
+impl Place {
+    fn new(init: &Path) -> Self {
+        // CRIU keeps what it knows of the kernel in /run, if that is a tmpfs.
+        let script = "mount -t tmpfs tmpfs /run && exec \"$0\"";
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--mount", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script]);
+        let init = command.arg(init).spawn().unwrap();
+        let pid = wait_for("an init", || {
+            let child = child_of(init.id() as i32)?;
+            let name = fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
+            (name.trim() == "init").then_some(child)
+        });
+        let place = Self { init, pid };
+        assert!(place.criu(&["check"]).status().unwrap().success());
+        place
+    }
+
+    fn inside(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.pid.to_string(), "-p", "-m", "--"]);
+        // CRIU dumps no descriptor that was opened in another mount namespace.
+        command.args(["sh", "-c", "exec \"$0\" \"$@\" < /dev/null > /dev/null 2>&1"]).arg(program);
+        command
+    }
+
+    pub(crate) fn criu(&self, arguments: &[&str]) -> Command {
+        let criu = criu().command(arguments);
+        let mut command = self.inside(Path::new(criu.get_program()));
+        command.args(criu.get_args());
+        command
+    }
+
+    /// Whether any program runs here.
+    fn is_empty(&self) -> bool {
+        let own = fs::read_link(format!("/proc/{}/ns/pid", self.pid)).unwrap();
+        let numbers = fs::read_dir("/proc").unwrap().flatten();
+        let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        numbers
+            .filter(|pid| *pid != self.pid)
+            .filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|other| other == own))
+            .count()
+            == 0
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // `unshare` takes its child along.
+        let _ = self.init.kill();
+        let _ = self.init.wait();
+    }
+}
+
+/// When a migration is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GiveUp {
+    Never,
+    Attached,
+    FirstRound,
+    /// The tree is frozen, nothing was sent of the freeze.
+    Frozen,
+    /// All was sent, CRIU waits.
+    Dumped,
+    /// As before, and CRIU is killed.
+    DumpedAndKilled,
+    /// The destination's CRIU failed.
+    Restoring,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) rounds: Vec<RoundStats>,
+    pub(crate) last: FinalStats,
+    pub(crate) served: lazy::Served,
+    /// From the start of the dump to running processes at the destination.
+    pub(crate) restored: Duration,
+}
+
+/// A program, and the two places.
+pub(crate) struct Rig {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) places: [Place; 2],
+    program: Child,
+    /// In the namespace.
+    pub(crate) inner: i32,
+    /// Outside it.
+    pub(crate) pid: i32,
+}
+
+impl Rig {
+    pub(crate) fn new(name: &str, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let init = compile(folder.path(), "init");
+        let program = compile(folder.path(), name);
+        let places = [Place::new(&init), Place::new(&init)];
+        // Pids of the source have to be free at the destination, where CRIU itself needs some.
+        let text = "echo 2000 > /proc/sys/kernel/ns_last_pid";
+        let moved = places[1].inside(Path::new("sh")).args(["-c", text]).status().unwrap();
+        assert!(moved.success());
+        let log = folder.path().join("log");
+        let mut command = places[0].inside(Path::new("setsid"));
+        command.arg(&program).arg(&log).args(arguments);
+        let program = command.spawn().unwrap();
+        wait_for("the program", || fs::read_to_string(&log).is_ok_and(|log| log == "ready\n").then_some(()));
+        let pid = child_of(program.id() as i32).unwrap();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+        let inner = numbers.split_whitespace().last().unwrap().parse().unwrap();
+        Self { folder, places, program, inner, pid }
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        let images = self.folder.path().join("images");
+        fs::create_dir_all(&images).unwrap();
+        images
+    }
+
+    fn log_of(&self, name: &str) -> String {
+        let text = fs::read_to_string(self.images().join(name)).unwrap_or_default();
+        text.lines().filter(|line| line.contains("Error") || line.contains("Warn")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Moves it, or gives up.
+    pub(crate) fn migrate(&mut self, give_up: GiveUp) -> Outcome {
+        let _perf = held::keep_perf_ready().unwrap();
+        let mut outcome = Outcome::default();
+        let (mut to, from) = UnixStream::pair().unwrap();
+        let store = PageStore::new(8 << 30);
+        let reader = std::thread::spawn({
+            let store = store.clone();
+            move || store.receive(from)
+        });
+        let mut tracker = Tracker::attach(&[self.pid]).unwrap();
+        if give_up == GiveUp::Attached {
+            tracker.abandon();
+            return outcome;
+        }
+        let mut sink = PageSink::new(&mut to).unwrap();
+        loop {
+            let round = tracker.round(&mut sink).unwrap();
+            if give_up == GiveUp::FirstRound {
+                return outcome;
+            }
+            let before = outcome.rounds.last().copied();
+            outcome.rounds.push(round);
+            match before {
+                None => (),
+                Some(before) if track::goes_on(&before, &round, SMALL) => (),
+                Some(_) => break,
+            }
+        }
+        let images = self.images();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let (status, told) = nix::unistd::pipe().unwrap();
+        let start = Instant::now();
+        let mut dump = self.places[0]
+            .criu(&["dump", "--lazy-pages", "--address", "127.0.0.1", "--manage-cgroups=ignore", "-o", "dump.log"])
+            .args(["-v1", "-t", &self.inner.to_string(), "--port", &port.to_string(), "--status-fd", &told.as_raw_fd().to_string(), "-D"])
+            .arg(&images)
+            .spawn()
+            .unwrap();
+        drop(told);
+        if give_up == GiveUp::Frozen {
+            // CRIU has no way back of its own here but to be done.
+            tracker.abandon();
+            self.dumped(status);
+            self.decide(port, held::roll_back);
+            dump.wait().unwrap();
+            return outcome;
+        }
+        outcome.last = match tracker.freeze_final(&mut sink, LIMIT) {
+            Ok(last) => last,
+            Err(TrackError::Sink(error)) => {
+                panic!("{error:?}: {:?}", reader.join());
+            }
+            Err(error) => panic!("{error:?}; {}", self.log_of("dump.log")),
+        };
+        self.dumped(status);
+        match give_up {
+            GiveUp::Dumped => {
+                self.decide(port, held::roll_back);
+                dump.wait().unwrap();
+                return outcome;
+            }
+            GiveUp::DumpedAndKilled => {
+                let criu = child_of(dump.id() as i32).unwrap();
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(criu), nix::sys::signal::Signal::SIGKILL)
+                    .unwrap();
+                dump.wait().unwrap();
+                return outcome;
+            }
+            GiveUp::Restoring => fs::remove_file(images.join("pstree.img")).unwrap(),
+            _ => (),
+        }
+        let listener = UnixListener::bind(images.join(lazy::SOCKET)).unwrap();
+        let serving = std::thread::spawn({
+            let store = store.clone();
+            move || lazy::serve(&listener, &store, LIMIT)
+        });
+        let restored = self.places[1]
+            .criu(&["restore", "-d", "--lazy-pages", "--manage-cgroups=ignore", "-v1", "-o", "restore.log", "-D"])
+            .arg(&images)
+            .status()
+            .unwrap();
+        if give_up == GiveUp::Restoring {
+            assert!(!restored.success());
+            // Nobody connected.
+            drop(serving);
+            self.decide(port, held::roll_back);
+            dump.wait().unwrap();
+            return outcome;
+        }
+        assert!(restored.success(), "{}", self.log_of("restore.log"));
+        outcome.restored = start.elapsed();
+        let filling = serving.join().unwrap().unwrap();
+        assert!(store.wait_complete(LIMIT));
+        self.decide(port, held::commit);
+        assert!(dump.wait().unwrap().success(), "{}", self.log_of("dump.log"));
+        assert!(self.places[0].is_empty());
+        drop(tracker);
+        reader.join().unwrap().unwrap();
+        outcome.served = filling.wait(LIMIT).unwrap().expect("the memory is still not there");
+        outcome
+    }
+
+    /// Waits until the images are complete.
+    fn dumped(&self, status: OwnedFd) {
+        let mut byte = [1];
+        let told = File::from(status).read_exact(&mut byte);
+        assert!(told.is_ok() && byte == [0], "{}", self.log_of("dump.log"));
+    }
+
+    fn decide(&self, port: u16, how: impl Fn(TcpStream) -> std::io::Result<()>) {
+        how(wait_for("CRIU's page server", || TcpStream::connect(("127.0.0.1", port)).ok())).unwrap();
+    }
+
+    /// Tells the program to look whether all is well; what it says.
+    pub(crate) fn verdict(&self) -> String {
+        fs::write(self.folder.path().join("log.go"), "").unwrap();
+        wait_for("the verdict", || {
+            let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
+            (log.contains("OK\n") || log.contains("BAD")).then(|| log.trim_start_matches("ready\n").to_owned())
+        })
+    }
+
+    /// Lets it run for a while after a move: what was not there yet is asked for.
+    pub(crate) fn run_on(&self) {
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+fn compile(folder: &Path, name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/live/programs/{name}.c"));
+    let program = folder.join(name);
+    let mut command = Command::new("cc");
+    let status = command.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source).status().unwrap();
+    assert!(status.success());
+    program
+}
+
+fn child_of(pid: i32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
