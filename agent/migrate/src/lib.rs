@@ -13,16 +13,17 @@
 //! ```
 //!
 //! 1. [`Tracker::attach`], and rounds while they shrink: the program runs.
-//! 2. `criu dump` freezes it, and writes everything but its memory; [`Tracker::freeze_final`] runs beside it, and sends what
-//!    was written last.
+//! 2. `criu dump` freezes it, and writes everything but its memory, either because it is to be restored later ([`held`]) or because
+//!    it is hidden ([`hide`], much faster); [`Tracker::freeze_final`] runs beside it, and sends what was written last.
 //! 3. `criu restore --lazy-pages` makes the processes at the destination, and [`lazy::serve`] gives them their memory: what
 //!    they ask for first, the rest behind their back.
-//! 4. When they run and [`PageStore::wait_complete`] says that nothing is missing, the source is ended ([`held::commit`]). Up to then,
+//! 4. When they run and [`PageStore::wait_complete`] says that nothing is missing, the source is ended ([`held::commit`], [`hide::end`]). Up to then,
 //!    it can be let go again at any time.
 //!
 //! Whatever is given up leaves the processes at the source as they were.
 
 pub mod held;
+pub mod hide;
 mod kernel;
 pub mod lazy;
 pub mod pages;

@@ -33,6 +33,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::hide::Hidden;
 use crate::kernel::{PAGE, pagemap, tree};
 use crate::pages::{PageSink, SinkError};
 use process::Process;
@@ -237,6 +238,16 @@ impl Tracker {
         stats.scan = listed - still;
         stats.copy = listed.elapsed();
         Ok(stats)
+    }
+
+    /// Prepares a dump from which the tracked processes' pages are hidden, in an empty folder that CRIU can reach. A round
+    /// should follow: it takes some milliseconds for each GiB.
+    ///
+    /// # Errors
+    /// Where a process cannot be looked at, or the folder cannot be written.
+    pub fn hide(&self, folder: &Path) -> io::Result<Hidden> {
+        let numbers = self.processes.iter().map(|process| (process.pid, process.image_pid));
+        Hidden::prepare(&self.proc, numbers, folder)
     }
 
     /// Lets go of the processes; as dropping it does.

@@ -3,25 +3,32 @@
 //! Needs root, CRIU and `cc`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod dump;
 mod rig;
 
-use rig::{GiveUp, Rig};
+use rig::{GiveUp, Rig, Way};
+
+const WAYS: [Way; 2] = [Way::Lazy, Way::Hidden];
 
 fn moves(name: &str, arguments: &[&str]) {
-    let mut rig = Rig::new(name, arguments);
-    let outcome = rig.migrate(GiveUp::Never);
-    rig.run_on();
-    let verdict = rig.verdict();
-    println!("FIGURE {name} {arguments:?}: {outcome:?}");
-    assert!(verdict.ends_with("OK\n") && !verdict.contains("BAD"), "{verdict}");
+    for way in WAYS {
+        let mut rig = Rig::new(name, arguments);
+        let outcome = rig.migrate(way, GiveUp::Never);
+        rig.run_on();
+        let verdict = rig.verdict();
+        println!("FIGURE {name} {arguments:?} {way:?}: {outcome:?} {verdict}");
+        assert!(verdict.ends_with("OK\n") && !verdict.contains("BAD"), "{way:?}: {verdict}");
+    }
 }
 
 fn stays(name: &str, arguments: &[&str], give_up: GiveUp) {
-    let mut rig = Rig::new(name, arguments);
-    rig.migrate(give_up);
-    rig.run_on();
-    let verdict = rig.verdict();
-    assert!(verdict.ends_with("OK\n") && !verdict.contains("BAD"), "{give_up:?}: {verdict}");
+    for way in WAYS {
+        let mut rig = Rig::new(name, arguments);
+        rig.migrate(way, give_up);
+        rig.run_on();
+        let verdict = rig.verdict();
+        assert!(verdict.ends_with("OK\n") && !verdict.contains("BAD"), "{way:?}, {give_up:?}: {verdict}");
+    }
 }
 
 #[test]

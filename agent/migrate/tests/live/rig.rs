@@ -1,9 +1,6 @@
 //! Two places on one machine, each a pid and mount namespace with an init, between which CRIU moves programs.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -13,6 +10,8 @@ use std::time::{Duration, Instant};
 use grid_checkpoint::Installation;
 use grid_migrate::track::{self, FinalStats, RoundStats, TrackError};
 use grid_migrate::{PageSink, PageStore, Tracker, held, lazy};
+
+use crate::dump::Dump;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
@@ -52,7 +51,7 @@ impl Place {
         place
     }
 
-    fn inside(&self, program: &Path) -> Command {
+    pub(crate) fn inside(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.pid.to_string(), "-p", "-m", "--"]);
         // CRIU dumps no descriptor that was opened in another mount namespace.
@@ -72,8 +71,12 @@ impl Place {
         let own = fs::read_link(format!("/proc/{}/ns/pid", self.pid)).unwrap();
         let numbers = fs::read_dir("/proc").unwrap().flatten();
         let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        // `nsenter` stops with a program that is stopped, and leaves it a zombie.
+        let is_zombie = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+        };
         numbers
-            .filter(|pid| *pid != self.pid)
+            .filter(|pid| *pid != self.pid && !is_zombie(pid))
             .filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|other| other == own))
             .count()
             == 0
@@ -86,6 +89,13 @@ impl Drop for Place {
         let _ = self.init.kill();
         let _ = self.init.wait();
     }
+}
+
+/// How the dump is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Lazy,
+    Hidden,
 }
 
 /// When a migration is given up.
@@ -109,7 +119,9 @@ pub(crate) struct Outcome {
     pub(crate) rounds: Vec<RoundStats>,
     pub(crate) last: FinalStats,
     pub(crate) served: lazy::Served,
-    /// From the start of the dump to running processes at the destination.
+    /// From the start of the dump to complete images.
+    pub(crate) dumped: Duration,
+    /// To running processes at the destination.
     pub(crate) restored: Duration,
 }
 
@@ -152,13 +164,13 @@ impl Rig {
         images
     }
 
-    fn log_of(&self, name: &str) -> String {
+    pub(crate) fn log_of(&self, name: &str) -> String {
         let text = fs::read_to_string(self.images().join(name)).unwrap_or_default();
         text.lines().filter(|line| line.contains("Error") || line.contains("Warn")).collect::<Vec<_>>().join("\n")
     }
 
     /// Moves it, or gives up.
-    pub(crate) fn migrate(&mut self, give_up: GiveUp) -> Outcome {
+    pub(crate) fn migrate(&mut self, way: Way, give_up: GiveUp) -> Outcome {
         let _perf = held::keep_perf_ready().unwrap();
         let mut outcome = Outcome::default();
         let (mut to, from) = UnixStream::pair().unwrap();
@@ -186,44 +198,34 @@ impl Rig {
                 Some(_) => break,
             }
         }
-        let images = self.images();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let (status, told) = nix::unistd::pipe().unwrap();
+        let mut dump = Dump::prepare(self, way, &tracker);
+        if way == Way::Hidden {
+            tracker.round(&mut sink).unwrap();
+        }
         let start = Instant::now();
-        let mut dump = self.places[0]
-            .criu(&["dump", "--lazy-pages", "--address", "127.0.0.1", "--manage-cgroups=ignore", "-o", "dump.log"])
-            .args(["-v1", "-t", &self.inner.to_string(), "--port", &port.to_string(), "--status-fd", &told.as_raw_fd().to_string(), "-D"])
-            .arg(&images)
-            .spawn()
-            .unwrap();
-        drop(told);
+        dump.start(self);
         if give_up == GiveUp::Frozen {
             // CRIU has no way back of its own here but to be done.
             tracker.abandon();
-            self.dumped(status);
-            self.decide(port, held::roll_back);
-            dump.wait().unwrap();
+            dump.complete(self, false);
+            dump.roll_back(self);
             return outcome;
         }
         outcome.last = match tracker.freeze_final(&mut sink, LIMIT) {
             Ok(last) => last,
-            Err(TrackError::Sink(error)) => {
-                panic!("{error:?}: {:?}", reader.join());
-            }
+            Err(TrackError::Sink(error)) => panic!("{error:?}: {:?}", reader.join()),
             Err(error) => panic!("{error:?}; {}", self.log_of("dump.log")),
         };
-        self.dumped(status);
+        dump.complete(self, true);
+        outcome.dumped = start.elapsed();
+        let images = self.images();
         match give_up {
             GiveUp::Dumped => {
-                self.decide(port, held::roll_back);
-                dump.wait().unwrap();
+                dump.roll_back(self);
                 return outcome;
             }
             GiveUp::DumpedAndKilled => {
-                let criu = child_of(dump.id() as i32).unwrap();
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(criu), nix::sys::signal::Signal::SIGKILL)
-                    .unwrap();
-                dump.wait().unwrap();
+                dump.kill(self);
                 return outcome;
             }
             GiveUp::Restoring => fs::remove_file(images.join("pstree.img")).unwrap(),
@@ -243,32 +245,19 @@ impl Rig {
             assert!(!restored.success());
             // Nobody connected.
             drop(serving);
-            self.decide(port, held::roll_back);
-            dump.wait().unwrap();
+            dump.roll_back(self);
             return outcome;
         }
         assert!(restored.success(), "{}", self.log_of("restore.log"));
         outcome.restored = start.elapsed();
         let filling = serving.join().unwrap().unwrap();
         assert!(store.wait_complete(LIMIT));
-        self.decide(port, held::commit);
-        assert!(dump.wait().unwrap().success(), "{}", self.log_of("dump.log"));
-        assert!(self.places[0].is_empty());
+        dump.commit(self);
+        wait_for("the end of the source", || self.places[0].is_empty().then_some(()));
         drop(tracker);
         reader.join().unwrap().unwrap();
         outcome.served = filling.wait(LIMIT).unwrap().expect("the memory is still not there");
         outcome
-    }
-
-    /// Waits until the images are complete.
-    fn dumped(&self, status: OwnedFd) {
-        let mut byte = [1];
-        let told = File::from(status).read_exact(&mut byte);
-        assert!(told.is_ok() && byte == [0], "{}", self.log_of("dump.log"));
-    }
-
-    fn decide(&self, port: u16, how: impl Fn(TcpStream) -> std::io::Result<()>) {
-        how(wait_for("CRIU's page server", || TcpStream::connect(("127.0.0.1", port)).ok())).unwrap();
     }
 
     /// Tells the program to look whether all is well; what it says.
@@ -302,7 +291,7 @@ fn compile(folder: &Path, name: &str) -> PathBuf {
     program
 }
 
-fn child_of(pid: i32) -> Option<i32> {
+pub(crate) fn child_of(pid: i32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }
