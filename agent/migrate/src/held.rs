@@ -85,9 +85,7 @@ pub fn keep_perf_ready() -> io::Result<OwnedFd> {
     let size = size_of::<Attributes>() as u32;
     let attributes = Attributes { kind: SOFTWARE, size, config: DUMMY, rest: [0; 6] };
     // SAFETY: the kernel reads the structure, whose size it is told; this process, any processor, no group.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_perf_event_open, &raw const attributes, 0, -1, -1, CLOEXEC)
-    };
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, 0, -1, -1, CLOEXEC) };
     match fd {
         0.. => {
             // SAFETY: the kernel has just given it to this process.

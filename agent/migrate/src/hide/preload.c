@@ -1,6 +1,8 @@
-// Loaded into `criu dump` by LD_PRELOAD: hides pages from CRIU that are moved without it. What for: see mod.rs.
+// Loaded into `criu` by LD_PRELOAD. What for: see mod.rs.
 //
-// The folder GRIDOS_HIDE holds a file for each process, named by its pid: the first line and the flags of each mapping, as
+// In a restore, GRIDOS_GO names a fifo: the first image is opened when somebody wrote to it.
+//
+// In a dump, it hides pages from CRIU that are moved without it. The folder GRIDOS_HIDE holds a file for each process, named by its pid: the first line and the flags of each mapping, as
 // /proc/PID/smaps had them a moment ago. Processes without a file are dumped as ever.
 //
 //   openat(.., "smaps")   that copy, if it has all lines of the current maps; else the real one. Either way it is remembered which
@@ -167,6 +169,20 @@ static long scan(int fd, struct scan *s) {
     return left < 0 ? pass(SYS_ioctl, fd, PAGEMAP_SCAN, (long)s, 0) : left;
 }
 
+// Waits before the first image.
+static void wait_for_go(const char *path) {
+    static int gone;
+    const char *fifo = getenv("GRIDOS_GO");
+    if (gone || !fifo || strcmp(path, "inventory.img")) return;
+    gone = 1;
+    long fd = pass(SYS_openat, AT_FDCWD, (long)fifo, O_RDONLY | O_CLOEXEC, 0);
+    char byte;
+    if (fd < 0) return;
+    // At its end, too: CRIU fails by itself if there is no image.
+    pass(SYS_read, fd, (long)&byte, 1, 0);
+    close(fd);
+}
+
 int ioctl(int fd, unsigned long request, ...) {
     va_list rest;
     va_start(rest, request);
@@ -182,6 +198,7 @@ int openat64(int folder, const char *path, int flags, ...) {
     va_start(rest, flags);
     int mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, int) : 0;
     va_end(rest);
+    wait_for_go(path);
     int fd = strcmp(path, "smaps") ? -1 : smaps(folder);
     return fd >= 0 ? fd : pass(SYS_openat, folder, (long)path, flags | O_LARGEFILE, mode);
 }

@@ -136,8 +136,7 @@ impl Pagemap {
                 };
                 // SAFETY: the argument is the kernel's structure, of its size; `vec` points to `vec_len` regions, which
                 // live until after the call.
-                let found =
-                    unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+                let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
                 let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
                 regions.iter().take(found).try_for_each(|region| each(*region))?;
                 if argument.walk_end <= start {

@@ -60,12 +60,8 @@ impl Connection {
         let mut byte = [0; 1];
         let mut into = [IoSliceMut::new(&mut byte)];
         let mut space = nix::cmsg_space!([RawFd; 1]);
-        let message = recvmsg::<()>(
-            self.0.as_raw_fd(),
-            &mut into,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        )?;
+        let message =
+            recvmsg::<()>(self.0.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(descriptors) = control {
                 // SAFETY: the kernel has just put these descriptors into this process, and nobody else takes them.

@@ -23,7 +23,7 @@ pub enum SinkError {
 
 /// Sends pages.
 pub struct PageSink<'w> {
-    to: BufWriter<&'w mut dyn Write>,
+    to: BufWriter<&'w mut (dyn Write + Send)>,
     /// Pages on their way from a process.
     room: Vec<u8>,
 }
@@ -39,7 +39,7 @@ impl<'w> PageSink<'w> {
     ///
     /// # Errors
     /// Where the destination is gone.
-    pub fn new(to: &'w mut dyn Write) -> Result<Self, SinkError> {
+    pub fn new(to: &'w mut (dyn Write + Send)) -> Result<Self, SinkError> {
         let mut sink = Self { to: BufWriter::with_capacity(BUFFER, to), room: Vec::new() };
         sink.say(&Record::Begin { version: VERSION })?;
         Ok(sink)
@@ -100,7 +100,11 @@ impl<'w> PageSink<'w> {
         Ok(self.to.flush()?)
     }
 
-    fn ranges(&mut self, ranges: &[Range], record: impl Fn(Vec<super::Pages>) -> Record) -> Result<(), SinkError> {
+    fn ranges(
+        &mut self,
+        ranges: &[Range],
+        record: impl Fn(Vec<super::Pages>) -> Record,
+    ) -> Result<(), SinkError> {
         // A count of pages has 32 bits.
         let pieces = ranges.iter().flat_map(|range| range.pieces(1 << 40));
         let pieces: Vec<_> = pieces.map(|piece| (piece.start, (piece.bytes() / PAGE) as u32)).collect();

@@ -75,7 +75,8 @@ impl Image {
         for range in &self.dirty {
             pending.insert(*range, Held::Awaited { pid, origin: range.start });
         }
-        let mut slabs = self.slabs.into_iter().map(|(number, slab)| (number, Arc::new(slab.bytes), slab.pages));
+        let mut slabs =
+            self.slabs.into_iter().map(|(number, slab)| (number, Arc::new(slab.bytes), slab.pages));
         let mut current = slabs.next();
         let mut dirty = self.dirty.iter().copied().peekable();
         for exists in self.exists {

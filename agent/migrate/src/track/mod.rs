@@ -110,6 +110,13 @@ pub struct FinalStats {
     pub copy: Duration,
 }
 
+/// A tree that stands still: its processes.
+#[derive(Debug)]
+pub struct Frozen {
+    pids: Vec<i32>,
+    took: Duration,
+}
+
 /// Keeps track of what a process tree writes.
 #[derive(Debug)]
 pub struct Tracker {
@@ -201,7 +208,26 @@ impl Tracker {
         Ok(RoundStats { bytes: pages * PAGE, took: start.elapsed(), processes: self.processes.len() })
     }
 
-    /// Waits until CRIU has frozen the tree, and sends the rest: first what exists and what of it is still to come, then that.
+    /// Waits until somebody, CRIU, has stopped every thread of the tree.
+    ///
+    /// # Errors
+    /// Where it is not frozen in this time.
+    pub fn wait_frozen(&self, limit: Duration) -> Result<Frozen, TrackError> {
+        let start = Instant::now();
+        let mut stillness = tree::Stillness::default();
+        loop {
+            if let Some(pids) = stillness.look(&self.proc, &self.roots).map_err(TrackError::Tree)? {
+                return Ok(Frozen { pids, took: start.elapsed() });
+            }
+            if start.elapsed() > limit {
+                return Err(TrackError::NotFrozen(limit));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until CRIU has frozen the tree, and sends the rest: [`wait_frozen`](Self::wait_frozen), then
+    /// [`send_final`](Self::send_final).
     ///
     /// # Errors
     /// Where the tree is not frozen in this time, or memory cannot be read or sent.
@@ -210,8 +236,16 @@ impl Tracker {
         sink: &mut PageSink<'_>,
         limit: Duration,
     ) -> Result<FinalStats, TrackError> {
-        let start = Instant::now();
-        let pids = self.wait_until_frozen(start, limit)?;
+        let frozen = self.wait_frozen(limit)?;
+        self.send_final(frozen, sink)
+    }
+
+    /// Sends the rest: first what exists and what of it is still to come, then that.
+    ///
+    /// # Errors
+    /// Where memory cannot be read or sent.
+    pub fn send_final(&mut self, frozen: Frozen, sink: &mut PageSink<'_>) -> Result<FinalStats, TrackError> {
+        let Frozen { pids, took } = frozen;
         let still = Instant::now();
         self.processes.retain(|process| pids.contains(&process.pid));
         for pid in pids {
@@ -220,7 +254,7 @@ impl Tracker {
                 self.processes.push(Process::untracked(pid, image_pid));
             }
         }
-        let mut stats = FinalStats { frozen: still - start, ..FinalStats::default() };
+        let mut stats = FinalStats { frozen: took, ..FinalStats::default() };
         let mut dirty = Vec::with_capacity(self.processes.len());
         for process in &self.processes {
             let found = process.at_freeze(&self.proc)?;
@@ -253,18 +287,5 @@ impl Tracker {
     /// Lets go of the processes; as dropping it does.
     pub fn abandon(self) {
         drop(self);
-    }
-
-    fn wait_until_frozen(&self, start: Instant, limit: Duration) -> Result<Vec<i32>, TrackError> {
-        let mut stillness = tree::Stillness::default();
-        loop {
-            if let Some(pids) = stillness.look(&self.proc, &self.roots).map_err(TrackError::Tree)? {
-                return Ok(pids);
-            }
-            if start.elapsed() > limit {
-                return Err(TrackError::NotFrozen(limit));
-            }
-            std::thread::sleep(LOOK);
-        }
     }
 }

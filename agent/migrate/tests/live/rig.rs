@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use grid_checkpoint::Installation;
-use grid_migrate::track::{self, FinalStats, RoundStats, TrackError};
-use grid_migrate::{PageSink, PageStore, Tracker, held, lazy};
+use grid_migrate::track::{self, FinalStats, RoundStats};
+use grid_migrate::{PageSink, PageStore, Tracker, held, hide, lazy};
 
 use crate::dump::Dump;
 
@@ -119,7 +119,9 @@ pub(crate) struct Outcome {
     pub(crate) rounds: Vec<RoundStats>,
     pub(crate) last: FinalStats,
     pub(crate) served: lazy::Served,
-    /// From the start of the dump to complete images.
+    /// From the start of the dump until all stands still.
+    pub(crate) frozen: Duration,
+    /// To complete images.
     pub(crate) dumped: Duration,
     /// To running processes at the destination.
     pub(crate) restored: Duration,
@@ -166,7 +168,10 @@ impl Rig {
 
     pub(crate) fn log_of(&self, name: &str) -> String {
         let text = fs::read_to_string(self.images().join(name)).unwrap_or_default();
-        text.lines().filter(|line| line.contains("Error") || line.contains("Warn")).collect::<Vec<_>>().join("\n")
+        text.lines()
+            .filter(|line| line.contains("Error") || line.contains("Warn"))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Moves it, or gives up.
@@ -199,28 +204,70 @@ impl Rig {
             }
         }
         let mut dump = Dump::prepare(self, way, &tracker);
+        let images = self.images();
+        let go = self.folder.path().join("go");
+        let mut restore = self.places[1].criu(&["restore", "-d", "--lazy-pages", "--manage-cgroups=ignore"]);
+        restore.args(["-v1", "-o", "restore.log", "-D"]).arg(&images);
+        let mut ahead = None;
         if way == Way::Hidden {
+            let library = self.folder.path().join("hidden/preload.so");
+            restore.env("LD_PRELOAD", library).env(hide::GO, &go);
+            if matches!(give_up, GiveUp::Never | GiveUp::Restoring) {
+                nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
+                ahead = Some(restore.spawn().unwrap());
+            }
+            // It asks the kernel this and that before it waits.
+            std::thread::sleep(Duration::from_millis(60));
             tracker.round(&mut sink).unwrap();
         }
+        let listener = UnixListener::bind(images.join(lazy::SOCKET)).unwrap();
         let start = Instant::now();
         dump.start(self);
         if give_up == GiveUp::Frozen {
             // CRIU has no way back of its own here but to be done.
             tracker.abandon();
-            dump.complete(self, false);
+            dump.complete(self);
             dump.roll_back(self);
             return outcome;
         }
-        outcome.last = match tracker.freeze_final(&mut sink, LIMIT) {
-            Ok(last) => last,
-            Err(TrackError::Sink(error)) => panic!("{error:?}: {:?}", reader.join()),
-            Err(error) => panic!("{error:?}; {}", self.log_of("dump.log")),
-        };
-        dump.complete(self, true);
-        outcome.dumped = start.elapsed();
-        let images = self.images();
+        let frozen = tracker
+            .wait_frozen(LIMIT)
+            .unwrap_or_else(|error| panic!("{error:?}; {}", self.log_of("dump.log")));
+        outcome.frozen = start.elapsed();
+        let check = dump.check();
+        let filling = std::thread::scope(|scope| {
+            let last = scope.spawn(|| tracker.send_final(frozen, &mut sink));
+            let holds = scope.spawn(check);
+            dump.complete(self);
+            assert!(holds.join().unwrap());
+            outcome.dumped = start.elapsed();
+            if matches!(give_up, GiveUp::Dumped | GiveUp::DumpedAndKilled) {
+                outcome.last = last.join().unwrap().unwrap();
+                return None;
+            }
+            if give_up == GiveUp::Restoring {
+                fs::remove_file(images.join("pstree.img")).unwrap();
+            }
+            let serving = std::thread::spawn({
+                let store = store.clone();
+                move || lazy::serve(&listener, &store, Duration::from_secs(5))
+            });
+            let mut restoring = match ahead.take() {
+                Some(ahead) => {
+                    fs::write(&go, "g").unwrap();
+                    ahead
+                }
+                None => restore.spawn().unwrap(),
+            };
+            let filling = serving.join().unwrap();
+            outcome.restored = start.elapsed();
+            let restored = restoring.wait().unwrap();
+            outcome.last = last.join().unwrap().unwrap();
+            assert_eq!(restored.success(), give_up == GiveUp::Never, "{}", self.log_of("restore.log"));
+            filling.ok()
+        });
         match give_up {
-            GiveUp::Dumped => {
+            GiveUp::Dumped | GiveUp::Restoring => {
                 dump.roll_back(self);
                 return outcome;
             }
@@ -228,35 +275,14 @@ impl Rig {
                 dump.kill(self);
                 return outcome;
             }
-            GiveUp::Restoring => fs::remove_file(images.join("pstree.img")).unwrap(),
             _ => (),
         }
-        let listener = UnixListener::bind(images.join(lazy::SOCKET)).unwrap();
-        let serving = std::thread::spawn({
-            let store = store.clone();
-            move || lazy::serve(&listener, &store, LIMIT)
-        });
-        let restored = self.places[1]
-            .criu(&["restore", "-d", "--lazy-pages", "--manage-cgroups=ignore", "-v1", "-o", "restore.log", "-D"])
-            .arg(&images)
-            .status()
-            .unwrap();
-        if give_up == GiveUp::Restoring {
-            assert!(!restored.success());
-            // Nobody connected.
-            drop(serving);
-            dump.roll_back(self);
-            return outcome;
-        }
-        assert!(restored.success(), "{}", self.log_of("restore.log"));
-        outcome.restored = start.elapsed();
-        let filling = serving.join().unwrap().unwrap();
         assert!(store.wait_complete(LIMIT));
         dump.commit(self);
         wait_for("the end of the source", || self.places[0].is_empty().then_some(()));
         drop(tracker);
         reader.join().unwrap().unwrap();
-        outcome.served = filling.wait(LIMIT).unwrap().expect("the memory is still not there");
+        outcome.served = filling.unwrap().wait(LIMIT).unwrap().expect("the memory is still not there");
         outcome
     }
 
@@ -265,7 +291,8 @@ impl Rig {
         fs::write(self.folder.path().join("log.go"), "").unwrap();
         wait_for("the verdict", || {
             let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
-            (log.contains("OK\n") || log.contains("BAD")).then(|| log.trim_start_matches("ready\n").to_owned())
+            (log.contains("OK\n") || log.contains("BAD"))
+                .then(|| log.trim_start_matches("ready\n").to_owned())
         })
     }
 
