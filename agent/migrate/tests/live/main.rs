@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod dump;
+#[expect(dead_code, reason = "the benchmark uses the rest")]
 mod rig;
 
 use rig::{GiveUp, Rig, Way};

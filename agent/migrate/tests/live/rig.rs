@@ -286,6 +286,18 @@ impl Rig {
         outcome
     }
 
+    /// Moves it as CRIU alone does: stopped from the first byte to the last.
+    pub(crate) fn migrate_plainly(&self) {
+        let images = self.images();
+        let mut dump =
+            self.places[0].criu(&["dump", "--manage-cgroups=ignore", "-v1", "-o", "dump.log", "-D"]);
+        let dumped = dump.arg(&images).args(["-t", &self.inner.to_string()]).status().unwrap();
+        assert!(dumped.success(), "{}", self.log_of("dump.log"));
+        let mut restore = self.places[1].criu(&["restore", "-d", "--manage-cgroups=ignore", "-v1", "-D"]);
+        let restored = restore.arg(&images).args(["-o", "restore.log"]).status().unwrap();
+        assert!(restored.success(), "{}", self.log_of("restore.log"));
+    }
+
     /// Tells the program to look whether all is well; what it says.
     pub(crate) fn verdict(&self) -> String {
         fs::write(self.folder.path().join("log.go"), "").unwrap();
