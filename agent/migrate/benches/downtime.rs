@@ -54,9 +54,10 @@ fn run(mib: u32, rate: u32, way: Option<Way>) -> (f64, String) {
         Some(way) => {
             let outcome = rig.migrate(way, GiveUp::Never);
             let (frozen, dumped, restored) = (outcome.frozen, outcome.dumped, outcome.restored);
+            let checked = outcome.checked;
             let (last, rounds) = (outcome.last, outcome.rounds.len());
             format!(
-                "frozen {frozen:?} dumped {dumped:?} restored {restored:?}, {rounds} rounds, then {} KiB: scan {:?} copy {:?}",
+                "frozen {frozen:?} dumped {dumped:?} checked {checked:?} restored {restored:?}, {rounds} rounds, then {} KiB: scan {:?} copy {:?}",
                 last.bytes >> 10,
                 last.scan,
                 last.copy

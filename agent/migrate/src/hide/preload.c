@@ -1,6 +1,7 @@
 // Loaded into `criu` by LD_PRELOAD. What for: see mod.rs.
 //
-// In a restore, GRIDOS_GO names a fifo: the first image is opened when somebody wrote to it.
+// In a restore, GRIDOS_GO names a fifo: a byte there lets CRIU open the first image. One in the fifo of that name with ".run" after it
+// lets the processes run. Two, for the second byte must not be taken for the first.
 //
 // In a dump, it hides pages from CRIU that are moved without it. The folder GRIDOS_HIDE holds a file for each process, named by its pid: the first line and the flags of each mapping, as
 // /proc/PID/smaps had them a moment ago. Processes without a file are dumped as ever.
@@ -9,6 +10,7 @@
 //                         mappings can be restored later.
 //   ioctl(PAGEMAP_SCAN)   of the same process: those mappings have no pages.
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -169,18 +171,29 @@ static long scan(int fd, struct scan *s) {
     return left < 0 ? pass(SYS_ioctl, fd, PAGEMAP_SCAN, (long)s, 0) : left;
 }
 
-// Waits before the first image.
-static void wait_for_go(const char *path) {
-    static int gone;
-    const char *fifo = getenv("GRIDOS_GO");
-    if (gone || !fifo || strcmp(path, "inventory.img")) return;
-    gone = 1;
+// Waits for a byte of the fifo. False if there is none: whoever would have written it gave up.
+static int may_go(const char *fifo) {
     long fd = pass(SYS_openat, AT_FDCWD, (long)fifo, O_RDONLY | O_CLOEXEC, 0);
     char byte;
-    if (fd < 0) return;
-    // At its end, too: CRIU fails by itself if there is no image.
-    pass(SYS_read, fd, (long)&byte, 1, 0);
-    close(fd);
+    long count = fd < 0 ? -1 : pass(SYS_read, fd, (long)&byte, 1, 0);
+    if (fd >= 0) close(fd);
+    return count == 1;
+}
+
+// What CRIU tells its page daemon when all processes are made, and none runs.
+static const uint32_t made = 0x52535446;
+
+ssize_t send(int fd, const void *bytes, size_t length, int flags) {
+    const char *fifo = getenv("GRIDOS_GO");
+    if (fifo && length == sizeof made && !memcmp(bytes, &made, sizeof made)) {
+        char run[512];
+        snprintf(run, sizeof run, "%s.run", fifo);
+        if (!may_go(run)) {
+            errno = ECANCELED;
+            return -1;
+        }
+    }
+    return syscall(SYS_sendto, fd, bytes, length, flags, 0, 0);
 }
 
 int ioctl(int fd, unsigned long request, ...) {
@@ -198,7 +211,13 @@ int openat64(int folder, const char *path, int flags, ...) {
     va_start(rest, flags);
     int mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, int) : 0;
     va_end(rest);
-    wait_for_go(path);
+    static int gone;
+    const char *fifo = gone || strcmp(path, "inventory.img") ? 0 : getenv("GRIDOS_GO");
+    if (fifo && !may_go(fifo)) {
+        errno = ECANCELED;
+        return -1;
+    }
+    gone |= !!fifo;
     int fd = strcmp(path, "smaps") ? -1 : smaps(folder);
     return fd >= 0 ? fd : pass(SYS_openat, folder, (long)path, flags | O_LARGEFILE, mode);
 }

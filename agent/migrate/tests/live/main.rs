@@ -24,6 +24,10 @@ fn moves(name: &str, arguments: &[&str]) {
 
 fn stays(name: &str, arguments: &[&str], give_up: GiveUp) {
     for way in WAYS {
+        if (way, give_up) == (Way::Lazy, GiveUp::Made) {
+            // Only the library can hold a restore there.
+            continue;
+        }
         let mut rig = Rig::new(name, arguments);
         rig.migrate(way, give_up);
         rig.run_on();
@@ -76,6 +80,7 @@ fn whoever_gives_up_leaves_the_program_as_it_was() {
         GiveUp::Dumped,
         GiveUp::DumpedAndKilled,
         GiveUp::Restoring,
+        GiveUp::Made,
     ] {
         for name in ["churn", "tree"] {
             stays(name, &[], give_up);

@@ -112,6 +112,8 @@ pub(crate) enum GiveUp {
     DumpedAndKilled,
     /// The destination's CRIU failed.
     Restoring,
+    /// All was made at the destination, and nothing ran there.
+    Made,
 }
 
 #[derive(Debug, Default)]
@@ -123,6 +125,8 @@ pub(crate) struct Outcome {
     pub(crate) frozen: Duration,
     /// To complete images.
     pub(crate) dumped: Duration,
+    /// Until nothing of the source's memory is missing.
+    pub(crate) checked: Duration,
     /// To running processes at the destination.
     pub(crate) restored: Duration,
 }
@@ -205,15 +209,17 @@ impl Rig {
         }
         let mut dump = Dump::prepare(self, way, &tracker);
         let images = self.images();
-        let go = self.folder.path().join("go");
+        let [go, run] = ["go", "go.run"].map(|name| self.folder.path().join(name));
         let mut restore = self.places[1].criu(&["restore", "-d", "--lazy-pages", "--manage-cgroups=ignore"]);
         restore.args(["-v1", "-o", "restore.log", "-D"]).arg(&images);
         let mut ahead = None;
         if way == Way::Hidden {
             let library = self.folder.path().join("hidden/preload.so");
             restore.env("LD_PRELOAD", library).env(hide::GO, &go);
-            if matches!(give_up, GiveUp::Never | GiveUp::Restoring) {
-                nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            if matches!(give_up, GiveUp::Never | GiveUp::Restoring | GiveUp::Made) {
+                for fifo in [&go, &run] {
+                    nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+                }
                 ahead = Some(restore.spawn().unwrap());
             }
             // It asks the kernel this and that before it waits.
@@ -236,13 +242,15 @@ impl Rig {
         outcome.frozen = start.elapsed();
         let check = dump.check();
         let filling = std::thread::scope(|scope| {
-            let last = scope.spawn(|| tracker.send_final(frozen, &mut sink));
-            let holds = scope.spawn(check);
+            let last = scope.spawn(|| {
+                let last = tracker.send_final(frozen, &mut sink).unwrap();
+                assert!(check());
+                last
+            });
             dump.complete(self);
-            assert!(holds.join().unwrap());
             outcome.dumped = start.elapsed();
             if matches!(give_up, GiveUp::Dumped | GiveUp::DumpedAndKilled) {
-                outcome.last = last.join().unwrap().unwrap();
+                outcome.last = last.join().unwrap();
                 return None;
             }
             if give_up == GiveUp::Restoring {
@@ -254,20 +262,31 @@ impl Rig {
             });
             let mut restoring = match ahead.take() {
                 Some(ahead) => {
-                    fs::write(&go, "g").unwrap();
+                    hide::go_on(&go, LIMIT).unwrap();
+                    outcome.last = last.join().unwrap();
+                    assert!(store.wait_complete(LIMIT));
+                    outcome.checked = start.elapsed();
+                    if give_up == GiveUp::Made {
+                        hide::cancel(&run, LIMIT).unwrap();
+                    } else if give_up == GiveUp::Never {
+                        hide::go_on(&run, LIMIT).unwrap();
+                    }
                     ahead
                 }
-                None => restore.spawn().unwrap(),
+                None => {
+                    let restoring = restore.spawn().unwrap();
+                    outcome.last = last.join().unwrap();
+                    restoring
+                }
             };
             let filling = serving.join().unwrap();
             outcome.restored = start.elapsed();
             let restored = restoring.wait().unwrap();
-            outcome.last = last.join().unwrap().unwrap();
             assert_eq!(restored.success(), give_up == GiveUp::Never, "{}", self.log_of("restore.log"));
             filling.ok()
         });
         match give_up {
-            GiveUp::Dumped | GiveUp::Restoring => {
+            GiveUp::Dumped | GiveUp::Restoring | GiveUp::Made => {
                 dump.roll_back(self);
                 return outcome;
             }
