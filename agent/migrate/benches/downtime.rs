@@ -6,6 +6,7 @@
 
 #[path = "../tests/live/dump.rs"]
 mod dump;
+#[expect(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/live/rig.rs"]
 mod rig;
 

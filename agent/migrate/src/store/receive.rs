@@ -211,7 +211,7 @@ impl Receiver<'_> {
 fn range(at: u64, pages: u32, most: u32) -> Result<Range, ReceiveError> {
     let end = at.checked_add(u64::from(pages) * PAGE).filter(|end| *end <= TOP);
     match end {
-        Some(end) if at % PAGE == 0 && (1..=most).contains(&pages) => Ok(Range { start: at, end }),
+        Some(end) if at.is_multiple_of(PAGE) && (1..=most).contains(&pages) => Ok(Range { start: at, end }),
         _ => Err(ReceiveError::Malformed("pages at no address")),
     }
 }
