@@ -913,6 +913,37 @@ fn a_task_that_moves_is_not_started_again() {
 }
 
 #[test]
+fn a_task_that_moves_goes_back_to_a_checkpoint_all_the_same() {
+    for after in 0..60 {
+        let mut grid = Grid::new(14, 3, 0.0);
+        grid.step();
+        grid.task_time = Duration::from_secs(30);
+        let task = grid.submit(NodeId(1), 1).task(0);
+        while grid.starts.is_empty() {
+            grid.step();
+        }
+        for _ in 0..2 * 20 {
+            grid.step();
+        }
+        let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
+        let from = home.run_of(task).unwrap().1.unwrap();
+        grid.save(from);
+        for _ in 0..3 * 20 {
+            grid.step();
+        }
+        let to = [2, 3].map(NodeId).into_iter().find(|id| *id != from).unwrap();
+        grid.migrate(task, to);
+        for _ in 0..after {
+            grid.step();
+        }
+        grid.home(NodeId(1), home::Event::Restore { task, number: 1, node: from });
+        grid.finish(60);
+        let resumed: Vec<_> = grid.resumed.values().copied().collect();
+        assert_eq!((grid.starts[&task], resumed), (2, vec![(from, 1)]), "after {after} steps");
+    }
+}
+
+#[test]
 fn a_move_whose_destination_dies_leaves_the_task_where_it_was() {
     for after in 0..60 {
         let mut grid = Grid::new(13, 3, 0.0);

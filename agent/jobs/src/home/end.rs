@@ -153,6 +153,7 @@ impl Home {
     /// Lets a task go on from a checkpoint. Its run is fenced when its node next tells of it; it then counts as lost, and the
     /// task waits for the node that has the checkpoint. It must not wait before: two runs could be there at once.
     pub(super) fn take_back(&mut self, id: TaskId, number: u64, node: NodeId, actions: &mut Vec<Action>) {
+        self.stay(id, format!("it goes back to checkpoint {number}"), actions);
         let Some(task) = self.jobs.get_mut(&id.job).and_then(|job| job.task_mut(id.index)) else { return };
         if matches!(task.state, State::Ending { .. } | State::Done { .. }) {
             // It has ended by itself meanwhile.
