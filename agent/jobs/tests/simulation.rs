@@ -912,26 +912,32 @@ fn a_task_that_moves_is_not_started_again() {
     assert!(took < 30, "{took}");
 }
 
+/// A grid with a task of so many seconds that its home knows to run: the task, where it is, and a node where it could be.
+fn one_task(seed: u64, seconds: u64) -> (Grid, TaskId, NodeId, NodeId) {
+    let mut grid = Grid::new(seed, 3, 0.0);
+    grid.step();
+    grid.task_time = Duration::from_secs(seconds);
+    let task = grid.submit(NodeId(1), 1).task(0);
+    while grid.starts.is_empty() {
+        grid.step();
+    }
+    for _ in 0..2 * 20 {
+        grid.step();
+    }
+    let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
+    let from = home.run_of(task).unwrap().1.unwrap();
+    let to = [2, 3].map(NodeId).into_iter().find(|id| *id != from).unwrap();
+    (grid, task, from, to)
+}
+
 #[test]
 fn a_task_that_moves_goes_back_to_a_checkpoint_all_the_same() {
     for after in 0..60 {
-        let mut grid = Grid::new(14, 3, 0.0);
-        grid.step();
-        grid.task_time = Duration::from_secs(30);
-        let task = grid.submit(NodeId(1), 1).task(0);
-        while grid.starts.is_empty() {
-            grid.step();
-        }
-        for _ in 0..2 * 20 {
-            grid.step();
-        }
-        let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
-        let from = home.run_of(task).unwrap().1.unwrap();
+        let (mut grid, task, from, to) = one_task(14, 30);
         grid.save(from);
         for _ in 0..3 * 20 {
             grid.step();
         }
-        let to = [2, 3].map(NodeId).into_iter().find(|id| *id != from).unwrap();
         grid.migrate(task, to);
         for _ in 0..after {
             grid.step();
@@ -946,19 +952,7 @@ fn a_task_that_moves_goes_back_to_a_checkpoint_all_the_same() {
 #[test]
 fn a_move_whose_destination_dies_leaves_the_task_where_it_was() {
     for after in 0..60 {
-        let mut grid = Grid::new(13, 3, 0.0);
-        grid.step();
-        grid.task_time = Duration::from_secs(40);
-        let task = grid.submit(NodeId(1), 1).task(0);
-        while grid.starts.is_empty() {
-            grid.step();
-        }
-        for _ in 0..2 * 20 {
-            grid.step();
-        }
-        let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
-        let (_, from) = home.run_of(task).unwrap();
-        let to = [2, 3].map(NodeId).into_iter().find(|id| Some(*id) != from).unwrap();
+        let (mut grid, task, _, to) = one_task(13, 40);
         grid.migrate(task, to);
         for _ in 0..after {
             grid.step();
