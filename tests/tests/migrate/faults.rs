@@ -77,6 +77,36 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
 }
 
 #[test]
+fn a_move_that_is_begun_again_takes_what_is_written_then() {
+    let config = GridConfig::new("begun_again", 3);
+    with(
+        "a_move_that_is_begun_again_takes_what_is_written_then",
+        || config.up(),
+        |grid| {
+            if !moves(grid) {
+                return;
+            }
+            let (spec, file) = witnessed(grid, "again");
+            let job = begin(grid, 2, spec);
+            let mut from = 2;
+            for _ in 0..6 {
+                let to = if from == 2 { 3 } else { 2 };
+                let command = ["migrate".to_owned(), job.to_string(), "--to".into(), format!("node{to}")];
+                let moving = grid.start(1, command.clone());
+                let folder = grid.machine(from).dir().join("state/checkpoints/fresh");
+                until("it is being written down", || fs::read_dir(&folder).unwrap().next().is_some());
+                grid.kill_agent(from);
+                moving.wait();
+                // What was being written then may be stored meanwhile, and the task has gone on.
+                until("it moves", || grid.gridctl(1, command.clone()).status == 0);
+                from = to;
+            }
+            counted(&verdict(grid, job, "again"), &file);
+        },
+    );
+}
+
+#[test]
 fn a_destination_whose_disk_is_full_gets_nothing() {
     let make = || GridConfig { members: 0, ..GridConfig::new("migrate_full_disk", 2) }.up();
     with("a_destination_whose_disk_is_full_gets_nothing", make, |grid| {

@@ -142,12 +142,14 @@ struct Watched {
 }
 
 struct Departing {
+    number: u64,
     reply: Option<DepartReply>,
     /// Since when it stands still.
     since: Instant,
 }
 
 struct Writing {
+    number: u64,
     /// After so much work; by hand, if absent.
     interval: Option<Duration>,
     cost: Duration,
@@ -249,9 +251,12 @@ impl Checkpoints {
         // Dumped for an agent that did not hear of it.
         for entry in fs::read_dir(self.folder.join("fresh")).into_iter().flatten().flatten() {
             let path = entry.path();
-            if number_in(&path, run).is_some()
-                && let Ok(description) = Description::read(&path)
-            {
+            let Some(number) = number_in(&path, run) else { continue };
+            // It may still be under way: what we order is told apart from it by its number.
+            if let Some(watched) = self.tasks.get_mut(&run) {
+                watched.next = watched.next.max(number + 1);
+            }
+            if let Ok(description) = Description::read(&path) {
                 self.dumped(run, &path, Ok(Done { held: description.held, ..Done::default() }));
             }
         }
@@ -329,11 +334,11 @@ impl Checkpoints {
             let by_hand = !watched.asked.is_empty();
             let interval = (!by_hand).then(|| watched.since.elapsed());
             let replies = std::mem::take(&mut watched.asked);
-            watched.writing = Some(Writing { interval, cost: Duration::ZERO, replies });
             let number = watched.next;
+            watched.writing = Some(Writing { number, interval, cost: Duration::ZERO, replies });
             watched.next += 1;
             if self.size >= self.limit {
-                self.fail(run, self.full());
+                self.fail(run, number, self.full());
                 continue;
             }
             self.traces.insert(run);
@@ -351,21 +356,30 @@ impl Checkpoints {
         let Some(watched) = self.tasks.get_mut(&run).filter(|watched| watched.writing.is_none()) else {
             return Err(reply);
         };
-        watched.departs = Some(Departing { reply: Some(reply), since: Instant::now() });
+        let number = watched.next;
+        watched.departs = Some(Departing { number, reply: Some(reply), since: Instant::now() });
         watched.writing = Some(Writing {
+            number,
             interval: Some(watched.since.elapsed()),
             cost: Duration::ZERO,
             replies: Vec::new(),
         });
-        let number = watched.next;
         watched.next += 1;
         self.traces.insert(run);
         Ok(self.folder.join("fresh").join(format!("{}{number}", prefix_of(run))))
     }
 
+    /// Whether this is the dump after which the task is to stand still now, and not one that an agent before this one ordered:
+    /// the task may have gone on since.
+    pub(crate) fn departs_with(&self, run: Run, folder: &Path) -> bool {
+        let departs = self.tasks.get(&run).and_then(|watched| watched.departs.as_ref());
+        departs.is_some_and(|departs| number_in(folder, run) == Some(departs.number))
+    }
+
     /// Whether the dump that ended is one after which the task stood still, and which was stored before.
-    pub(crate) fn let_go(&mut self, run: Run) -> bool {
-        self.tasks.get_mut(&run).is_some_and(|watched| watched.departs.take().is_some())
+    pub(crate) fn let_go(&mut self, run: Run, folder: &Path) -> bool {
+        self.departs_with(run, folder)
+            && self.tasks.get_mut(&run).is_some_and(|watched| watched.departs.take().is_some())
     }
 
     fn full(&self) -> String {
@@ -379,11 +393,6 @@ impl Checkpoints {
 
     /// The shim tells what came of one.
     pub(crate) fn dumped(&mut self, run: Run, folder: &Path, result: Result<Done, String>) {
-        if let Some(departs) = self.tasks.get_mut(&run).and_then(|watched| watched.departs.as_mut())
-            && let Ok(done) = &result
-        {
-            departs.since = Instant::now().checked_sub(done.took).unwrap_or(departs.since);
-        }
         let number = number_in(folder, run);
         let (Some(watched), Some(number)) = (self.tasks.get_mut(&run), number) else {
             // Of a run that is gone. What is left is swept up at the next start, if not here.
@@ -395,9 +404,12 @@ impl Checkpoints {
             // Stored by an agent before this one, which heard of it when the task stood still.
             Ok(_) if !folder.exists() => self.schedule(run),
             Ok(done) => {
-                let Watched { task, began, writing, next, .. } = watched;
+                let Watched { task, began, writing, departs, .. } = watched;
                 let left = task.left.map(|left| left.saturating_sub(began.elapsed()));
-                *next = (*next).max(number + 1);
+                if let Some(departs) = departs.as_mut().filter(|departs| departs.number == number) {
+                    departs.since = Instant::now().checked_sub(done.took).unwrap_or(departs.since);
+                }
+                let writing = writing.as_mut().filter(|writing| writing.number == number);
                 let interval = writing.as_ref().and_then(|writing| writing.interval);
                 if let Some(writing) = writing {
                     writing.cost = done.took;
@@ -406,17 +418,23 @@ impl Checkpoints {
                 let (folder, output) = (folder.to_owned(), task.place.clone());
                 self.order(Work::Put { run, number, folder, output, about });
             }
-            Err(why) => self.fail(run, why),
+            Err(why) => self.fail(run, number, why),
         }
     }
 
-    fn fail(&mut self, run: Run, why: String) {
+    fn fail(&mut self, run: Run, number: u64, why: String) {
         let Some(watched) = self.tasks.get_mut(&run) else { return };
-        warn!(%run, why, "no checkpoint was written");
-        for reply in watched.writing.take().into_iter().flat_map(|writing| writing.replies) {
+        if self.lists.get(&run.task).is_some_and(|list| list.contains_key(&number)) {
+            // Stored when it was heard of the first time.
+            return;
+        }
+        warn!(%run, number, why, "no checkpoint was written");
+        let writing = watched.writing.take_if(|writing| writing.number == number);
+        for reply in writing.into_iter().flat_map(|writing| writing.replies) {
             let _ = reply.send(Err(why.clone()));
         }
-        if let Some(reply) = watched.departs.as_mut().and_then(|departs| departs.reply.take()) {
+        let departs = watched.departs.as_mut().filter(|departs| departs.number == number);
+        if let Some(reply) = departs.and_then(|departs| departs.reply.take()) {
             let _ = reply.send(Err(why.clone()));
         }
         watched.trouble = Some(format!("its last checkpoint could not be written: {why}"));
@@ -426,19 +444,19 @@ impl Checkpoints {
     /// The keeper tells what came of putting one away.
     pub(crate) fn put(&mut self, run: Run, number: u64, result: Result<(), String>) {
         if let Err(why) = result {
-            return self.fail(run, why);
+            return self.fail(run, number, why);
         }
         let shown = self.shown(run.task).into_iter().find(|checkpoint| checkpoint.number == number);
         let failures = self.seen.estimate();
         let Some(watched) = self.tasks.get_mut(&run) else { return };
         watched.trouble = None;
         watched.since = Instant::now();
-        if let Some(departs) = &mut watched.departs
+        if let Some(departs) = watched.departs.as_mut().filter(|departs| departs.number == number)
             && let Some(reply) = departs.reply.take()
         {
             let _ = reply.send(Ok(Departed { number, stood: departs.since.elapsed() }));
         }
-        if let Some(writing) = watched.writing.take() {
+        if let Some(writing) = watched.writing.take_if(|writing| writing.number == number) {
             if let Some(interval) = &mut watched.interval {
                 interval.measured(writing.cost, &failures);
             }

@@ -623,9 +623,9 @@ impl Runner {
             FromShim::Checkpointed { run, folder, result } => {
                 let failed = result.is_err();
                 // One after which the task stood still was told of then.
-                if failed || !self.checkpoints.let_go(run) {
+                if failed || !self.checkpoints.let_go(run, &folder) {
                     self.checkpoints.dumped(run, &folder, result);
-                    self.checkpoints.let_go(run);
+                    self.checkpoints.let_go(run, &folder);
                 }
             }
             // The greeting of a shim that was just started: it has none.

@@ -169,8 +169,8 @@ impl Runner {
         if local.resuming.is_some() {
             return self.core.host(host::Event::Held(run));
         }
-        if local.departs.is_none() {
-            // It was given up before it stood still.
+        if local.departs.is_none() || !self.checkpoints.departs_with(run, &folder) {
+            // It was given up before it stood still, maybe by an agent before this one.
             return self.tell(run, ToShim::LetGo(run));
         }
         self.core.host(host::Event::Held(run));
