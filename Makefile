@@ -3,7 +3,7 @@
 CARGO := setup/cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PREFIX := /usr/local
-PROGRAMS := gridctl gridosd gridos-shim gridos-init gridos-criu gridos-mover gridos-ftpd gridos-lab
+PROGRAMS := gridctl gridosd gridos-shim gridos-init gridos-criu gridos-pages gridos-mover gridos-ftpd gridos-lab
 
 .PHONY: help build install test lint demo bench clean
 

@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use libgrid::ids::Selector;
 use libgrid::spec::{Checkpoints, Indices};
+use libgrid::status::MoveMode;
 use libgrid::units::{Bytes, Cpus, Span};
 
 /// Use many Linux machines as one: submit programs, watch them, manage nodes.
@@ -126,6 +127,9 @@ pub(crate) enum Command {
         /// The node, by name or number; the one with the most room if absent
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
+        /// How: auto, stop-and-copy, or hybrid (its memory is sent while it runs)
+        #[arg(long, value_name = "MODE", default_value_t)]
+        mode: MoveMode,
         /// Only look whether it can be, and tell what stops it
         #[arg(long)]
         check: bool,

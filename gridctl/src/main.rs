@@ -93,8 +93,8 @@ fn dispatch(args: Args) -> Done {
         Command::Checkpoint { job } => checkpoint::write(&mut connect()?, job, json),
         Command::Checkpoints { job } => checkpoint::list(&mut connect()?, job, json),
         Command::Restore { job, from } => checkpoint::restore(&mut connect()?, job, from, json),
-        Command::Migrate { job, to, check } => {
-            moving::migrate(&mut connect()?, job, to.as_deref(), check, json)
+        Command::Migrate { job, to, mode, check } => {
+            moving::migrate(&mut connect()?, job, to.as_deref(), mode, check, json)
         }
         Command::Drain { node, undo } => moving::drain(&connect()?, &node, undo, json),
         Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),

@@ -1,15 +1,15 @@
 //! Moving tasks while they run.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use indicatif::ProgressBar;
+use indicatif::{HumanBytes, ProgressBar};
 use libgrid::GridError;
-use libgrid::blocking::Grid;
+use libgrid::blocking::{Grid, Moving};
 use libgrid::control::{Reply, Request};
 use libgrid::ids::{NodeId, Selector, TaskId};
-use libgrid::status::{Moved, Obstacle, TaskState};
+use libgrid::status::{MoveMode, MovePhase, Moved, Obstacle, TaskState};
 use serde::Serialize;
 
 use crate::{Done, job, show};
@@ -40,6 +40,7 @@ pub(crate) fn migrate(
     grid: &mut Grid,
     selector: Selector,
     to: Option<&str>,
+    mode: MoveMode,
     look_only: bool,
     json: bool,
 ) -> Done {
@@ -51,13 +52,13 @@ pub(crate) fn migrate(
     if tasks.is_empty() {
         bail!("no task of {selector} runs now: see gridctl status {selector}");
     }
-    if look_only { check(grid, &tasks, to, json) } else { carry_out(grid, &tasks, to, json) }
+    if look_only { check(grid, &tasks, to, mode, json) } else { carry_out(grid, &tasks, to, mode, json) }
 }
 
-fn check(grid: &mut Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Done {
+fn check(grid: &mut Grid, tasks: &[TaskId], to: Option<&str>, mode: MoveMode, json: bool) -> Done {
     let mut checks = Vec::new();
     for task in tasks {
-        let request = Request::Migrate { task: *task, to: to.map(Into::into), check: true };
+        let request = Request::Migrate { task: *task, to: to.map(Into::into), mode, check: true };
         match grid.ask(&request)? {
             Reply::Fits { from, to, obstacles } => checks.push(Check { task: *task, from, to, obstacles }),
             _ => return Err(GridError::Unexpected.into()),
@@ -81,13 +82,19 @@ fn check(grid: &mut Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Don
 }
 
 /// One after the other: each stands still for as short as it can.
-fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, json: bool) -> Done {
+fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, mode: MoveMode, json: bool) -> Done {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(PACE);
     let mut results: Vec<Result> = Vec::new();
     for task in tasks {
-        let moved = grid.migrate(*task, to, |from, to, phase| {
-            bar.set_message(format!("{task} from node {from} to node {to}: {phase}"));
+        let begun = Instant::now();
+        let moved = grid.migrate(*task, to, mode, |Moving { from, to, phase, bytes }| {
+            let mut message = format!("{task} from node {from} to node {to}: {phase}");
+            if phase == MovePhase::Ahead {
+                let rate = (bytes as f64 / begun.elapsed().as_secs_f64()) as u64;
+                message.push_str(&format!(" ({}, {}/s)", HumanBytes(bytes), HumanBytes(rate)));
+            }
+            bar.set_message(message);
         });
         let result = match moved {
             Ok(moved) => Result { task: *task, moved: Some(moved), stayed: None },
@@ -141,10 +148,10 @@ fn told(results: &[Result], json: bool) -> Done {
     for Result { task, moved, stayed } in results {
         match (moved, stayed) {
             (Some(moved), _) if !json => {
-                let Moved { from, to, took, stopped } = moved;
+                let Moved { from, to, mode, took, stopped, .. } = moved;
                 let (took, stopped) = (took.as_secs_f64(), stopped.as_secs_f64() * 1000.0);
                 show::text(format!(
-                    "{task} moved from node {from} to node {to} in {took:.2} s, and stood still for {stopped:.0} ms"
+                    "{task} moved from node {from} to node {to} in {took:.2} s ({mode}), and stood still for {stopped:.0} ms"
                 ))?;
             }
             (_, Some(why)) => eprintln!("gridctl: {why}"),

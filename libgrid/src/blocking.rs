@@ -18,7 +18,7 @@ use crate::control::{
 use crate::copy::{Copy, Landed, Moment};
 use crate::ids::{JobId, NodeId, Selector, TaskId};
 use crate::spec::JobSpec;
-use crate::status::{JobStatus, JobSummary, MovePhase, Moved};
+use crate::status::{JobStatus, JobSummary, MoveMode, MovePhase, Moved};
 use crate::wire::{self, Hello, WireError};
 
 /// A connection to the agent of this machine.
@@ -50,6 +50,25 @@ pub struct Grid {
 pub struct Keyboard {
     grid: Grid,
     task: TaskId,
+}
+
+/// How far a task is that moves.
+///
+/// ```no_run
+/// # fn show(moving: &libgrid::blocking::Moving) {
+/// println!("{}, {} bytes of its memory so far", moving.phase, moving.bytes);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moving {
+    /// Where it is.
+    pub from: NodeId,
+    /// Whereto it moves.
+    pub to: NodeId,
+    /// How far it is.
+    pub phase: MovePhase,
+    /// Bytes of its memory that came while it runs.
+    pub bytes: u64,
 }
 
 /// How long an agent may take to come back before whoever waits for something gives up.
@@ -414,9 +433,10 @@ impl Grid {
     /// What stops the task from moving; it then runs on where it was.
     ///
     /// ```no_run
+    /// use libgrid::status::MoveMode;
     /// # let grid = libgrid::blocking::Grid::connect()?;
-    /// let moved = grid.migrate("j2.1/0".parse().unwrap(), Some("node3"), |from, to, phase| {
-    ///     println!("from node {from} to node {to}: {phase}");
+    /// let moved = grid.migrate("j2.1/0".parse().unwrap(), Some("node3"), MoveMode::Auto, |moving| {
+    ///     println!("from node {} to node {}: {}", moving.from, moving.to, moving.phase);
     /// })?;
     /// println!("it stood still for {:?}", moved.stopped);
     /// # Ok::<(), libgrid::GridError>(())
@@ -425,13 +445,14 @@ impl Grid {
         &self,
         task: TaskId,
         to: Option<&str>,
-        mut seen: impl FnMut(NodeId, NodeId, MovePhase),
+        mode: MoveMode,
+        mut seen: impl FnMut(Moving),
     ) -> Result<Moved, GridError> {
         let mut own = self.again()?;
-        own.send(&Request::Migrate { task, to: to.map(Into::into), check: false })?;
+        own.send(&Request::Migrate { task, to: to.map(Into::into), mode, check: false })?;
         loop {
             match own.receive()? {
-                Reply::Moving { from, to, phase } => seen(from, to, phase),
+                Reply::Moving { from, to, phase, bytes } => seen(Moving { from, to, phase, bytes }),
                 Reply::Moved(moved) => return Ok(moved),
                 _ => return Err(GridError::Unexpected),
             }

@@ -25,7 +25,7 @@ use crate::copy::{Copy, Entry, Export, ExportOf, Landed, Place, Progress};
 use crate::ids::{JobId, NodeId, Selector, TaskId};
 use crate::node::NodeInfo;
 use crate::spec::JobSpec;
-use crate::status::{JobStatus, JobSummary, MovePhase, Moved, Obstacle, TaskCheckpoints};
+use crate::status::{JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, TaskCheckpoints};
 use crate::units::Span;
 
 /// Where the agent listens, unless it is told otherwise.
@@ -159,6 +159,8 @@ pub enum Request {
         task: TaskId,
         /// The number or name of the node; the best one if absent.
         to: Option<String>,
+        /// How.
+        mode: MoveMode,
         /// Whether to look only.
         check: bool,
     },
@@ -345,6 +347,8 @@ pub enum Reply {
         to: NodeId,
         /// How far it is.
         phase: MovePhase,
+        /// Bytes of its memory that came while it runs.
+        bytes: u64,
     },
     /// A task has moved, and runs on.
     Moved(Moved),

@@ -1,6 +1,7 @@
 //! What became of a job: its tasks, where they run, how they ended and what they used.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -201,8 +202,8 @@ pub struct JobStatus {
 /// How far a task is that moves to another node while it runs.
 ///
 /// ```text
-///  Reserving ─▶ Departing ─▶ Copying ─▶ Restoring ─▶ (it runs there)
-///      └────────────┴───────────┴───────────┴──────▶ (it runs on where it was)
+///  Reserving ─▶ Ahead ─▶ Departing ─▶ Copying ─▶ Restoring ─▶ (it runs there)
+///      └──────────┴──────────┴───────────┴───────────┴──────▶ (it runs on where it was)
 /// ```
 ///
 /// ```
@@ -213,6 +214,8 @@ pub struct JobStatus {
 pub enum MovePhase {
     /// The destination is asked for room.
     Reserving,
+    /// Its memory is sent while it runs; left out where it is stopped and copied.
+    Ahead,
     /// It is stopped and written down where it runs.
     Departing,
     /// What the destination lacks of it is on its way.
@@ -225,10 +228,52 @@ impl fmt::Display for MovePhase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             MovePhase::Reserving => "room is asked for",
+            MovePhase::Ahead => "its memory is sent while it runs",
             MovePhase::Departing => "it is stopped and written down",
             MovePhase::Copying => "it is copied",
             MovePhase::Restoring => "it is made there",
         })
+    }
+}
+
+/// How a task moves.
+///
+/// ```
+/// use libgrid::status::MoveMode;
+/// assert_eq!("hybrid".parse(), Ok(MoveMode::Hybrid));
+/// assert_eq!(MoveMode::StopAndCopy.to_string(), "stop-and-copy");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MoveMode {
+    /// The best that both nodes can do, for its size.
+    #[default]
+    Auto,
+    /// It is stopped, written down, copied and made anew: it stands still the longer the more memory it has.
+    StopAndCopy,
+    /// Its memory is sent while it runs; it is stopped for the rest, and runs on while the last of its memory comes. Needs Linux
+    /// 6.7 or newer on both sides (userfaultfd with asynchronous write protection, `PAGEMAP_SCAN`).
+    Hybrid,
+}
+
+impl MoveMode {
+    const ALL: [(Self, &str); 3] =
+        [(Self::Auto, "auto"), (Self::StopAndCopy, "stop-and-copy"), (Self::Hybrid, "hybrid")];
+}
+
+impl fmt::Display for MoveMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(mode, _)| mode == self).map_or("", |(_, name)| name);
+        f.pad(name)
+    }
+}
+
+impl FromStr for MoveMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.iter().find(|(_, name)| *name == text).map(|(mode, _)| *mode);
+        found.ok_or_else(|| format!("there is no mode {text:?}: auto, stop-and-copy and hybrid are the ones"))
     }
 }
 
@@ -266,6 +311,10 @@ pub struct Moved {
     pub from: NodeId,
     /// Where it is.
     pub to: NodeId,
+    /// How it moved.
+    pub mode: MoveMode,
+    /// Bytes of its memory that came while it ran; what changed meanwhile counts again.
+    pub ahead: u64,
     /// From the first question to the destination until the task could go on there.
     pub took: Duration,
     /// How long the task stood still, as its home saw it.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the engine calls, and nothing else.
-const FUNCTIONS: [&str; 24] = [
+const FUNCTIONS: [&str; 25] = [
     "criu_local_init_opts",
     "criu_local_free_opts",
     "criu_local_set_service_binary",
     "criu_local_set_pid",
+    "criu_local_set_config_file",
     "criu_local_set_images_dir_fd",
     "criu_local_set_parent_images",
     "criu_local_set_leave_running",

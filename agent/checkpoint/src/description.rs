@@ -12,7 +12,7 @@ use crate::order::{External, Streams};
 use crate::preflight::needs::Needs;
 
 /// Changes with the meaning of a checkpoint's files.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The name of its file.
 const NAME: &str = "task";
@@ -34,6 +34,9 @@ pub struct Description {
     pub held: Duration,
     /// What a machine must have to restore it.
     pub needs: Needs,
+    /// Whether its memory is not here, but moves by itself ([`crate::memory`]): then this is no checkpoint, and good for
+    /// nothing but that move.
+    pub apart: bool,
 }
 
 /// A folder holds no checkpoint, or none that this release can use.
@@ -75,7 +78,7 @@ impl Description {
         held: Duration,
         needs: Needs,
     ) -> Self {
-        Self { format: FORMAT, uid, workdir, stdio, streams, held, needs }
+        Self { format: FORMAT, uid, workdir, stdio, streams, held, needs, apart: false }
     }
 
     /// Reads that of the checkpoint in this folder.

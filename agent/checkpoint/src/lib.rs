@@ -52,6 +52,7 @@ pub mod images;
 pub mod installation;
 pub mod interval;
 mod log;
+pub mod memory;
 pub mod order;
 pub mod preflight;
 pub mod store;

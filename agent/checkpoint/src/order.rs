@@ -52,6 +52,8 @@ pub struct Dump {
     pub stdio: Vec<External>,
     /// What becomes of the task when it is written.
     pub then: Then,
+    /// The folder of who moves the task's memory, see [`crate::memory`]; it then is in no image.
+    pub memory: Option<PathBuf>,
 }
 
 /// What becomes of a task that was written down.
@@ -83,6 +85,8 @@ pub struct Restore {
     pub workdir: PathBuf,
     /// Whether its processes wait for [`Go`] before their first instruction.
     pub hold: bool,
+    /// The folder of who has the task's memory, where it is in no image.
+    pub memory: Option<PathBuf>,
 }
 
 /// A standard stream that comes from outside.
@@ -218,6 +222,7 @@ mod tests {
             uid: 1_900_000_000,
             workdir: "/w".into(),
             hold: true,
+            memory: Some("/m".into()),
         });
         send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();
         drop(near);

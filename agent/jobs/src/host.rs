@@ -64,6 +64,8 @@ pub enum Event {
         phase: MovePhase,
         /// How long the task has been standing still, if that has just become known.
         stood: Option<Duration>,
+        /// How much of its memory came so far.
+        bytes: u64,
     },
     /// A task cannot move here; nothing is left of this run.
     NotMoved {
@@ -279,8 +281,8 @@ impl Host {
                     }
                 }
             }
-            Event::Moving { run, phase, stood } => {
-                let message = ToHome::Moving { run, phase, stood };
+            Event::Moving { run, phase, stood, bytes } => {
+                let message = ToHome::Moving { run, phase, stood, bytes };
                 actions.push(Action::Send { to: run.task.job.home, message });
             }
             Event::NotMoved { run, why } => {

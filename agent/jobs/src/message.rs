@@ -8,7 +8,7 @@ use libgrid::control::Stdin;
 use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::node::Resources;
 use libgrid::spec::JobSpec;
-use libgrid::status::{MovePhase, Outcome, Usage};
+use libgrid::status::{MoveMode, MovePhase, Outcome, Usage};
 use serde::{Deserialize, Serialize};
 
 /// Names a reservation; chosen by the home, used once.
@@ -52,6 +52,8 @@ pub struct Arrival {
     pub node: NodeId,
     /// Of the run there.
     pub epoch: u32,
+    /// How it is to move.
+    pub mode: MoveMode,
 }
 
 /// A run, as its host tells of it.
@@ -157,6 +159,8 @@ pub enum ToHome {
         phase: MovePhase,
         /// How long the task has been standing still, if that has just become known.
         stood: Option<Duration>,
+        /// How much of its memory came so far.
+        bytes: u64,
     },
     /// A task that moves here could go on at once: it is held.
     Arrived(Run),

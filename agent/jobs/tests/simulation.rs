@@ -15,7 +15,7 @@ use grid_jobs::record::{Change, JobRecord, Origin, TaskRecord};
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::JobSpec;
-use libgrid::status::{MovePhase, Outcome, Usage};
+use libgrid::status::{MoveMode, MovePhase, Outcome, Usage};
 use libgrid::units::Cpus;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -326,7 +326,7 @@ impl Grid {
                     let at = self.soon();
                     self.coming.push(Coming { at, copy, ..coming });
                     let (phase, stood) = (MovePhase::Copying, Some(Duration::ZERO));
-                    self.host(to, host::Event::Moving { run, phase, stood });
+                    self.host(to, host::Event::Moving { run, phase, stood, bytes: 0 });
                 }
                 None => self.host(to, host::Event::NotMoved { run, why: "it cannot be".into() }),
             }
@@ -335,7 +335,7 @@ impl Grid {
 
     /// A user wants a task on another node.
     fn migrate(&mut self, task: TaskId, to: NodeId) {
-        self.home(task.job.home, home::Event::Migrate { task, to });
+        self.home(task.job.home, home::Event::Migrate { task, to, mode: MoveMode::Auto });
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, wire: Wire) {

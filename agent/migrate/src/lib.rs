@@ -26,7 +26,9 @@ pub mod held;
 pub mod hide;
 mod kernel;
 pub mod lazy;
+pub mod order;
 pub mod pages;
+pub mod program;
 pub mod store;
 pub mod track;
 

@@ -15,6 +15,7 @@ use libgrid::node::NodeInfo;
 use libgrid::status::{Checkpoint, Obstacle, TaskCheckpoints};
 use libgrid::units::{Bytes, Span};
 use libgrid::wire::stream;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -27,7 +28,7 @@ use crate::machine;
 use crate::membership::{self, Members, News};
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
-use crate::runner::{self, Departure, Keyboard, Query, Surveyed, moving};
+use crate::runner::{self, Departing, Departure, Keyboard, Outset, Query, Surveyed, moving};
 use crate::staging::Staging;
 use crate::store::Store;
 
@@ -238,9 +239,15 @@ impl Grid {
     }
 
     /// That node takes over a run that is here, if the run's home says so.
-    pub(crate) async fn depart(&self, run: Run, to: NodeId) -> Departure {
+    pub(crate) async fn depart(&self, run: Run, to: NodeId) -> Departing {
         let departure = moving::ask(&self.queries, |reply| Query::Depart { run, to, reply }).await;
-        departure.unwrap_or_else(|| Departure::Failed(core::Stopping.to_string()))
+        departure.unwrap_or_else(|| Departure::Failed(core::Stopping.to_string()).into())
+    }
+
+    /// The memory of a run that is here, for that node, if the run's home says so and there is so much.
+    pub(crate) async fn memory(&self, run: Run, to: NodeId, least: u64) -> Result<UnixStream, Outset> {
+        let begun = moving::ask(&self.queries, |reply| Query::Pages { run, to, least, reply }).await;
+        begun.unwrap_or_else(|| Err(Outset::Not(core::Stopping.to_string())))
     }
 
     /// Takes no more tasks, or takes them again; also after a restart.

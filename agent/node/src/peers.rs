@@ -18,7 +18,8 @@
 //! | `Survey` | one `Result<Surveyed, Failure>` frame |
 //! | `Fits` | one `Result<Vec<Obstacle>, Failure>` frame |
 //! | `Relocate` | one `Result<Moved, Failure>` frame, when it has moved |
-//! | `Depart` | one `Departure` frame, when the task stands still |
+//! | `Pages` | one `Outset` frame, then the stream of [`grid_migrate::pages`] |
+//! | `Depart` | one `Departure` frame, when the task stands still; an archive, if its memory came before |
 //! | `Finished` | one `Vec<TaskId>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
@@ -78,6 +79,8 @@ pub(crate) enum Request {
     Fits { run: Run, there: Box<Surveyed> },
     /// A run of the asked home is to leave the asker, which is drained.
     Relocate(Run),
+    /// The memory of a run that the asker is to take over, while it runs, if it has at least so many bytes.
+    Pages { run: Run, least: u64 },
     /// The asker takes a run over, as the home told both.
     Depart(Run),
     /// Which of these tasks are done, so that their checkpoints are of no more use.

@@ -18,7 +18,7 @@ use crate::copy;
 use crate::core::{Letter, View};
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
-use crate::runner::finished;
+use crate::runner::{self, Departing, Outset, finished};
 use crate::staging;
 
 /// How long a peer may take to say what it wants.
@@ -131,7 +131,22 @@ async fn answer_node(
             answer_once(&mut duplex, &moved).await
         }
         // Only whom the job's home named gets it.
-        Request::Depart(run) => answer_once(&mut duplex, &grid.depart(run, node).await).await,
+        Request::Depart(run) => {
+            let Departing { departure, luggage } = grid.depart(run, node).await;
+            stream::write(&mut duplex, &departure).await?;
+            if let Some(luggage) = luggage {
+                runner::ahead::send_luggage(luggage, &mut duplex).await?;
+            }
+            finish(&mut duplex).await
+        }
+        Request::Pages { run, least } => match grid.memory(run, node, least).await {
+            Err(outset) => answer_once(&mut duplex, &outset).await,
+            Ok(mut memory) => {
+                stream::write(&mut duplex, &Outset::Begun).await?;
+                tokio::io::copy(&mut memory, &mut duplex).await?;
+                finish(&mut duplex).await
+            }
+        },
         // Who may have it is decided there.
         Request::Manifest { task, number } => {
             answer_once(&mut duplex, &exports::answer(grid, node, task, number).await).await

@@ -48,6 +48,8 @@ pub struct Launch {
     pub restore: Option<PathBuf>,
     /// Whether what is made from a checkpoint waits for [`ToShim::LetGo`] before its first instruction.
     pub hold: bool,
+    /// Where its memory is, if it is not in the checkpoint: see [`grid_checkpoint::memory`].
+    pub memory: Option<PathBuf>,
     /// When checkpoints are written: no concern of the shim's, which keeps it for an agent that is started again.
     pub checkpoint: Checkpoints,
 }
@@ -101,6 +103,8 @@ pub enum ToShim {
         /// What becomes of the task. One that is ended was killed, to its home node; one that is held is told of by
         /// [`FromShim::Held`] first.
         then: Then,
+        /// Who moves its memory, which then is not in the checkpoint: see [`grid_checkpoint::memory`].
+        memory: Option<PathBuf>,
     },
     /// Let a task run that is held; [`ToShim::Fence`] ends it.
     LetGo(Run),

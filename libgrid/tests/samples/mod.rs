@@ -11,8 +11,8 @@ use libgrid::ids::{JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::{Checkpoints, JobSpec};
 use libgrid::status::{
-    Checkpoint, Counts, JobStatus, JobSummary, MovePhase, Moved, Obstacle, Outcome, TaskCheckpoints,
-    TaskState, TaskStatus, Usage,
+    Checkpoint, Counts, JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, Outcome,
+    TaskCheckpoints, TaskState, TaskStatus, Usage,
 };
 use libgrid::units::{Bytes, Cpus, Span};
 
@@ -217,10 +217,12 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         },
         Reply::Checkpoints(Box::new(checkpoints())),
         Reply::Restoring(7),
-        Reply::Moving { from: NodeId(2), to: NodeId(3), phase: MovePhase::Departing },
+        Reply::Moving { from: NodeId(2), to: NodeId(3), phase: MovePhase::Departing, bytes: 1 << 30 },
         Reply::Moved(Moved {
             from: NodeId(2),
             to: NodeId(3),
+            mode: MoveMode::Hybrid,
+            ahead: 1 << 30,
             took: Duration::from_millis(700),
             stopped: Duration::from_millis(9),
         }),

@@ -22,6 +22,7 @@ use libgrid::wire;
 
 use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
 use crate::Description;
+use crate::memory::{Step, Steps};
 use crate::order::{Done, Dump, Go, Report, Streams, Then};
 use crate::preflight::{self, needs::Needs};
 
@@ -47,12 +48,16 @@ pub(super) fn run(
     };
     make(&order.folder)?;
     let result = make(&images).and_then(|()| {
+        let memory = order.memory.as_deref().map(Memory::connect).transpose()?;
         // Opened here: where the task's own mounts hide the folder, its path leads elsewhere.
         let opened = open_folder(&images)?;
         let folder = open_folder(&order.folder)?;
         let names = folders(&order.workdir).map(|(_, name)| name);
         let packed = archives(&order.folder, names, File::options().write(true).create_new(true))?;
-        inside::run(init.as_fd(), None, None, |_| dump(order, &opened, &folder, packed, needs, shim, criu))
+        // From here on, the task is stopped as soon as CRIU is started.
+        memory.as_ref().map(|memory| memory.steps.expect(Step::Go)).transpose()?;
+        let opened = Opened { images: &opened, folder: &folder, packed, memory };
+        inside::run(init.as_fd(), None, None, |_| dump(order, opened, needs, shim, criu))
             .map_err(String::from)
     });
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
@@ -105,16 +110,35 @@ fn processes(proc: &Path, init: &OwnedFd) -> io::Result<(u32, Vec<u32>)> {
     ))
 }
 
+/// What was opened outside.
+struct Opened<'o> {
+    images: &'o OwnedFd,
+    folder: &'o OwnedFd,
+    packed: Vec<File>,
+    memory: Option<Memory>,
+}
+
+/// Who moves the task's memory.
+struct Memory {
+    folder: OwnedFd,
+    steps: Steps,
+}
+
+impl Memory {
+    fn connect(folder: &Path) -> Result<Self, String> {
+        Ok(Self { folder: open_folder(folder)?, steps: Steps::connect(folder)? })
+    }
+}
+
 fn dump(
     order: &Dump,
-    images: &OwnedFd,
-    folder: &OwnedFd,
-    packed: Vec<File>,
+    opened: Opened<'_>,
     needs: Needs,
     shim: &UnixStream,
     criu: &Criu,
 ) -> Result<(), String> {
-    criu.prepare(order.uid)?;
+    let Opened { images, folder, packed, memory } = opened;
+    criu.prepare(order.uid, memory.as_ref().map(|memory| &memory.folder))?;
     let mut options = criu.libcriu.options(images.as_fd(), c"dump.log")?;
     for stream in &order.stdio {
         options.external(&stream.key())?;
@@ -142,8 +166,14 @@ fn dump(
             }
             let needs = needs.take().unwrap_or_default();
             let (stdio, held) = (order.stdio.clone(), start.elapsed());
-            let description = Description::new(order.uid, order.workdir.clone(), stdio, streams, held, needs);
+            let workdir = order.workdir.clone();
+            let mut description = Description::new(order.uid, workdir, stdio, streams, held, needs);
+            description.apart = memory.is_some();
             description.write(&here).map_err(|error| error.to_string())?;
+            if let Some(Memory { steps, .. }) = &memory {
+                steps.tell(Step::Written)?;
+                steps.expect(Step::Sent)?;
+            }
             if order.then != Then::Hold {
                 return Ok(());
             }

@@ -101,6 +101,16 @@ impl Options<'_> {
         }
     }
 
+    /// Reads more options from a file, in the words of the command line: those that libcriu has no function for.
+    pub(super) fn configure(&mut self, file: &str) -> Result<(), String> {
+        let file = CString::new(file).map_err(|error| error.to_string())?;
+        // SAFETY: valid options; the string is copied.
+        match unsafe { self.criu.criu_local_set_config_file(self.raw, file.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err("libcriu has no memory".into()),
+        }
+    }
+
     /// Dumps the tree below `pid`.
     pub(super) fn dump(self, pid: i32, leave_running: bool, hook: Hook) -> Result<(), Failure> {
         set_hook(hook);

@@ -26,6 +26,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 
 use crate::installation::{Installation, Open};
+use crate::memory;
 use crate::order::{self, Order, Report};
 
 /// Tells the process that becomes CRIU what to execute: descriptors of the program, the loader and the libraries.
@@ -33,6 +34,9 @@ const PROGRAM: &str = "GRIDOS_CRIU";
 
 /// Tells it the task's user.
 const USER: &str = "GRIDOS_CRIU_USER";
+
+/// Tells it what to load into CRIU: the descriptor of a folder of [`crate::memory`], in the process that started it.
+const MEMORY: &str = "GRIDOS_CRIU_MEMORY";
 
 /// The three folders that a task writes to, as it sees them, and their archives.
 pub(crate) fn folders(workdir: &Path) -> [(&Path, &'static str); 3] {
@@ -74,8 +78,9 @@ struct Criu {
 }
 
 impl Criu {
-    /// Prepares this process to start CRIU; in the process beside the task.
-    fn prepare(&self, uid: u32) -> Result<(), String> {
+    /// Prepares this process to start CRIU; in the process beside the task. With the folder of who moves the task's memory,
+    /// CRIU passes over that.
+    fn prepare(&self, uid: u32, memory: Option<&OwnedFd>) -> Result<(), String> {
         let mut numbers = Vec::new();
         let own = self.open.own.iter().flat_map(|(loader, libraries)| [loader, libraries]);
         for file in [&self.open.program].into_iter().chain(own) {
@@ -86,6 +91,9 @@ impl Criu {
         unsafe {
             std::env::set_var(PROGRAM, numbers.join(","));
             std::env::set_var(USER, uid.to_string());
+            if let Some(memory) = memory {
+                std::env::set_var(MEMORY, memory.as_raw_fd().to_string());
+            }
         }
         Ok(())
     }
@@ -107,21 +115,42 @@ pub fn become_criu(arguments: impl Iterator<Item = OsString>) -> String {
         }
         _ => return "it was told of no CRIU".into(),
     };
-    if let Err(error) = borrow_user() {
-        return format!("cannot take the task's user as the real one: {error}");
+    let user = user_to_borrow();
+    match (std::env::var(MEMORY), user) {
+        (Ok(folder), user) => {
+            let folder = format!("/proc/{}/fd/{folder}", nix::unistd::getppid());
+            command.env("LD_PRELOAD", format!("{folder}/{}", memory::LIBRARY));
+            command.env(memory::MAPPINGS_VARIABLE, format!("{folder}/{}", memory::MAPPINGS));
+            // Before it is executed, it would be a program whose library the loader must not load.
+            if let Some(user) = user {
+                command.env(memory::USER_VARIABLE, user.to_string());
+            }
+        }
+        (Err(_), Some(user)) => {
+            if let Err(error) = borrow(user) {
+                return format!("cannot take the task's user as the real one: {error}");
+            }
+        }
+        (Err(_), None) => (),
     }
-    format!("cannot execute CRIU: {}", command.args(arguments).env_remove(PROGRAM).env_remove(USER).exec())
+    for name in [PROGRAM, USER, MEMORY] {
+        command.env_remove(name);
+    }
+    format!("cannot execute CRIU: {}", command.args(arguments).exec())
 }
 
-/// Makes the task's user this process's real one, where CAP_SYS_RESOURCE is missing; what it may do does not change, for
-/// that depends on the effective one, which stays root.
+/// The task's user, where CAP_SYS_RESOURCE is missing: to be made CRIU's real one. What it may do does not change, for that
+/// depends on the effective one, which stays root.
 ///
 /// CRIU asks for the limits of each process, and the kernel answers to that capability, or to those whose **real** user and
 /// group are those of the process asked about (`check_prlimit_permission` in `kernel/sys.c`). The price: the task may send
 /// signals to this CRIU, until it is stopped. It would spoil its own checkpoint, and nothing else.
-fn borrow_user() -> io::Result<()> {
+fn user_to_borrow() -> Option<u32> {
     let user = std::env::var(USER).ok().and_then(|user| user.parse().ok());
-    let (Some(user), false) = (user, may_ask_for_limits()) else { return Ok(()) };
+    user.filter(|_| !may_ask_for_limits())
+}
+
+fn borrow(user: u32) -> io::Result<()> {
     nix::unistd::setresgid(Gid::from_raw(user), Gid::from_raw(0), Gid::from_raw(0))?;
     Ok(nix::unistd::setresuid(Uid::from_raw(user), Uid::from_raw(0), Uid::from_raw(0))?)
 }

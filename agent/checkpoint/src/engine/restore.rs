@@ -8,7 +8,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use super::inside::Teller;
 use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
 use crate::Description;
 use crate::images::Tree;
+use crate::memory::{self, Step, Steps};
 use crate::order::{Done, Restore};
 use crate::preflight::{self, needs::Needs};
 
@@ -29,6 +30,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// CRIU's log, among the images.
 const LOG: &str = "restore.log";
+
+/// Options of CRIU's own, among the images.
+const OPTIONS: &str = "criu.conf";
 
 pub(super) fn run(
     order: &Restore,
@@ -47,6 +51,9 @@ pub(super) fn run(
             description.uid,
             description.workdir.display()
         ));
+    }
+    if description.apart != order.memory.is_some() {
+        return Err("the task's memory moves apart from it, and belongs to no other move".into());
     }
     let here = Needs::of_machine(Path::new("/proc"))
         .map_err(|error| format!("this machine cannot be looked at: {error}"))?;
@@ -73,12 +80,20 @@ pub(super) fn run(
     // Init closes its end when its mounts are made, or when it fails, which the shim hears from itself.
     let mut nothing = Vec::new();
     File::from(mark).read_to_end(&mut nothing).map_err(|error| format!("init is not heard: {error}"))?;
+    let memory = order.memory.as_deref().map(|folder| ready_for_pages(folder, &images)).transpose()?;
     let pid = Some(tree.free(pid_max()));
     let log = images.join(LOG);
     // What an earlier restore left: it would speak for this one.
     let _ = fs::remove_file(&log);
     inside::run(init.as_fd(), pid, Some(LIMIT), |outside| {
-        restore(order, &description, tree, &opened, &streams, &entrances, &packed, shim, criu, outside)
+        let opened = Opened {
+            images: &opened,
+            streams: &streams,
+            entrances: &entrances,
+            packed: &packed,
+            memory: memory.as_ref(),
+        };
+        restore(order, &description, tree, opened, shim, criu, outside)
     })
     .map_err(|failure| match failure {
         // CRIU ends what it made before it says why: with the first of these processes go init, the namespace, and whoever
@@ -88,30 +103,59 @@ pub(super) fn run(
         }
         failure => failure.into(),
     })?;
+    // Only then it is like any other task.
+    memory.map(|steps| steps.expect(Step::Filled)).transpose()?;
     Ok(Done { took: start.elapsed(), held: Duration::ZERO, bytes: size(&order.folder) })
 }
 
-#[expect(clippy::too_many_arguments, reason = "everything was opened outside, and is used once")]
+/// Lets CRIU ask who has the memory for it.
+fn ready_for_pages(folder: &Path, images: &Path) -> Result<Steps, String> {
+    let ready = || {
+        let here = images.join(memory::PAGES);
+        match fs::remove_file(&here) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+        // By another name for the same socket: the folder is not to be seen from where CRIU is.
+        fs::hard_link(folder.join(memory::PAGES), here)?;
+        fs::write(images.join(OPTIONS), "lazy-pages\n")
+    };
+    ready().map_err(|error| format!("who has the task's memory cannot be reached: {error}"))?;
+    Steps::connect(folder)
+}
+
+/// What was opened outside.
+struct Opened<'o> {
+    images: &'o OwnedFd,
+    streams: &'o [OwnedFd],
+    entrances: &'o [File],
+    packed: &'o [File],
+    memory: Option<&'o Steps>,
+}
+
 fn restore(
     order: &Restore,
     description: &Description,
     tree: Tree,
-    images: &OwnedFd,
-    streams: &[OwnedFd],
-    entrances: &[File],
-    packed: &[File],
+    opened: Opened<'_>,
     shim: &UnixStream,
     criu: &Criu,
     outside: &Teller,
 ) -> Result<(), String> {
+    let Opened { images, streams, entrances, packed, memory } = opened;
     for mut entrance in entrances {
         entrance.write_all(b"0").map_err(|error| format!("joining the control group failed: {error}"))?;
     }
     for ((base, _), archive) in folders(&order.workdir).into_iter().zip(packed) {
         files::as_user(order.uid, || files::unpack(base, archive))?;
     }
-    criu.prepare(order.uid)?;
+    criu.prepare(order.uid, None)?;
     let mut options = criu.libcriu.options(images.as_fd(), c"restore.log")?;
+    if memory.is_some() {
+        options.configure(&format!("/proc/{}/fd/{}/{OPTIONS}", std::process::id(), images.as_raw_fd()))?;
+    }
+    let memory =
+        memory.map(Steps::another).transpose().map_err(|error| format!("no descriptor is left: {error}"))?;
     for (stream, external) in streams.iter().zip(&description.stdio) {
         keep(stream)?;
         options.inherit(stream.as_fd(), &external.key())?;
@@ -126,6 +170,8 @@ fn restore(
         // They have their users by now, and are stopped before their first instruction.
         let checked = tree.processes.iter().try_for_each(|pid| check_user(*pid, uid));
         let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
+        // Before that, the source must not be given up.
+        let checked = checked.and_then(|()| memory.as_ref().map_or(Ok(()), |steps| steps.expect(Step::Sent)));
         checked.and_then(|()| if hold { wait(&shim, done()) } else { Ok(()) }).inspect_err(|why| {
             // CRIU would let them go all the same. Their end is that of the namespace, and of this process.
             outside.tell::<()>(Err(why.clone()));

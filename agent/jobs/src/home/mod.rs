@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::JobSpec;
-use libgrid::status::{Outcome, Usage};
+use libgrid::status::{MoveMode, Outcome, Usage};
 
 use crate::message::{Alive, End, LeaseId, ToHome, ToHost};
 use crate::record::{Back, Change, JobRecord, Origin, TaskRecord};
@@ -74,6 +74,8 @@ pub enum Event {
         task: TaskId,
         /// Whereto.
         to: NodeId,
+        /// How.
+        mode: MoveMode,
     },
     /// What came of [`Action::Export`].
     Exported {
@@ -356,7 +358,7 @@ impl Home {
             Event::Submit { ticket, spec, origin } => self.submit(now, ticket, spec, origin, &mut actions),
             Event::Kill { job, signal, grace } => self.kill(now, job, signal, grace, &mut actions),
             Event::Restore { task, number, node } => self.take_back(task, number, node, &mut actions),
-            Event::Migrate { task, to } => self.migrate(now, task, to, &mut actions),
+            Event::Migrate { task, to, mode } => self.migrate(now, task, to, mode, &mut actions),
             Event::Exported { task, number, rest } => self.brought(now, task, number, rest, &mut actions),
             Event::Message { from, message } => self.hear(now, from, message, &mut actions),
             Event::Node(info) => {
@@ -444,7 +446,9 @@ impl Home {
                 let alive = Alive { run, since: Some(at), resumed, saved: None, held: false };
                 self.confirm(now, alive, from, actions);
             }
-            ToHome::Moving { run, phase, stood } => self.move_goes_on(now, from, run, phase, stood, actions),
+            ToHome::Moving { run, phase, stood, bytes } => {
+                self.move_goes_on(now, from, run, (phase, stood, bytes), actions);
+            }
             ToHome::Arrived(run) => self.arrived(now, from, run, actions),
             ToHome::NotMoved { run, why } => self.not_moved(from, run, why, actions),
             ToHome::Ended { run, end } => self.ended(now, from, run, end, actions),

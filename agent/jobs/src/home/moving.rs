@@ -37,7 +37,8 @@ use std::time::Duration;
 
 use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::node::Resources;
-use libgrid::status::{MovePhase, Moved};
+use libgrid::status::{MoveMode, MovePhase, Moved};
+use libgrid::units::Bytes;
 
 use super::{Action, Asked, Home, State};
 use crate::message::{Alive, Arrival, LeaseId, Placement, ToHost};
@@ -52,6 +53,10 @@ pub(super) struct Moving {
     /// Of the run that is to be; nothing before there is room for it.
     epoch: Option<u32>,
     phase: MovePhase,
+    /// How it was asked to move.
+    mode: MoveMode,
+    /// How much of its memory came while it ran; nothing if it is to come when it stands still.
+    ahead: Option<u64>,
     begun: Duration,
     /// Since when it stands still.
     stopped: Option<Duration>,
@@ -70,6 +75,8 @@ pub enum Move {
         to: NodeId,
         /// How far it is.
         phase: MovePhase,
+        /// How much of its memory came while it runs.
+        bytes: u64,
     },
     /// It arrived.
     Moved(Moved),
@@ -81,6 +88,9 @@ impl Move {
     /// For people, while it is under way.
     pub(super) fn told(&self) -> Option<String> {
         match self {
+            Move::Moving { to, phase: MovePhase::Ahead, bytes, .. } => {
+                Some(format!("it moves to node {to}: {}, {} so far", MovePhase::Ahead, Bytes(*bytes)))
+            }
             Move::Moving { to, phase, .. } => Some(format!("it moves to node {to}: {phase}")),
             _ => None,
         }
@@ -92,8 +102,8 @@ impl Home {
     pub fn last_move(&self, task: TaskId) -> Option<Move> {
         match self.moving.get(&task) {
             Some(moving) => {
-                let Moving { from, to, phase, .. } = *moving;
-                Some(Move::Moving { from, to, phase })
+                let Moving { from, to, phase, ahead, .. } = *moving;
+                Some(Move::Moving { from, to, phase, bytes: ahead.unwrap_or(0) })
             }
             None => self.task(task)?.moved.clone(),
         }
@@ -113,7 +123,14 @@ impl Home {
     }
 
     /// A user wants a task elsewhere.
-    pub(super) fn migrate(&mut self, now: Now, id: TaskId, to: NodeId, actions: &mut Vec<Action>) {
+    pub(super) fn migrate(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        to: NodeId,
+        mode: MoveMode,
+        actions: &mut Vec<Action>,
+    ) {
         if self.moving.contains_key(&id) {
             // The answer is that of the move that is under way.
             return;
@@ -147,7 +164,10 @@ impl Home {
         }
         let phase = MovePhase::Reserving;
         let (begun, heard) = (now.mono, now.mono);
-        self.moving.insert(id, Moving { from, to, epoch: None, phase, begun, stopped: None, heard });
+        self.moving.insert(
+            id,
+            Moving { from, to, epoch: None, phase, mode, ahead: None, begun, stopped: None, heard },
+        );
         actions.push(Action::Send { to, message: ToHost::Reserve { lease, each, count: 1 } });
         actions.push(Action::Changed(id.job));
     }
@@ -177,7 +197,7 @@ impl Home {
         moving.heard = now.mono;
         let from = moving.from;
         actions.push(Action::Write(Change::Task(id, Box::new(task.record()))));
-        let arrives = Some(Arrival { node: from, epoch: old });
+        let arrives = Some(Arrival { node: from, epoch: old, mode: moving.mode });
         let placement = Placement { epoch, arrives, ..task.placement(id.index) };
         let run = Run { task: id, epoch: old };
         actions.push(Action::Send { to: from, message: ToHost::Depart { run, to } });
@@ -192,13 +212,18 @@ impl Home {
         now: Now,
         from: NodeId,
         run: Run,
-        phase: MovePhase,
-        stood: Option<Duration>,
+        (phase, stood, bytes): (MovePhase, Option<Duration>, u64),
         actions: &mut Vec<Action>,
     ) {
         let Some(moving) = self.arrival_of(run, from) else { return };
         moving.heard = now.mono;
         moving.phase = phase;
+        match phase {
+            MovePhase::Ahead => moving.ahead = Some(bytes),
+            // It is stopped and copied after all.
+            MovePhase::Departing => moving.ahead = None,
+            _ => moving.ahead = moving.ahead.map(|ahead| ahead.max(bytes)),
+        }
         if let Some(stood) = stood {
             moving.stopped = Some(now.mono.saturating_sub(stood));
         }
@@ -223,7 +248,9 @@ impl Home {
         task.resumed = task.resumed.or(Some(0));
         let stopped = moving.stopped.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since));
         let took = now.mono.saturating_sub(moving.begun);
-        task.moved = Some(Move::Moved(Moved { from: moving.from, to: from, took, stopped }));
+        let mode = moving.ahead.map_or(MoveMode::StopAndCopy, |_| MoveMode::Hybrid);
+        let ahead = moving.ahead.unwrap_or(0);
+        task.moved = Some(Move::Moved(Moved { from: moving.from, to: from, mode, ahead, took, stopped }));
         actions.push(Action::Write(Change::Task(run.task, Box::new(task.record()))));
         if let Some(node) = self.nodes.get_mut(&moving.from) {
             node.runs.remove(&old);

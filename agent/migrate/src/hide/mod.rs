@@ -36,7 +36,7 @@ use crate::kernel::tree;
 pub const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
 
 /// The environment variable that names the folder to the library.
-pub const FOLDER: &str = "GRIDOS_HIDE";
+pub const FOLDER: &str = grid_checkpoint::memory::MAPPINGS_VARIABLE;
 
 /// The environment variable that names a fifo to it, in a restore: there it waits before the first image. At a second fifo, of
 /// the same name with `.run` after it, it waits before the processes run.

@@ -1,5 +1,7 @@
 // Loaded into `criu` by LD_PRELOAD. What for: see mod.rs.
 //
+// GRIDOS_REAL_USER is made the real user of the process, as it must not be before: the loader would not load this.
+//
 // In a restore, GRIDOS_GO names a fifo: a byte there lets CRIU open the first image. One in the fifo of that name with ".run" after it
 // lets the processes run. Two, for the second byte must not be taken for the first.
 //
@@ -30,6 +32,13 @@ struct scan { uint64_t size, flags, start, end, walk_end, vec, vec_len, max_page
 static int hidden_pid;
 static struct region *hidden;
 static size_t hidden_count, hidden_room;
+
+__attribute__((constructor)) static void borrow_user(void) {
+    const char *user = getenv("GRIDOS_REAL_USER");
+    if (!user) return;
+    long number = atol(user);
+    if (syscall(SYS_setresgid, number, 0, 0) || syscall(SYS_setresuid, number, 0, 0)) _exit(126);
+}
 
 static long pass(long number, long a, long b, long c, long d) { return syscall(number, a, b, c, d); }
 

@@ -64,6 +64,14 @@ impl About {
         }
     }
 
+    /// That of the checkpoint in this folder.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(crate) fn read_in(folder: &Path) -> Result<Self, String> {
+        Self::read(&fs::read(folder.join(NAME)).map_err(|error| format!("{NAME} cannot be read: {error}"))?)
+    }
+
     /// As users see it.
     pub(super) fn shown(&self, number: u64, node: NodeId) -> Checkpoint {
         let Self { made, cost, interval, bytes, .. } = *self;

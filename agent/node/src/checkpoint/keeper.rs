@@ -269,7 +269,7 @@ impl Keeper {
     }
 }
 
-pub(super) fn remove(folder: &Path) {
+pub(crate) fn remove(folder: &Path) {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             warn!(path = %folder.display(), %error, "cannot be removed");

@@ -57,7 +57,7 @@ pub(crate) use self::about::About;
 use self::exports::Importer;
 use self::failures::Seen;
 use self::keeper::{Keeper, Work};
-pub(crate) use self::keeper::{News, Unpacked};
+pub(crate) use self::keeper::{News, Unpacked, remove};
 use crate::config::Config;
 use crate::core::Core;
 use crate::runner::Query;
@@ -85,10 +85,21 @@ pub(crate) struct Departed {
     pub(crate) number: u64,
     /// How long it has been standing still.
     pub(crate) stood: Duration,
+    /// Of one whose memory moves by itself: bytes of all else, which is not stored but follows.
+    pub(crate) luggage: Option<u64>,
+}
+
+/// All of a task but its memory: a folder that goes with this.
+pub(crate) struct Luggage(pub(crate) PathBuf);
+
+impl Drop for Luggage {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
 }
 
 /// Where the answer to the node goes that a task moves to.
-pub(crate) type DepartReply = oneshot::Sender<Result<Departed, String>>;
+pub(crate) type DepartReply = oneshot::Sender<Result<(Departed, Option<Luggage>), String>>;
 
 /// Where the answer to somebody goes who asked for a checkpoint.
 pub(crate) type Reply = oneshot::Sender<Result<Checkpoint, String>>;
@@ -183,8 +194,8 @@ impl Checkpoints {
         let limit = limits.limit.map_or_else(|| share_of(&folder), |limit| limit.0);
         let keep = Keep { newest: limits.keep, younger: Duration::ZERO };
         // What an earlier agent was sending or receiving.
-        keeper::remove(&folder.join("coming"));
-        keeper::remove(&folder.join("leaving"));
+        remove(&folder.join("coming"));
+        remove(&folder.join("leaving"));
         let keeper = Keeper::open(&folder.join("store"), keep, limit, news)?;
         let importer = Importer { store: keeper.store(), folder: folder.clone(), staging };
         let mut checkpoints = Self {
@@ -214,7 +225,7 @@ impl Checkpoints {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 match kept.iter().find(|run| name.starts_with(&prefix_of(**run))) {
                     Some(run) => drop(self.traces.insert(*run)),
-                    None => keeper::remove(&entry.path()),
+                    None => remove(&entry.path()),
                 }
             }
         }
@@ -397,7 +408,7 @@ impl Checkpoints {
         let (Some(watched), Some(number)) = (self.tasks.get_mut(&run), number) else {
             // Of a run that is gone. What is left is swept up at the next start, if not here.
             let folder = folder.to_owned();
-            drop(tokio::task::spawn_blocking(move || keeper::remove(&folder)));
+            drop(tokio::task::spawn_blocking(move || remove(&folder)));
             return;
         };
         match result {
@@ -416,6 +427,14 @@ impl Checkpoints {
                 }
                 let about = About::new(done.took, interval, left, task.uid, done.bytes);
                 let (folder, output) = (folder.to_owned(), task.place.clone());
+                if Description::read(&folder).is_ok_and(|description| description.apart) {
+                    let departs = departs.as_mut().filter(|departs| departs.number == number);
+                    let asked = departs.and_then(|departs| Some((departs.reply.take()?, departs.since)));
+                    watched.writing.take_if(|writing| writing.number == number);
+                    let luggage = Luggage(folder);
+                    drop(tokio::task::spawn_blocking(move || pack(luggage, number, &output, &about, asked)));
+                    return self.schedule(run);
+                }
                 self.order(Work::Put { run, number, folder, output, about });
             }
             Err(why) => self.fail(run, number, why),
@@ -454,7 +473,8 @@ impl Checkpoints {
         if let Some(departs) = watched.departs.as_mut().filter(|departs| departs.number == number)
             && let Some(reply) = departs.reply.take()
         {
-            let _ = reply.send(Ok(Departed { number, stood: departs.since.elapsed() }));
+            let _ =
+                reply.send(Ok((Departed { number, stood: departs.since.elapsed(), luggage: None }, None)));
         }
         if let Some(writing) = watched.writing.take_if(|writing| writing.number == number) {
             if let Some(interval) = &mut watched.interval {
@@ -617,7 +637,13 @@ impl Checkpoints {
         }
     }
 
-    fn unpacked(&self, run: Run) -> PathBuf {
+    /// Something else unpacks a task for this run.
+    pub(crate) fn unpacked_by_others(&mut self, run: Run) {
+        self.traces.insert(run);
+    }
+
+    /// Where what a run goes on from is unpacked.
+    pub(crate) fn unpacked(&self, run: Run) -> PathBuf {
         self.folder.join("unpacked").join(prefix_of(run))
     }
 
@@ -625,6 +651,29 @@ impl Checkpoints {
         // The keeper lives as long as this.
         let _ = self.work.send(work);
     }
+}
+
+/// Gets all of a task but its memory ready for the node that asked for it, if one did: without that, it is of no use.
+fn pack(luggage: Luggage, number: u64, output: &Path, about: &About, asked: Option<(DepartReply, Instant)>) {
+    let Some((reply, since)) = asked else { return };
+    let packed = about::keep_output(output, &luggage.0)
+        .and_then(|()| about.write(&luggage.0))
+        .and_then(|()| size(&luggage.0));
+    let answer = match packed {
+        Ok(bytes) => Ok((Departed { number, stood: since.elapsed(), luggage: Some(bytes) }, Some(luggage))),
+        Err(error) => Err(format!("it cannot be packed: {error}")),
+    };
+    // Whoever asked may be gone.
+    let _ = reply.send(answer);
+}
+
+/// Bytes of all files in a folder.
+fn size(folder: &Path) -> io::Result<u64> {
+    fs::read_dir(folder)?.try_fold(0, |bytes, entry| {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        Ok(bytes + if meta.is_dir() { size(&entry.path())? } else { meta.len() })
+    })
 }
 
 /// A task's name in the store.

@@ -202,9 +202,9 @@ async fn local<S: Stream>(
             }
             return moving::drain(grid, undo, client).await;
         }
-        Request::Migrate { task, to, check } => {
+        Request::Migrate { task, to, mode, check } => {
             owned(grid, caller, Selector::Task(task)).await?;
-            return moving::migrate(grid, task, to.as_deref(), check, client).await;
+            return moving::migrate(grid, task, to.as_deref(), mode, check, client).await;
         }
         Request::List { place: Place::Here(path) } => crate::copy::list(grid, caller, &path).await?,
         _ => return Err(Failure::new(Kind::Invalid, "this request is not for another node").into()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use grid_jobs::home::{self, Move};
 use libgrid::control::{Failure, Kind, Reply, Response};
 use libgrid::ids::{NodeId, Run, Selector, TaskId};
-use libgrid::status::{MovePhase, Moved, Obstacle};
+use libgrid::status::{MoveMode, MovePhase, Moved, Obstacle};
 use libgrid::wire::stream;
 use tokio::sync::watch;
 
@@ -26,6 +26,7 @@ pub(super) async fn migrate<S: Stream>(
     grid: &Arc<Grid>,
     task: TaskId,
     to: Option<&str>,
+    mode: MoveMode,
     check: bool,
     client: &mut S,
 ) -> Result<(), Answer> {
@@ -44,12 +45,14 @@ pub(super) async fn migrate<S: Stream>(
         let why = format!("{task} cannot move to node {to}, and runs on: {}", told.join("; "));
         return Err(Failure::new(Kind::State, why).into());
     }
-    let mut changes = begin(grid, task, to).await?;
-    let mut told: Option<MovePhase> = None;
+    let mut changes = begin(grid, task, to, mode).await?;
+    let mut told: Option<(MovePhase, u64)> = None;
     loop {
         match progress(grid, task, to).await? {
-            Progress::Moving { from, phase } if told.replace(phase) != Some(phase) => {
-                let reply = Reply::Moving { from, to, phase };
+            Progress::Moving { from, phase, bytes }
+                if told.replace((phase, bytes)) != Some((phase, bytes)) =>
+            {
+                let reply = Reply::Moving { from, to, phase, bytes };
                 // It goes on, whether somebody looks or not.
                 stream::write(client, &Response::Ok(reply)).await?;
             }
@@ -75,7 +78,7 @@ pub(crate) async fn relocate(grid: &Arc<Grid>, run: Run) -> Result<Moved, Failur
         if let Some(obstacle) = obstacles(grid, run, from, to).await?.first() {
             return Err(Failure::new(Kind::State, format!("{task} cannot move: {obstacle}")).into());
         }
-        let mut changes = begin(grid, task, to).await?;
+        let mut changes = begin(grid, task, to, MoveMode::Auto).await?;
         loop {
             if let Progress::Moved(moved) = progress(grid, task, to).await? {
                 return Ok(moved);
@@ -113,14 +116,19 @@ pub(super) async fn drain<S: Stream>(grid: &Arc<Grid>, undo: bool, client: &mut 
 }
 
 enum Progress {
-    Moving { from: NodeId, phase: MovePhase },
+    Moving { from: NodeId, phase: MovePhase, bytes: u64 },
     Moved(Moved),
 }
 
 /// Begins a move; what comes of it is a change of the job.
-async fn begin(grid: &Arc<Grid>, task: TaskId, to: NodeId) -> Result<watch::Receiver<()>, Answer> {
+async fn begin(
+    grid: &Arc<Grid>,
+    task: TaskId,
+    to: NodeId,
+    mode: MoveMode,
+) -> Result<watch::Receiver<()>, Answer> {
     let changes = grid.core.watch(task.job).await?;
-    grid.core.home(home::Event::Migrate { task, to });
+    grid.core.home(home::Event::Migrate { task, to, mode });
     Ok(changes)
 }
 
@@ -128,7 +136,7 @@ async fn begin(grid: &Arc<Grid>, task: TaskId, to: NodeId) -> Result<watch::Rece
 async fn progress(grid: &Arc<Grid>, task: TaskId, to: NodeId) -> Result<Progress, Answer> {
     let state = grid.core.look(move |view| view.home.last_move(task)).await?;
     match state.ok_or_else(|| missing(Selector::Task(task)))? {
-        Move::Moving { from, phase, .. } => Ok(Progress::Moving { from, phase }),
+        Move::Moving { from, phase, bytes, .. } => Ok(Progress::Moving { from, phase, bytes }),
         Move::Moved(moved) => Ok(Progress::Moved(moved)),
         Move::Stayed(why) => {
             let why = format!("{task} did not move to node {to}, and goes on where it was: {why}");

@@ -4,6 +4,7 @@
 //! A shim keeps the tasks of one job. One that has none left waits, with at most [`SPARE`] others, for the next
 //! job, so that a task rarely waits for a process to be started; after [`LINGER`] all but a few of them end.
 
+pub(crate) mod ahead;
 mod environment;
 pub(crate) mod inputs;
 mod keyboard;
@@ -23,6 +24,7 @@ use grid_checkpoint::order::Then;
 use grid_jobs::home;
 use grid_jobs::host::{self, Action};
 use grid_jobs::message::{End, Order, Placement};
+use grid_migrate::order::Report;
 use grid_run::protocol::{FromShim, Launch, ToShim};
 use grid_run::slot;
 use grid_run::spawn::Shims;
@@ -31,15 +33,18 @@ use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::spec::{self, JobSpec};
 use libgrid::status::{Obstacle, Outcome, TaskCheckpoints, Usage};
 use libgrid::units::{Bytes, Span};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+pub(crate) use self::ahead::Outset;
+use self::ahead::{Arrived, Leaving};
 pub(crate) use self::environment::end_of;
 use self::environment::environment;
 use self::inputs::Inputs;
 pub(crate) use self::keyboard::Keyboard;
-pub(crate) use self::moving::{Departure, Surveyed};
+pub(crate) use self::moving::{Departing, Departure, Surveyed};
 use self::recover::remove;
 pub(crate) use self::recover::{Found, find, shim_program};
 use self::resume::Resuming;
@@ -82,9 +87,13 @@ pub(crate) enum Query {
     /// What would stop a run of another node from going on here.
     Fits { run: Run, there: Box<Surveyed>, reply: oneshot::Sender<Vec<Obstacle>> },
     /// That node asks for a run that is to move there.
-    Depart { run: Run, to: NodeId, reply: oneshot::Sender<Departure> },
+    Depart { run: Run, to: NodeId, reply: oneshot::Sender<Departing> },
     /// What came of asking for a run that is to move here.
-    Departed { run: Run, from: NodeId, departed: Result<Departed, String> },
+    Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
+    /// That node asks for the memory of a run that is to move there, while it runs, if there is so much.
+    Pages { run: Run, to: NodeId, least: u64, reply: oneshot::Sender<Result<UnixStream, Outset>> },
+    /// Who sends a run's memory ahead tells how far it is.
+    Ahead { run: Run, report: Report },
     /// What came of the work on the store of checkpoints.
     Checkpoints(News),
     /// To bring a checkpoint here from a task's host.
@@ -152,6 +161,8 @@ struct Local {
     fenced: bool,
     /// The node that may take it away.
     departs: Option<NodeId>,
+    /// Its memory, on its way there.
+    leaving: Option<Leaving>,
 }
 
 pub(crate) struct Runner {
@@ -259,7 +270,7 @@ impl Runner {
             }
             self.start_some();
             for (run, folder) in self.checkpoints.begin() {
-                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::RunOn });
+                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::RunOn, memory: None });
             }
         }
     }
@@ -396,6 +407,7 @@ impl Runner {
             stdin: order.stdin,
             restore: None,
             hold: false,
+            memory: None,
             checkpoint: when,
         }
     }
@@ -544,6 +556,8 @@ impl Runner {
             Query::Fits { run, there, reply } => self.fits(run, *there, reply),
             Query::Depart { run, to, reply } => self.depart(run, to, reply),
             Query::Departed { run, from, departed } => self.departed(run, from, departed),
+            Query::Pages { run, to, least, reply } => self.send_ahead(run, to, least, reply),
+            Query::Ahead { run, report } => self.sent_ahead(run, report),
             Query::Checkpoints(news) => self.checkpointed(news),
             Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),
             Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
@@ -719,6 +733,7 @@ impl Local {
             room: Arc::new(Semaphore::new(keyboard::TYPED)),
             fenced: false,
             departs: None,
+            leaving: None,
         }
     }
 }

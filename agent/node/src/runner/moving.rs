@@ -22,23 +22,25 @@ use grid_checkpoint::preflight::needs::Needs;
 use grid_checkpoint::preflight::{self, Survey};
 use grid_jobs::host;
 use grid_jobs::message::Arrival;
+use grid_link::Duplex;
 use grid_run::protocol::{FromShim, ToShim};
 use libgrid::ids::{NodeId, Run};
-use libgrid::status::{MovePhase, Obstacle};
+use libgrid::status::{MoveMode, MovePhase, Obstacle};
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 
+use super::ahead::{self, Arrived, Coming, NotAhead};
 use super::{Query, Resuming, Runner};
-use crate::checkpoint::{DepartReply, Departed};
+use crate::checkpoint::{DepartReply, Departed, Luggage};
 use crate::peers::{Peers, Request};
 
 /// How long a source that is not ready yet is asked again, and how often: the home's letter to it may come later than ours, and
 /// a checkpoint that is being written comes first.
-const PATIENCE: Duration = Duration::from_secs(30);
-const AGAIN: Duration = Duration::from_millis(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const AGAIN: Duration = Duration::from_millis(20);
 
 /// A task that is looked at before it moves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,8 +57,22 @@ pub(crate) enum Departure {
     Ready(Departed),
     /// Not yet: ask again.
     NotYet(String),
+    /// Its memory is on its way, and will be for as long as it takes.
+    Ahead,
     /// It cannot be: a sentence.
     Failed(String),
+}
+
+/// The answer, and what follows it.
+pub(crate) struct Departing {
+    pub(crate) departure: Departure,
+    pub(crate) luggage: Option<Luggage>,
+}
+
+impl From<Departure> for Departing {
+    fn from(departure: Departure) -> Self {
+        Self { departure, luggage: None }
+    }
 }
 
 impl Runner {
@@ -138,25 +154,33 @@ impl Runner {
     }
 
     /// Another node asks for it.
-    pub(super) fn depart(&mut self, run: Run, to: NodeId, reply: oneshot::Sender<Departure>) {
-        let wait = |why: &str| Departure::NotYet(why.to_owned());
+    pub(super) fn depart(&mut self, run: Run, to: NodeId, reply: oneshot::Sender<Departing>) {
+        let wait = |why: &str| Departing::from(Departure::NotYet(why.to_owned()));
         let departs = self.runs.get(&run).and_then(|local| local.departs);
         if departs != Some(to) {
             return drop(reply.send(wait("its home has not said that it moves")));
         }
         let (stored, answer): (DepartReply, _) = oneshot::channel();
+        let leaving = self.runs.get(&run).and_then(|local| local.leaving.as_ref());
+        let memory = match leaving.map(ahead::Leaving::ready).transpose() {
+            Ok(memory) => memory,
+            Err(departure) => return drop(reply.send(departure.into())),
+        };
         match self.checkpoints.depart(run, stored) {
             Err(_) => drop(reply.send(wait("another checkpoint of it is being written"))),
             Ok(folder) => {
                 info!(%run, %to, "task_departs");
-                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold });
+                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold, memory });
                 tokio::spawn(async move {
-                    let departure = match answer.await {
-                        Ok(Ok(departed)) => Departure::Ready(departed),
-                        Ok(Err(why)) => Departure::Failed(why),
-                        Err(_) => Departure::Failed("the agent there is stopping".into()),
+                    let departing = match answer.await {
+                        Ok(Ok((departed, luggage))) => {
+                            Departing { departure: Departure::Ready(departed), luggage }
+                        }
+                        Ok(Err(why)) => Departure::Failed(why).into(),
+                        Err(_) => Departure::Failed("the agent there is stopping".into()).into(),
                     };
-                    let _ = reply.send(departure);
+                    // Whoever asked may be gone.
+                    let _ = reply.send(departing);
                 });
             }
         }
@@ -181,6 +205,7 @@ impl Runner {
     pub(super) fn let_go(&mut self, run: Run) {
         if let Some(local) = self.runs.get_mut(&run) {
             local.departs = None;
+            local.leaving = None;
         }
         self.tell(run, ToShim::LetGo(run));
     }
@@ -190,26 +215,58 @@ impl Runner {
     /// Has a task stopped where it runs, and brings it here; it then goes the way of those that go on from a checkpoint.
     pub(super) fn arrive(&mut self, run: Run, resuming: Box<Resuming>, arrival: Arrival) {
         self.resuming.insert(run, resuming);
+        let limit = self.resuming.get(&run).map_or(0, |resuming| resuming.memory_limit());
         let (peers, queries) = (self.peers.clone(), self.queries.clone());
         let old = Run { task: run.task, epoch: arrival.epoch };
+        let coming = Coming {
+            peers: peers.clone(),
+            core: self.core.clone(),
+            checkpoints: self.config.checkpoints_dir(),
+            run,
+            old,
+            node: arrival.node,
+            limit,
+        };
+        let into = self.checkpoints.unpacked(run);
         tokio::spawn(async move {
-            let departed = depart(&peers, old, arrival.node).await;
+            let ahead = match arrival.mode {
+                MoveMode::StopAndCopy => Err(NotAhead::Not("it is not wanted".into())),
+                mode => coming.bring(mode, &into).await,
+            };
+            let departed = match ahead {
+                Ok((departed, arrived)) => Ok((departed, Some(Box::new(arrived)))),
+                Err(NotAhead::Not(why)) if arrival.mode != MoveMode::Hybrid => {
+                    debug!(%run, why, "it is stopped and copied");
+                    let phase = MovePhase::Departing;
+                    coming.core.host(host::Event::Moving { run, phase, stood: None, bytes: 0 });
+                    depart(&peers, old, arrival.node).await.map(|(departed, _)| (departed, None))
+                }
+                Err(NotAhead::Not(why) | NotAhead::Failed(why)) => Err(why),
+            };
             // The runner ends only with the agent.
             let _ = queries.send(Query::Departed { run, from: arrival.node, departed });
         });
     }
 
     /// It stands still over there, or cannot move.
-    pub(super) fn departed(&mut self, run: Run, from: NodeId, departed: Result<Departed, String>) {
+    pub(super) fn departed(
+        &mut self,
+        run: Run,
+        from: NodeId,
+        departed: Result<(Departed, Option<Box<Arrived>>), String>,
+    ) {
+        // Given up meanwhile, if it is not there.
+        let Some(resuming) = self.resuming.get_mut(&run) else { return };
         match departed {
-            // Given up meanwhile, if it is not there.
-            Ok(_) if !self.resuming.contains_key(&run) => (),
-            Ok(Departed { number, stood }) => {
-                if let Some(resuming) = self.resuming.get_mut(&run) {
-                    resuming.wanted = Some(number);
-                }
+            Ok((Departed { number, .. }, Some(arrived))) => {
+                resuming.arrived(number, *arrived);
+                self.checkpoints.unpacked_by_others(run);
+                self.resume_parked();
+            }
+            Ok((Departed { number, stood, .. }, None)) => {
+                resuming.wanted = Some(number);
                 let phase = MovePhase::Copying;
-                self.core.host(host::Event::Moving { run, phase, stood: Some(stood) });
+                self.core.host(host::Event::Moving { run, phase, stood: Some(stood), bytes: 0 });
                 self.checkpoints.bring(run, number, from);
             }
             Err(why) => self.not_moved(run, why),
@@ -220,25 +277,31 @@ impl Runner {
     pub(super) fn not_moved(&mut self, run: Run, why: String) {
         info!(%run, why, "task_not_moved");
         self.starting.remove(&run);
+        self.resuming.remove(&run);
         self.core.host(host::Event::NotMoved { run, why });
     }
 }
 
 /// Asks the source until the task stands still.
-async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<Departed, String> {
-    let until = Instant::now() + PATIENCE;
+pub(super) async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<(Departed, Duplex), String> {
+    let mut until = Instant::now() + PATIENCE;
     loop {
         let asked = async {
             let mut duplex =
                 peers.ask(node, &Request::Depart(run)).await.map_err(|error| error.to_string())?;
-            stream::read::<Departure, _>(&mut duplex).await.map_err(|error| error.to_string())
+            let departure = stream::read::<Departure, _>(&mut duplex).await;
+            departure.map(|departure| (departure, duplex)).map_err(|error| error.to_string())
         };
         match asked.await {
-            Ok(Departure::Ready(departed)) => return Ok(departed),
-            Ok(Departure::Failed(why)) => return Err(why),
-            Ok(Departure::NotYet(why)) if Instant::now() >= until => return Err(why),
+            Ok((Departure::Ready(departed), duplex)) => return Ok((departed, duplex)),
+            Ok((Departure::Failed(why), _)) => return Err(why),
+            Ok((Departure::NotYet(why), _)) if Instant::now() >= until => return Err(why),
             Err(why) => return Err(format!("node {node} cannot be asked: {why}")),
-            Ok(Departure::NotYet(_)) => tokio::time::sleep(AGAIN).await,
+            Ok((Departure::NotYet(_), _)) => tokio::time::sleep(AGAIN).await,
+            Ok((Departure::Ahead, _)) => {
+                until = Instant::now() + PATIENCE;
+                tokio::time::sleep(AGAIN).await;
+            }
         }
     }
 }

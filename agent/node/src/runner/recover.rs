@@ -48,6 +48,8 @@ pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError>
     for path in [&config.logs_dir(), &config.shims_dir()] {
         folder(path, 0o700)?;
     }
+    let checkpoints = config.checkpoints_dir();
+    super::ahead::sweep(&checkpoints).map_err(|source| RunnerError::Folder { path: checkpoints, source })?;
     // Below these, processes of users find what is theirs.
     let passed = [&config.state_dir, &config.tasks_dir(), &config.spool_dir(), &config.inputs_dir()];
     for path in passed.into_iter().chain([&config.runtime_dir, &config.workdir()]) {

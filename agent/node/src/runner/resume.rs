@@ -30,6 +30,7 @@ use libgrid::wire::stream;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
+use super::ahead::{Arrived, Pages};
 use super::{Local, Query, Runner};
 use crate::checkpoint::{Checkpoints, News, Task, Unpacked};
 use crate::core::View;
@@ -56,6 +57,8 @@ pub(super) struct Resuming {
     asked: bool,
     /// It is unpacked, and waits for the place of its user.
     unpacked: Option<Unpacked>,
+    /// Who has its memory, if that came by itself.
+    pages: Option<Pages>,
     /// What went wrong so far.
     trouble: Vec<String>,
 }
@@ -64,6 +67,17 @@ impl Resuming {
     /// Whether it runs elsewhere as long as it does not here.
     pub(super) fn arrives(&self) -> bool {
         self.order.as_ref().is_some_and(|(_, placement)| placement.arrives.is_some())
+    }
+
+    /// It came with its memory apart: all else is unpacked.
+    pub(super) fn arrived(&mut self, number: u64, arrived: Arrived) {
+        let Arrived { unpacked, pages } = arrived;
+        (self.wanted, self.unpacked, self.pages) = (Some(number), Some(unpacked), Some(pages));
+    }
+
+    /// Bytes of memory that it may have.
+    pub(super) fn memory_limit(&self) -> u64 {
+        self.order.as_ref().map_or(0, |(order, _)| order.spec.memory.0)
     }
 
     fn note(&self) -> Option<String> {
@@ -157,7 +171,7 @@ impl Runner {
                 }
                 if resuming.arrives() {
                     let phase = MovePhase::Restoring;
-                    self.core.host(host::Event::Moving { run, phase, stood: None });
+                    self.core.host(host::Event::Moving { run, phase, stood: None, bytes: 0 });
                 }
                 self.resume(run, resuming, from.unwrap_or(u64::MAX));
             }
@@ -259,7 +273,8 @@ impl Runner {
         let time = unpacked.about.left.or(spec.time.map(|limit| limit.0));
         let launch = self.launch_of(run, &order, folder, uid);
         let (restore, hold) = (Some(unpacked.folder), arrival.is_some());
-        let launch = Launch { group_ready, time, restore, hold, ..launch };
+        let memory = resuming.pages.as_ref().map(|pages| pages.folder.clone());
+        let launch = Launch { group_ready, time, restore, hold, memory, ..launch };
         resuming.number = Some(number);
         if let Some(local) = self.runs.get_mut(&run) {
             local.left = time;

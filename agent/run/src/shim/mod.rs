@@ -279,7 +279,7 @@ impl Shim {
                 self.with(run, |task| task.watched = true);
                 self.report_output(run);
             }
-            ToShim::Checkpoint { run, folder, then } => self.checkpoint(run, folder, then),
+            ToShim::Checkpoint { run, folder, then, memory } => self.checkpoint(run, folder, then, memory),
             ToShim::LetGo(run) => {
                 let frozen = self.frozen;
                 self.with(run, |task| task.let_go(frozen));
@@ -492,21 +492,27 @@ impl Shim {
         self.init.with_file_name("gridos-criu")
     }
 
-    fn checkpoint(&mut self, run: Run, folder: PathBuf, then: Then) {
-        let started = self.begin_checkpoint(run, folder.clone(), then);
+    fn checkpoint(&mut self, run: Run, folder: PathBuf, then: Then, memory: Option<PathBuf>) {
+        let started = self.begin_checkpoint(run, folder.clone(), then, memory);
         if let Err(why) = started {
             self.tell(&FromShim::Checkpointed { run, folder, result: Err(why) });
         }
     }
 
-    fn begin_checkpoint(&mut self, run: Run, folder: PathBuf, then: Then) -> Result<(), String> {
+    fn begin_checkpoint(
+        &mut self,
+        run: Run,
+        folder: PathBuf,
+        then: Then,
+        memory: Option<PathBuf>,
+    ) -> Result<(), String> {
         if self.frozen {
             return Err("the task is frozen until its home node is heard of".into());
         }
         let criu = self.criu();
         let slot = self.slots.get(&run).copied().ok_or("the task does not run here")?;
         let task = self.tasks.get_mut(&slot).ok_or("the task does not run here")?;
-        let worker = task.checkpoint(&criu, folder, then)?;
+        let worker = task.checkpoint(&criu, folder, then, memory)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Worker(slot).to_u64());
         // Unheard, it waits for its answer with the task stopped: its socket must go.
         self.epoll.add(worker.socket(), event).map_err(|error| {

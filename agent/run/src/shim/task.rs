@@ -322,6 +322,7 @@ impl Task {
         program: &Path,
         folder: PathBuf,
         then: Then,
+        memory: Option<PathBuf>,
     ) -> Result<&Worker, String> {
         let live = self.live.as_ref().ok_or("the task has ended")?;
         match self.worker.as_ref().map(|worker| worker.work) {
@@ -335,6 +336,7 @@ impl Task {
             workdir: self.launch.workdir.clone(),
             stdio: live.external.clone(),
             then,
+            memory,
         });
         let worker = Worker::start(program, &order, &[live.init.as_raw_fd()])?;
         Ok(self.worker.insert(worker))
@@ -349,7 +351,8 @@ impl Task {
         let Some(live) = self.live.as_mut() else { return Ok(None) };
         let Some(restoring) = live.restoring.take() else { return Ok(None) };
         let (uid, workdir, hold) = (self.launch.uid, self.launch.workdir.clone(), self.launch.hold);
-        let order = Order::Restore(Restore { folder, uid, workdir, hold });
+        let memory = self.launch.memory.clone();
+        let order = Order::Restore(Restore { folder, uid, workdir, hold, memory });
         let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
         descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));

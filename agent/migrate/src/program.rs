@@ -1,0 +1,242 @@
+//! What the program `gridos-pages` does: it sends the memory of a task that runs, or takes it.
+//!
+//! It is a process of its own, as it holds a task's memory, or its processes' write protection, longer than an agent may live.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use grid_checkpoint::memory::{self, Step, Steps};
+use libgrid::wire;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::order::{Order, Report};
+use crate::track::{self, TrackError};
+use crate::{PageSink, PageStore, Tracker, held, hide, lazy};
+
+/// Bytes that are so few that the task is stopped to send them.
+const SMALL: u64 = 2 << 20;
+
+/// Rounds at most. A program that writes faster than the line takes it is stopped with the more left to send.
+const MOST_ROUNDS: u32 = 30;
+
+/// Between two looks whether somebody gave up.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// For the engine to come, when all is ready for it; for CRIU to stop the task, and to make it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// For a restore with all that belongs to it, while the task is held.
+const HELD: Duration = Duration::from_secs(600);
+
+/// For the rest of the memory to be filled in.
+const FILL: Duration = Duration::from_secs(3600);
+
+/// A folder that is removed when this is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make(path: PathBuf) -> Result<Self, String> {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn listen(&self, name: &str) -> Result<UnixListener, String> {
+        let path = self.0.join(name);
+        UnixListener::bind(&path).map_err(|error| format!("cannot listen at {}: {error}", path.display()))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What stays is swept up by the agent's next start.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Carries out the one order that comes over `control`. True if it was done.
+pub fn serve(control: UnixStream, pages: UnixStream) -> bool {
+    let result = wire::read::<Order>(&mut &control)
+        .map_err(|error| format!("there is no order: {error}"))
+        .and_then(|order| match order {
+            Order::Send { folder, root } => send(folder, root, &control, pages),
+            Order::Receive { folder, limit } => receive(folder, limit, &control, pages),
+        });
+    if let Err(why) = &result {
+        // An agent that is gone hears nothing.
+        let _ = tell(&control, &Report::Failed(why.clone()));
+    }
+    result.is_ok()
+}
+
+fn tell(control: &UnixStream, report: &Report) -> Result<(), String> {
+    wire::write(&mut &*control, report).map_err(|_| "the agent gave up".to_owned())
+}
+
+/// All errors of a chain in one sentence.
+fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
+}
+
+// === the source ===
+
+fn send(folder: PathBuf, root: i32, control: &UnixStream, mut pages: UnixStream) -> Result<(), String> {
+    let failed = |error: TrackError| told(&error);
+    // Without it, dumps are slower, and no worse.
+    let _perf = held::keep_perf_ready();
+    let mut tracker = Tracker::attach(&[root]).map_err(failed)?;
+    let mut sink = PageSink::new(&mut pages).map_err(|error| told(&error))?;
+    let mut before = None;
+    for _ in 0..MOST_ROUNDS {
+        let round = tracker.round(&mut sink).map_err(failed)?;
+        tell(control, &Report::Round { bytes: round.bytes })?;
+        if before.is_some_and(|before| !track::goes_on(&before, &round, SMALL)) {
+            break;
+        }
+        before = Some(round);
+    }
+    let folder = Folder::make(folder)?;
+    let mappings = folder.0.join(memory::MAPPINGS);
+    let hidden = write_library(&folder.0.join(memory::LIBRARY))
+        .and_then(|()| DirBuilder::new().mode(0o700).create(&mappings))
+        .and_then(|()| tracker.hide(&mappings))
+        .map_err(|error| format!("the dump cannot be prepared: {error}"))?;
+    let listener = folder.listen(memory::SOCKET)?;
+    tell(control, &Report::Ready)?;
+    let steps = accept(&listener, PATIENCE, || is_gone(control))?;
+    // The engine hears of whatever goes wrong from here on, and lets the task run on.
+    let sent = dump(tracker, &mut sink, &hidden, &steps);
+    if let Err(why) = &sent {
+        steps.fail(why);
+    }
+    sent
+}
+
+fn dump(
+    mut tracker: Tracker,
+    sink: &mut PageSink<'_>,
+    hidden: &hide::Hidden,
+    steps: &Steps,
+) -> Result<(), String> {
+    let failed = |error: TrackError| told(&error);
+    tracker.round(sink).map_err(failed)?;
+    steps.tell(Step::Go)?;
+    let frozen = loop {
+        match tracker.wait_frozen(LOOK) {
+            // CRIU has a limit of its own.
+            Err(TrackError::NotFrozen(_)) if !is_gone(steps.socket()) => (),
+            Err(TrackError::NotFrozen(_)) => return Err("the dump was given up".into()),
+            frozen => break frozen.map_err(failed)?,
+        }
+    };
+    let holds = std::thread::scope(|scope| {
+        let holds = scope.spawn(|| hidden.holds());
+        let sent = tracker.send_final(frozen, sink).map_err(failed);
+        let holds = holds.join().map_err(|_| "its mappings cannot be compared".to_owned());
+        sent.and(holds)
+    })?;
+    match holds {
+        Ok(true) => (),
+        Ok(false) => return Err("the flags of its mappings changed in the same moment: try again".into()),
+        Err(error) => return Err(format!("its mappings cannot be looked at: {error}")),
+    }
+    steps.expect(Step::Written)?;
+    steps.tell(Step::Sent)?;
+    // Tracked until it is ended or goes on.
+    let _ = steps.socket().read(&mut [0]);
+    tracker.abandon();
+    Ok(())
+}
+
+fn write_library(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o700).open(path)?.write_all(hide::LIBRARY)
+}
+
+// === the destination ===
+
+fn receive(folder: PathBuf, limit: u64, control: &UnixStream, pages: UnixStream) -> Result<(), String> {
+    let folder = Folder::make(folder)?;
+    let (asked, line) = (folder.listen(memory::PAGES)?, folder.listen(memory::SOCKET)?);
+    let store = PageStore::new(limit);
+    let reader = std::thread::spawn({
+        let store = store.clone();
+        move || store.receive(pages).map_err(|error| told(&error))
+    });
+    let why = |reader: std::thread::JoinHandle<Result<_, String>>| match reader.join() {
+        Ok(Err(why)) => why,
+        _ => "its memory did not come".to_owned(),
+    };
+    tell(control, &Report::Ready)?;
+    while !store.wait_listed(LOOK) {
+        if reader.is_finished() && !store.wait_listed(Duration::ZERO) {
+            return Err(why(reader));
+        }
+        if is_gone(control) {
+            return Err("the agent gave up".into());
+        }
+    }
+    // An agent that is gone from here on may come back: the restore is the shim's.
+    let serving = std::thread::spawn({
+        let store = store.clone();
+        move || lazy::serve(&asked, &store, HELD).map_err(|error| told(&error))
+    });
+    if !store.wait_complete(PATIENCE) {
+        return Err(why(reader));
+    }
+    let steps = accept(&line, PATIENCE, || false)?;
+    let filled = fill(&steps, serving);
+    if let Err(why) = &filled {
+        steps.fail(why);
+    }
+    filled
+}
+
+fn fill(
+    steps: &Steps,
+    serving: std::thread::JoinHandle<Result<lazy::Filling, String>>,
+) -> Result<(), String> {
+    steps.tell(Step::Sent)?;
+    let filling = serving.join().map_err(|_| "its memory cannot be served".to_owned())??;
+    match filling.wait(FILL)? {
+        Some(_) => steps.tell(Step::Filled),
+        None => Err(format!("its memory was not there after {} s", FILL.as_secs())),
+    }
+}
+
+// === both ===
+
+/// Takes the engine's line.
+fn accept(listener: &UnixListener, limit: Duration, given_up: impl Fn() -> bool) -> Result<Steps, String> {
+    let deadline = Instant::now() + limit;
+    let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+    loop {
+        let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, timeout) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => (),
+            Ok(_) => break,
+            Err(error) => return Err(format!("cannot wait for the engine: {error}")),
+        }
+        if given_up() {
+            return Err("the agent gave up".into());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("nobody came for it within {} s", limit.as_secs()));
+        }
+    }
+    let (accepted, _) = listener.accept().map_err(|error| format!("cannot hear the engine: {error}"))?;
+    Ok(Steps::new(accepted))
+}
+
+/// Whether the other end of a socket is closed.
+fn is_gone(socket: &UnixStream) -> bool {
+    let mut ready = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut ready, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}

@@ -1,0 +1,416 @@
+//! A task's memory on its way while the task runs (the hybrid mode): this node's part, as the source or as the destination.
+//!
+//! ```text
+//!   destination                                    source
+//!     gridos-pages takes memory
+//!                      ── Request::Pages ─────▶    gridos-pages sends it, round after round, while the task runs
+//!                      ◀══════════ memory ══
+//!                      ── Request::Depart ────▶    not before what is left is little: the shim stops the task; the rest follows
+//!                      ◀────────── Departed ──
+//!                      ◀══ all but the memory ══
+//!     made by the shim, whose CRIU asks gridos-pages for memory, and held
+//!     ── Held ──▶ home
+//! ```
+//!
+//! What has no memory in it is no checkpoint: it is neither stored nor told of, and a task never goes on from it anywhere
+//! else.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use grid_checkpoint::Description;
+use grid_jobs::host;
+use grid_migrate::order::{self, Order, Report};
+use libgrid::ids::{NodeId, Run};
+use libgrid::status::{MoveMode, MovePhase};
+use libgrid::wire::stream;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::moving::{AGAIN, Departure, PATIENCE};
+use super::{Query, Runner};
+use crate::checkpoint::{About, Departed, Luggage, Unpacked, remove};
+use crate::control::Stream;
+use crate::core::Core;
+use crate::peers::{Peers, Request};
+
+/// Tasks with less memory are stopped and copied, unless somebody wants it otherwise: it is as quick.
+const WORTH: u64 = 64 << 20;
+
+/// Bytes that are passed on at once.
+const PIECE: usize = 256 << 10;
+
+/// How often the home hears how much came.
+const PACE: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// The pid of every task's root in its namespace.
+const ROOT: &str = "2";
+
+/// The source's answer to [`Request::Pages`]; after `Begun` the memory comes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Outset {
+    /// It comes.
+    Begun,
+    /// Not yet: ask again.
+    NotYet(String),
+    /// It does not: a sentence.
+    Not(String),
+}
+
+/// A `gridos-pages` that works for a move. When this is dropped before the memory is all there, the move is given up.
+pub(super) struct Pages {
+    control: AbortHandle,
+    pub(super) folder: PathBuf,
+}
+
+impl Pages {
+    /// Starts one; it tells how far it is, its end last. The stream is that of the memory.
+    fn start(
+        folder: PathBuf,
+        order: Order,
+        tell: impl Fn(Report) + Send + 'static,
+    ) -> io::Result<(Self, UnixStream)> {
+        let program = crate::machine::program("gridos-pages");
+        let (command, control, memory) = order::command(&program)?;
+        let mut child = tokio::process::Command::from(command).spawn()?;
+        tokio::spawn(async move { child.wait().await });
+        let stream = |stream: StdStream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        };
+        let (mut control, memory) = (stream(control)?, stream(memory)?);
+        let task = tokio::spawn(async move {
+            if stream::write(&mut control, &order).await.is_ok() {
+                while let Ok(report) = stream::read::<Report, _>(&mut control).await {
+                    tell(report);
+                }
+            }
+            tell(Report::Failed("gridos-pages has ended".into()));
+        });
+        Ok((Self { control: task.abort_handle(), folder }, memory))
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // Its end of the socket goes with the task.
+        self.control.abort();
+    }
+}
+
+/// Memory that leaves this node.
+pub(super) struct Leaving {
+    pages: Pages,
+    state: State,
+}
+
+enum State {
+    Sending,
+    Ready,
+    Failed(String),
+}
+
+impl Leaving {
+    /// The folder of who moves the memory, once the task can be stopped; what to answer till then.
+    pub(super) fn ready(&self) -> Result<PathBuf, Departure> {
+        match &self.state {
+            State::Sending => Err(Departure::Ahead),
+            State::Failed(why) => Err(Departure::Failed(format!("its memory cannot be sent ahead: {why}"))),
+            State::Ready => Ok(self.pages.folder.clone()),
+        }
+    }
+}
+
+impl Runner {
+    /// Another node asks for the memory of a task that is to move there.
+    pub(super) fn send_ahead(
+        &mut self,
+        run: Run,
+        to: NodeId,
+        least: u64,
+        reply: oneshot::Sender<Result<UnixStream, Outset>>,
+    ) {
+        let begun = self.begin_ahead(run, to, least);
+        // Whoever asked may be gone; then the memory has nowhere to go.
+        let _ = reply.send(begun);
+    }
+
+    fn begin_ahead(&mut self, run: Run, to: NodeId, least: u64) -> Result<UnixStream, Outset> {
+        let folder = self.moving_folder(run, "out");
+        let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
+        let local = self.runs.get_mut(&run).filter(|local| local.departs == Some(to));
+        let local = local.ok_or_else(|| Outset::NotYet("its home has not said that it moves".into()))?;
+        if local.resuming.is_some() {
+            return Err(Outset::NotYet("its memory is still on its way here".into()));
+        }
+        // Of an earlier try.
+        local.leaving = None;
+        let not = |error: &dyn std::fmt::Display| Outset::Not(format!("its memory cannot be sent: {error}"));
+        let pids = groups.map_err(|error| not(&error))?.group(&local.slot.name()).processes();
+        let (root, resident) = root_of(&pids.map_err(|error| not(&error))?);
+        let root = root.ok_or_else(|| Outset::Not("it has ended".into()))?;
+        if resident < least {
+            return Err(Outset::Not(format!("it is small: {} KiB", resident >> 10)));
+        }
+        let queries = self.queries.clone();
+        let tell = move |report| drop(queries.send(Query::Ahead { run, report }));
+        let order = Order::Send { folder: folder.clone(), root };
+        let (pages, memory) = Pages::start(folder, order, tell).map_err(|error| not(&error))?;
+        info!(%run, %to, resident, "memory_sent_ahead");
+        local.leaving = Some(Leaving { pages, state: State::Sending });
+        Ok(memory)
+    }
+
+    /// Who sends memory tells how far it is.
+    pub(super) fn sent_ahead(&mut self, run: Run, report: Report) {
+        let Some(leaving) = self.runs.get_mut(&run).and_then(|local| local.leaving.as_mut()) else { return };
+        match (report, &leaving.state) {
+            (Report::Ready, _) => leaving.state = State::Ready,
+            (Report::Failed(why), State::Sending) => leaving.state = State::Failed(why),
+            _ => (),
+        }
+    }
+
+    /// A folder for one move, beside the store.
+    pub(super) fn moving_folder(&self, run: Run, way: &str) -> PathBuf {
+        moving_folder(&self.config.checkpoints_dir(), run, way)
+    }
+}
+
+fn moving_folder(checkpoints: &Path, run: Run, way: &str) -> PathBuf {
+    let task = run.task;
+    checkpoints.join("moving").join(format!("{}-{}-{}-{way}", task.job, task.index, run.epoch))
+}
+
+/// Makes the folder of all moves anew, without what earlier agents left.
+///
+/// # Errors
+/// Where it cannot be made.
+pub(super) fn sweep(checkpoints: &Path) -> io::Result<()> {
+    let folder = checkpoints.join("moving");
+    remove(&folder);
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Of these processes of a task, its root, and how much memory all have.
+fn root_of(pids: &[u32]) -> (Option<i32>, u64) {
+    let (mut root, mut resident) = (None, 0);
+    for pid in pids {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = field("VmRSS:").and_then(|text| text.split_ascii_whitespace().next()?.parse::<u64>().ok());
+        resident += kib.unwrap_or(0) << 10;
+        if field("NSpid:").and_then(|numbers| numbers.split_ascii_whitespace().next_back()) == Some(ROOT) {
+            root = i32::try_from(*pid).ok();
+        }
+    }
+    (root, resident)
+}
+
+// === to here ===
+
+/// A task that comes with its memory.
+pub(crate) struct Arrived {
+    /// All but the memory.
+    pub(super) unpacked: Unpacked,
+    /// Who has that.
+    pub(super) pages: Pages,
+}
+
+/// What is needed to bring one here.
+pub(super) struct Coming {
+    pub(super) peers: Peers,
+    pub(super) core: Core,
+    pub(super) checkpoints: PathBuf,
+    /// The run that is to be.
+    pub(super) run: Run,
+    /// The run that is, and where.
+    pub(super) old: Run,
+    pub(super) node: NodeId,
+    /// How much memory it may have.
+    pub(super) limit: u64,
+}
+
+/// Why a task does not come with its memory.
+pub(super) enum NotAhead {
+    /// It was not begun: it can be stopped and copied.
+    Not(String),
+    /// It was begun, and failed.
+    Failed(String),
+}
+
+impl Coming {
+    /// Has memory sent while the task runs, then all else.
+    pub(super) async fn bring(&self, mode: MoveMode, into: &Path) -> Result<(Departed, Arrived), NotAhead> {
+        let least = if mode == MoveMode::Auto { WORTH } else { 0 };
+        let duplex = self.ask_for_memory(least).await.map_err(NotAhead::Not)?;
+        let folder = moving_folder(&self.checkpoints, self.run, "in");
+        let order = Order::Receive { folder: folder.clone(), limit: self.limit };
+        let (ready, is_ready) = oneshot::channel::<Result<(), String>>();
+        let ready = std::sync::Mutex::new(Some(ready));
+        let (trouble, troubled) = tokio::sync::watch::channel(None);
+        let tell = move |report| {
+            let first = ready.lock().ok().and_then(|mut ready| ready.take());
+            match (report, first) {
+                (Report::Ready, Some(first)) => drop(first.send(Ok(()))),
+                (Report::Failed(why), Some(first)) => drop(first.send(Err(why))),
+                (Report::Failed(why), None) => drop(trouble.send(Some(why))),
+                _ => (),
+            }
+        };
+        let failed =
+            |error: &dyn std::fmt::Display| NotAhead::Failed(format!("its memory cannot be taken: {error}"));
+        let (pages, memory) = Pages::start(folder, order, tell).map_err(|error| failed(&error))?;
+        is_ready.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        let bytes = Arc::new(AtomicU64::new(0));
+        // Ends with either side; who takes the memory knows whether it was all.
+        tokio::spawn(carry(duplex, memory, bytes.clone()));
+        let (departed, unpacked) = self.depart(into, troubled, &bytes).await.map_err(NotAhead::Failed)?;
+        Ok((departed, Arrived { unpacked, pages }))
+    }
+
+    async fn ask_for_memory(&self, least: u64) -> Result<grid_link::Duplex, String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let asked = async {
+                let request = Request::Pages { run: self.old, least };
+                let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
+                let outset = stream::read::<Outset, _>(&mut duplex).await.map_err(|e| e.to_string())?;
+                Ok::<_, String>((outset, duplex))
+            };
+            match asked.await? {
+                (Outset::Begun, duplex) => return Ok(duplex),
+                (Outset::Not(why), _) => return Err(why),
+                (Outset::NotYet(why), _) if Instant::now() >= until => return Err(why),
+                (Outset::NotYet(_), _) => tokio::time::sleep(AGAIN).await,
+            }
+        }
+    }
+
+    /// Waits until the task stands still, and takes all of it but its memory.
+    async fn depart(
+        &self,
+        into: &Path,
+        mut troubled: tokio::sync::watch::Receiver<Option<String>>,
+        came: &AtomicU64,
+    ) -> Result<(Departed, Unpacked), String> {
+        let tell = |phase, stood| {
+            let bytes = came.load(Ordering::Relaxed);
+            self.core.host(host::Event::Moving { run: self.run, phase, stood, bytes });
+        };
+        let telling = async {
+            loop {
+                tell(MovePhase::Ahead, None);
+                tokio::time::sleep(PACE).await;
+            }
+        };
+        let coming = async {
+            let (departed, duplex) = tokio::select! {
+                departed = super::moving::depart(&self.peers, self.old, self.node) => departed?,
+                never = telling => never,
+            };
+            let bytes =
+                departed.luggage.ok_or("it comes without its memory, and not as a checkpoint either")?;
+            tell(MovePhase::Copying, Some(departed.stood));
+            let unpacked = take_luggage(duplex, into, departed.number, bytes).await;
+            tell(MovePhase::Restoring, None);
+            Ok((departed, unpacked.map_err(|error| format!("it did not come whole: {error}"))?))
+        };
+        let trouble = async {
+            let why = troubled.wait_for(Option::is_some).await.map(|why| why.clone());
+            match why {
+                Ok(why) => why.unwrap_or_default(),
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            came = coming => came,
+            why = trouble => Err(format!("its memory cannot be taken: {why}")),
+        }
+    }
+}
+
+/// Passes memory on, and counts it.
+async fn carry(mut from: grid_link::Duplex, mut to: UnixStream, bytes: Arc<AtomicU64>) {
+    let mut piece = vec![0; PIECE];
+    while let Ok(read @ 1..) = from.read(&mut piece).await
+        && to.write_all(&piece[..read]).await.is_ok()
+    {
+        bytes.fetch_add(read as u64, Ordering::Relaxed);
+    }
+}
+
+/// Sends all of a task but its memory.
+pub(crate) async fn send_luggage(luggage: Luggage, to: &mut impl Stream) -> io::Result<()> {
+    let (mut from, end) = UnixStream::pair()?;
+    let end = blocking_end(end)?;
+    let packing = tokio::task::spawn_blocking(move || {
+        let packed = (|| {
+            let mut archive = tar::Builder::new(io::BufWriter::with_capacity(PIECE, end));
+            archive.follow_symlinks(false);
+            archive.append_dir_all(".", &luggage.0)?;
+            archive.into_inner()?.into_inner().map(drop).map_err(io::IntoInnerError::into_error)
+        })();
+        drop(luggage);
+        packed
+    });
+    tokio::io::copy(&mut from, to).await?;
+    packing.await.map_err(io::Error::other)?
+}
+
+/// Takes all of a task but its memory, so many bytes at most.
+async fn take_luggage(
+    mut from: grid_link::Duplex,
+    into: &Path,
+    number: u64,
+    bytes: u64,
+) -> io::Result<Unpacked> {
+    let (mut to, end) = UnixStream::pair()?;
+    let end = blocking_end(end)?;
+    let into = into.to_owned();
+    let unpacking = tokio::task::spawn_blocking(move || unpack(end, &into, number, bytes));
+    // One that cannot be unpacked says why itself.
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+    drop(to);
+    unpacking.await.map_err(io::Error::other)?
+}
+
+fn unpack(from: StdStream, into: &Path, number: u64, bytes: u64) -> io::Result<Unpacked> {
+    remove(into);
+    DirBuilder::new().recursive(true).mode(0o700).create(into)?;
+    let unpacked = (|| {
+        let mut archive = tar::Archive::new(io::BufReader::with_capacity(PIECE, from));
+        let mut left = bytes;
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let kind = entry.header().entry_type();
+            left = left
+                .checked_sub(entry.size())
+                .ok_or_else(|| io::Error::other("it is larger than was said"))?;
+            if !(kind.is_file() || kind.is_dir()) || !entry.unpack_in(into)? {
+                return Err(io::Error::other("it holds what does not belong there"));
+            }
+        }
+        let description = Description::read(into).map_err(io::Error::other)?;
+        let about = About::read_in(into).map_err(io::Error::other)?;
+        Ok((about, description.streams.printed))
+    })();
+    let (about, printed) = unpacked.inspect_err(|_| remove(into))?;
+    Ok(Unpacked { number, folder: into.to_owned(), about, printed, passed: Vec::new() })
+}
+
+fn blocking_end(end: UnixStream) -> io::Result<StdStream> {
+    let end = end.into_std()?;
+    end.set_nonblocking(false)?;
+    Ok(end)
+}
