@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// How many moves are disturbed.
-const ROUNDS: u32 = 25;
+/// How many moves are disturbed, half of them of each mode.
+const ROUNDS: u32 = 30;
 
 #[test]
 fn whatever_goes_wrong_a_task_is_in_one_place() {
@@ -21,13 +21,15 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
             let job = begin(grid, 2, spec);
             // How long a move takes here, so that the faults fall into all of it.
             let begun = std::time::Instant::now();
-            hop(grid, 1, job, 3);
-            hop(grid, 1, job, 2);
+            hop_by(grid, 1, job, 3, MoveMode::Hybrid);
+            hop_by(grid, 1, job, 2, MoveMode::StopAndCopy);
             let whole = begun.elapsed() / 2;
             for round in 0..ROUNDS {
                 let from = grid.places(1, job)[0].unwrap().0;
                 let to = if from == 2 { 3 } else { 2 };
-                let command = ["migrate".to_owned(), job.to_string(), "--to".into(), format!("node{to}")];
+                let mode = if round / 5 % 2 == 0 { "hybrid" } else { "stop-and-copy" };
+                let mut command = vec!["migrate".to_owned(), job.to_string(), "--to".into()];
+                command.extend([format!("node{to}"), "--mode".into(), mode.into()]);
                 let moving = grid.start(4, command);
                 std::thread::sleep(whole.mul_f64(rng.random_range(0.0..1.1)));
                 let what = round % 5;

@@ -21,7 +21,7 @@ use std::time::Duration;
 use grid_tests::{Grid, GridConfig, NOBODY, Shared, SmallDisk, until, until_some, with};
 use libgrid::ids::{JobId, NodeId};
 use libgrid::spec::JobSpec;
-use libgrid::status::Outcome;
+use libgrid::status::{MoveMode, Outcome};
 use libgrid::units::{Bytes, Cpus};
 use programs::{Program, THREADS};
 use rand::rngs::StdRng;
@@ -61,9 +61,17 @@ fn begin(grid: &Grid, node: u32, spec: JobSpec) -> JobId {
 
 /// Moves the only task of a job, as a user does.
 fn hop(grid: &Grid, from: u32, job: JobId, to: u32) -> Value {
-    let moved =
-        grid.gridctl(from, ["migrate", &job.to_string(), "--to", &format!("node{to}"), "--json"]).json();
+    hop_by(grid, from, job, to, MoveMode::Auto)
+}
+
+/// In this way, and in no other.
+fn hop_by(grid: &Grid, from: u32, job: JobId, to: u32, mode: MoveMode) -> Value {
+    let (job_name, node, way) = (job.to_string(), format!("node{to}"), mode.to_string());
+    let moved = grid.gridctl(from, ["migrate", &job_name, "--to", &node, "--mode", &way, "--json"]).json();
     assert_eq!(moved[0]["moved"]["to"], to, "{moved}");
+    if mode != MoveMode::Auto {
+        assert_eq!(moved[0]["moved"]["mode"], way, "{moved}");
+    }
     assert_eq!(grid.places(1, job), [Some(NodeId(to))]);
     moved[0]["moved"].clone()
 }

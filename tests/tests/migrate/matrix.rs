@@ -2,19 +2,26 @@
 
 use super::*;
 
-/// One program: there; there and back; three hops.
+/// One program, in both ways: there; there and back; three hops.
 fn matrix(test: &str, name: &str) {
     with(test, shared, |grid: &Arc<Grid>| {
         if !moves(grid) {
             return;
         }
         let program = programs::all().into_iter().find(|program| program.name == name).unwrap();
-        for ways in [&[3][..], &[3, 2], &[3, 1, 2]] {
-            let job = begin(grid, 2, spec(grid, &program));
+        let ways = [&[3][..], &[3, 2], &[3, 1, 2]];
+        let modes = [MoveMode::StopAndCopy, MoveMode::Hybrid];
+        for (mode, ways) in modes.into_iter().flat_map(|mode| ways.map(|ways| (mode, ways))) {
+            let mut spec = spec(grid, &program);
+            if mode == MoveMode::Hybrid {
+                // What processes share by fork each has for itself afterwards.
+                spec = spec.memory(Bytes(2 * program.memory << 20));
+            }
+            let job = begin(grid, 2, spec);
             let mut stopped = Vec::new();
             for to in ways {
                 // Asked on a node that need not have to do with it.
-                let moved = hop(grid, 3, job, *to);
+                let moved = hop_by(grid, 3, job, *to, mode);
                 stopped.push(format!("{} ms", moved["stopped"]["nanos"].as_u64().unwrap() / 1_000_000));
             }
             let printed = verdict(grid, job, name);
@@ -22,7 +29,7 @@ fn matrix(test: &str, name: &str) {
                 let numbers: Vec<u64> = printed.lines().filter_map(|line| line.parse().ok()).collect();
                 assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "{printed}");
             }
-            println!("FIGURE {name} over {ways:?}: stood still {}", stopped.join(", "));
+            println!("FIGURE {name} over {ways:?}, {mode}: stood still {}", stopped.join(", "));
         }
     });
 }

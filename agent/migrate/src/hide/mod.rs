@@ -62,7 +62,11 @@ impl Hidden {
     ) -> io::Result<Self> {
         let mut kept = HashMap::new();
         for (pid, image_pid) in processes {
-            let text = mappings(proc, pid)?;
+            let text = match mappings(proc, pid) {
+                // It has ended since the last round.
+                Err(_) if has_ended(proc, pid) => continue,
+                text => text?,
+            };
             let path = folder.join(image_pid.to_string());
             fs::write(&path, &text)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
@@ -77,7 +81,7 @@ impl Hidden {
     /// Where a process cannot be looked at.
     pub fn holds(&self) -> io::Result<bool> {
         for (&pid, kept) in &self.kept {
-            if tree::state(&self.proc, pid, pid).is_none() {
+            if has_ended(&self.proc, pid) {
                 continue;
             }
             let kept: HashMap<_, _> = pairs(kept).collect();
@@ -88,6 +92,10 @@ impl Hidden {
         }
         Ok(true)
     }
+}
+
+fn has_ended(proc: &Path, pid: i32) -> bool {
+    matches!(tree::state(proc, pid, pid), None | Some(b'Z' | b'X'))
 }
 
 /// The first line and the flags of each mapping.

@@ -27,6 +27,7 @@
 //! nobody else as long as there is a checkpoint.
 
 mod about;
+mod away;
 pub(crate) mod exports;
 mod failures;
 mod keeper;
@@ -54,6 +55,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub(crate) use self::about::About;
+use self::away::Away;
 use self::exports::Importer;
 use self::failures::Seen;
 use self::keeper::{Keeper, Work};
@@ -122,6 +124,7 @@ pub(crate) struct Checkpoints {
     /// Those whose time has come.
     turn: VecDeque<Run>,
     seen: Seen,
+    away: Away,
 }
 
 /// What is known of a task that runs.
@@ -198,7 +201,10 @@ impl Checkpoints {
         remove(&folder.join("leaving"));
         let keeper = Keeper::open(&folder.join("store"), keep, limit, news)?;
         let importer = Importer { store: keeper.store(), folder: folder.clone(), staging };
+        let away = folder.join("away");
+        let away = Away::open(&away).map_err(|source| CheckpointError::Folder { path: away, source })?;
         let mut checkpoints = Self {
+            away,
             importer,
             core,
             me,
@@ -255,6 +261,7 @@ impl Checkpoints {
             trouble: None,
         };
         self.tasks.insert(run, watched);
+        self.away.forget(run.task);
         self.schedule(run);
         if !self.traces.contains(&run) {
             return;
@@ -532,19 +539,26 @@ impl Checkpoints {
 
     /// The users who are to be free for tasks that go on.
     pub(crate) fn uids(&self) -> impl Iterator<Item = u32> {
-        self.lists.values().flat_map(|list| list.values().map(|about| about.uid))
+        self.lists.values().flat_map(|list| list.values().map(|about| about.uid)).chain(self.away.users())
     }
 
-    /// The tasks that have checkpoints here and do not run here.
+    /// A task went to another node, and has this user there.
+    pub(crate) fn went(&mut self, task: TaskId, uid: u32) {
+        self.away.note(task, uid);
+    }
+
+    /// The tasks that have checkpoints here, or a user of this node's, and do not run here.
     pub(crate) fn idle(&self) -> Vec<TaskId> {
         let running: HashSet<TaskId> = self.tasks.keys().map(|run| run.task).collect();
-        self.lists.keys().filter(|task| !running.contains(task)).copied().collect()
+        let kept: BTreeSet<TaskId> = self.lists.keys().copied().chain(self.away.tasks()).collect();
+        kept.into_iter().filter(|task| !running.contains(task)).collect()
     }
 
-    /// How old the newest is.
+    /// How old the newest is, or how long it has been away.
     pub(crate) fn age(&self, task: TaskId) -> Duration {
         let newest = self.lists.get(&task).and_then(|list| list.last_key_value());
-        newest.and_then(|(_, about)| about.made.elapsed().ok()).unwrap_or_default()
+        let age = newest.and_then(|(_, about)| about.made.elapsed().ok());
+        age.or(self.away.age(task)).unwrap_or_default()
     }
 
     /// Looks whether all of one is as it was written.
@@ -633,6 +647,7 @@ impl Checkpoints {
     /// Nothing goes on from them any more.
     pub(crate) fn forget(&mut self, task: TaskId) {
         if !self.tasks.keys().any(|run| run.task == task) {
+            self.away.forget(task);
             self.order(Work::Forget(task));
         }
     }

@@ -28,6 +28,7 @@ use grid_jobs::host;
 use grid_migrate::order::{self, Order, Report};
 use libgrid::ids::{NodeId, Run};
 use libgrid::status::{MoveMode, MovePhase};
+use libgrid::units::Bytes;
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,7 +36,7 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::moving::{AGAIN, Departure, PATIENCE};
 use super::{Query, Runner};
@@ -52,6 +53,9 @@ const PIECE: usize = 256 << 10;
 
 /// How often the home hears how much came.
 const PACE: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// How long the source may take to say why its stream broke.
+const REASON: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The pid of every task's root in its namespace.
 const ROOT: &str = "2";
@@ -92,7 +96,11 @@ impl Pages {
         let task = tokio::spawn(async move {
             if stream::write(&mut control, &order).await.is_ok() {
                 while let Ok(report) = stream::read::<Report, _>(&mut control).await {
+                    let last = matches!(report, Report::Failed(_));
                     tell(report);
+                    if last {
+                        return;
+                    }
                 }
             }
             tell(Report::Failed("gridos-pages has ended".into()));
@@ -158,6 +166,14 @@ impl Runner {
         let not = |error: &dyn std::fmt::Display| Outset::Not(format!("its memory cannot be sent: {error}"));
         let pids = groups.map_err(|error| not(&error))?.group(&local.slot.name()).processes();
         let (root, resident) = root_of(&pids.map_err(|error| not(&error))?);
+        let limit = local.limits.0.0;
+        if resident > limit {
+            return Err(Outset::Not(format!(
+                "its processes share memory, of which each would have its own there: {} in all, and it may have {}",
+                Bytes(resident),
+                Bytes(limit)
+            )));
+        }
         let root = root.ok_or_else(|| Outset::Not("it has ended".into()))?;
         if resident < least {
             return Err(Outset::Not(format!("it is small: {} KiB", resident >> 10)));
@@ -174,6 +190,9 @@ impl Runner {
     /// Who sends memory tells how far it is.
     pub(super) fn sent_ahead(&mut self, run: Run, report: Report) {
         let Some(leaving) = self.runs.get_mut(&run).and_then(|local| local.leaving.as_mut()) else { return };
+        if let Report::Failed(why) = &report {
+            debug!(%run, why, "memory_not_sent");
+        }
         match (report, &leaving.state) {
             (Report::Ready, _) => leaving.state = State::Ready,
             (Report::Failed(why), State::Sending) => leaving.state = State::Failed(why),
@@ -202,13 +221,14 @@ pub(super) fn sweep(checkpoints: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Of these processes of a task, its root, and how much memory all have.
+/// Of these processes of a task, its root, and how much memory they have that is in no file; what they share counts for each.
 fn root_of(pids: &[u32]) -> (Option<i32>, u64) {
     let (mut root, mut resident) = (None, 0);
     for pid in pids {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
-        let kib = field("VmRSS:").and_then(|text| text.split_ascii_whitespace().next()?.parse::<u64>().ok());
+        let kib =
+            field("RssAnon:").and_then(|text| text.split_ascii_whitespace().next()?.parse::<u64>().ok());
         resident += kib.unwrap_or(0) << 10;
         if field("NSpid:").and_then(|numbers| numbers.split_ascii_whitespace().next_back()) == Some(ROOT) {
             root = i32::try_from(*pid).ok();
@@ -333,9 +353,14 @@ impl Coming {
                 Err(_) => std::future::pending().await,
             }
         };
+        tokio::pin!(coming);
         tokio::select! {
-            came = coming => came,
-            why = trouble => Err(format!("its memory cannot be taken: {why}")),
+            came = &mut coming => came,
+            why = trouble => match tokio::time::timeout(REASON, coming).await {
+                // The source knows better why its stream broke.
+                Ok(Err(why)) => Err(why),
+                _ => Err(format!("its memory cannot be taken: {why}")),
+            },
         }
     }
 }

@@ -480,6 +480,10 @@ impl Runner {
             return self.core.host(host::Event::Gone(run));
         };
         local.fenced = true;
+        if local.departs.is_some() {
+            self.checkpoints.went(run.task, local.slot.uid());
+            self.slots.reserve(self.checkpoints.uids());
+        }
         if local.shim.is_some() {
             self.tell(run, ToShim::Fence(run));
         } else {
