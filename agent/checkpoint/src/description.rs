@@ -97,7 +97,7 @@ impl Description {
         }
     }
 
-    /// Writes it; the folder is a checkpoint from then on.
+    /// Writes it; the folder is a checkpoint from then on. What is none needs not outlast a crash, as the task does not move then.
     ///
     /// # Errors
     /// [`DescriptionError::File`].
@@ -108,6 +108,9 @@ impl Description {
             let mut file = File::create(&part)?;
             let frame = wire::frame(self).map_err(io::Error::other)?;
             file.write_all(&frame)?;
+            if self.apart {
+                return fs::rename(&part, &path);
+            }
             file.sync_all()?;
             fs::rename(&part, &path)?;
             File::open(folder)?.sync_all()

@@ -133,8 +133,13 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Checkpoints { task: job().task(3) },
         Request::Restore { task: job().task(3), from: Some(7) },
         Request::Restore { task: job().task(0), from: None },
-        Request::Migrate { task: job().task(3), to: Some("node3".into()), check: true },
-        Request::Migrate { task: job().task(0), to: None, check: false },
+        Request::Migrate {
+            task: job().task(3),
+            to: Some("node3".into()),
+            mode: MoveMode::StopAndCopy,
+            check: true,
+        },
+        Request::Migrate { task: job().task(0), to: None, mode: MoveMode::Auto, check: false },
         Request::Drain { node: "node2".into(), undo: false },
     ];
     let name = |request: &Request| match request {

@@ -73,6 +73,11 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
             for node in [2, 3] {
                 until("no process is left", || grid.task_processes(node).is_empty());
                 until("no file is left", || grid.task_files(node).is_empty());
+                // Each move's folder goes with the process that moved the memory.
+                for part in ["moving", "fresh", "unpacked"] {
+                    let folder = grid.machine(node).dir().join("state/checkpoints").join(part);
+                    until("nothing is left of a move", || fs::read_dir(&folder).unwrap().next().is_none());
+                }
             }
         },
     );
@@ -130,8 +135,8 @@ fn a_destination_whose_disk_is_full_gets_nothing() {
         refused.says(&["cannot move to node 2, and runs on", "MiB free", "make room"]);
         disk.empty();
         // Full in the middle.
-        for _ in 0..3 {
-            let moving = grid.start(1, ["migrate", &job.to_string(), "--to", "node2"]);
+        for mode in ["stop-and-copy", "hybrid", "stop-and-copy", "hybrid"] {
+            let moving = grid.start(1, ["migrate", &job.to_string(), "--to", "node2", "--mode", mode]);
             until("it is on its way", || grid.job(1, job).tasks[0].why.is_some());
             disk.fill(1 << 20);
             let run = moving.wait();

@@ -146,3 +146,23 @@ print('OK')
         grid.gridctl(1, ["migrate", &name]).says(&["no task of", "runs now"]);
     });
 }
+
+#[test]
+fn what_shares_more_memory_than_it_may_have_is_stopped_and_copied() {
+    with("what_shares_more_memory_than_it_may_have_is_stopped_and_copied", shared, |grid: &Arc<Grid>| {
+        if !moves(grid) {
+            return;
+        }
+        let program = programs::all().into_iter().find(|program| program.name == "memory").unwrap();
+        let spec = JobSpec { nodes: vec!["node2".into(), "node3".into()], ..spec(grid, &program) };
+        let job = grid.submit(1, spec);
+        until("it is ready", || grid.logs(1, job, 0).contains("ready"));
+        let from = grid.places(1, job)[0].unwrap().0;
+        let to = if from == 2 { 3 } else { 2 };
+        let hybrid = ["migrate", &job.to_string(), "--to", &format!("node{to}"), "--mode", "hybrid"];
+        let refused = grid.gridctl(1, hybrid);
+        refused.says(&["goes on where it was", "its processes share memory", "it may have 400M"]);
+        assert_eq!(hop(grid, 1, job, to)["mode"], "stop-and-copy");
+        verdict(grid, job, "memory");
+    });
+}

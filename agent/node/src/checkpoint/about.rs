@@ -40,7 +40,7 @@ pub(crate) struct About {
 }
 
 impl About {
-    pub(super) fn new(
+    pub(crate) fn new(
         cost: Duration,
         interval: Option<Duration>,
         left: Option<Duration>,
@@ -50,7 +50,7 @@ impl About {
         Self { format: FORMAT, made: SystemTime::now(), cost, interval, left, uid, bytes }
     }
 
-    pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
         fs::write(folder.join(NAME), wire::encode(self).map_err(io::Error::other)?)
     }
 

@@ -439,3 +439,67 @@ fn blocking_end(end: UnixStream) -> io::Result<StdStream> {
     end.set_nonblocking(false)?;
     Ok(end)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Packs with these entries beside a description, and unpacks with room for so many bytes.
+    fn carried(bytes: u64, add: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Result<(), String> {
+        let root = tempfile::tempdir().unwrap();
+        let [from, into] = ["from", "into"].map(|name| root.path().join(name));
+        fs::create_dir(&from).unwrap();
+        let streams = grid_checkpoint::order::Streams { printed: [3, 4], ..Default::default() };
+        let description =
+            Description::new(7, "/w".into(), Vec::new(), streams, Duration::ZERO, Default::default());
+        description.write(&from).unwrap();
+        About::new(Duration::ZERO, None, None, 7, 0).write(&from).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_dir_all(".", &from).unwrap();
+        add(&mut archive);
+        let packed = archive.into_inner().unwrap();
+        let (near, far) = StdStream::pair().unwrap();
+        let sending = std::thread::spawn(move || {
+            // One that reads no more says why.
+            let _ = io::Write::write_all(&mut &far, &packed);
+        });
+        let unpacked = unpack(near, &into, 5, bytes);
+        sending.join().unwrap();
+        if unpacked.is_err() {
+            assert!(!into.exists(), "nothing is left");
+        }
+        let unpacked = unpacked.map_err(|error| error.to_string())?;
+        assert_eq!((unpacked.number, unpacked.printed, unpacked.about.uid), (5, [3, 4], 7));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_carried_is_no_more_than_was_said_and_stays_in_its_folder() {
+        let room = 1 << 20;
+        carried(room, |_| ()).unwrap();
+        assert!(carried(10, |_| ()).unwrap_err().contains("larger"));
+        let link = |kind, name: &str, target: &str| {
+            let (name, target) = (name.to_owned(), target.to_owned());
+            move |archive: &mut tar::Builder<Vec<u8>>| {
+                let mut header = tar::Header::new_gnu();
+                header.set_entry_type(kind);
+                header.set_size(0);
+                archive.append_link(&mut header, name, target).unwrap();
+            }
+        };
+        for kind in [tar::EntryType::Symlink, tar::EntryType::Link] {
+            assert!(carried(room, link(kind, "images", "/etc")).unwrap_err().contains("does not belong"));
+        }
+        let outside = |archive: &mut tar::Builder<Vec<u8>>| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            // As the crate itself would not write it.
+            header.as_gnu_mut().unwrap().name[..9].copy_from_slice(b"../../out");
+            header.set_cksum();
+            archive.append(&header, io::empty()).unwrap();
+        };
+        assert!(carried(room, outside).unwrap_err().contains("does not belong"));
+    }
+}

@@ -113,6 +113,7 @@ impl Bench {
             stdin: None,
             restore: None,
             hold: false,
+            memory: None,
             checkpoint: Checkpoints::Off,
         }
     }

@@ -71,7 +71,7 @@ impl Bench {
     /// Writes a checkpoint; its end is waited for where it is to be ended.
     fn checkpoint(&mut self, index: u32, name: &str, then: Then) -> Result<(PathBuf, Done), String> {
         let folder = self.folder.path().join(name);
-        self.send(&ToShim::Checkpoint { run: run(index), folder: folder.clone(), then });
+        self.send(&ToShim::Checkpoint { run: run(index), folder: folder.clone(), then, memory: None });
         loop {
             match self.receive() {
                 FromShim::Checkpointed { run: which, folder: at, result } => {
