@@ -15,7 +15,7 @@ fn matrix(test: &str, name: &str) {
             let mut spec = spec(grid, &program);
             if mode == MoveMode::Hybrid {
                 // What processes share by fork each has for itself afterwards.
-                spec = spec.memory(Bytes(2 * program.memory << 20));
+                spec = spec.memory(Bytes((2 * program.memory) << 20));
             }
             let job = begin(grid, 2, spec);
             let mut stopped = Vec::new();
