@@ -1,4 +1,4 @@
-//! Each program of the matrix over one, two and three hops.
+//! Each program of the matrix over one, two and three hops. Those that are typed into meanwhile are in `typed.rs`.
 
 use super::*;
 
