@@ -127,7 +127,8 @@ mod tests {
     fn it_is_read_as_it_was_written_and_not_at_all_when_cut() {
         let folder = tempfile::tempdir().unwrap();
         let stdio = vec![External::Pipe { inode: 7 }, External::Terminal { device: 1, filesystem: 2 }];
-        let streams = Streams { printed: [1, 2], typed: b"typed".to_vec(), typed_end: true };
+        let streams =
+            Streams { printed: [1, 2], typed: b"typed".to_vec(), typed_end: true, position: 9, line: None };
         let description = Description::new(
             1_900_000_000,
             "/w".into(),

@@ -67,7 +67,7 @@ pub enum Then {
     Hold,
 }
 
-/// The answer to [`Report::Held`]: the task runs, from here on.
+/// The answer to [`Report::Stopping`]; and to [`Report::Held`]: the task runs, from here on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Go;
 
@@ -121,16 +121,36 @@ impl External {
 pub struct Streams {
     /// Bytes that the task has printed, to standard output and to standard error.
     pub printed: [u64; 2],
-    /// What was typed and the task has not read; of a pipe, for a terminal has its own memory.
+    /// What was typed and the task has not read, to be typed again; of a terminal, what that has not taken in.
     #[serde(with = "serde_bytes")]
     pub typed: Vec<u8>,
     /// Whether that is the end of its input.
     pub typed_end: bool,
+    /// How much was typed into it in all, that included; the end counts for one byte.
+    pub position: u64,
+    /// What its terminal has taken in.
+    pub line: Option<Line>,
+}
+
+/// What a terminal has taken in, and shown, and nobody has read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Whether it gives whole lines.
+    pub canonical: bool,
+    /// The characters that end a line there, besides the newline; 0 for none.
+    pub ends: [u8; 2],
+    /// The keys that bring it there, of a terminal that knows two keys, the end of file (4) and the one that takes the next key
+    /// for what it is (22).
+    #[serde(with = "serde_bytes")]
+    pub keys: Vec<u8>,
 }
 
 /// What `gridos-criu` tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
+    /// The task is about to be stopped: answered by [`Go`] when nothing is typed into it any more. A key that became a signal
+    /// after its processes were written down would be lost.
+    Stopping,
     /// The task is stopped, and its processes are written down.
     Frozen,
     /// The task is written down, or made, and stands still until it is let go.

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::caller::Caller;
 use crate::config::Config;
+use crate::control::Typists;
 use crate::copy::Copies;
 use crate::core::{self, Core, Outlets};
 use crate::identity::{self, FOUNDER, Identity, failure};
@@ -51,6 +52,7 @@ pub(crate) struct Grid {
     pub(crate) members: Members,
     pub(crate) output: Output,
     pub(crate) copies: Arc<Copies>,
+    pub(crate) typists: Typists,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
     queries: mpsc::UnboundedSender<Query>,
@@ -163,6 +165,7 @@ impl Grid {
             members,
             output,
             copies,
+            typists: Typists::default(),
             addrs,
             queries,
             news,

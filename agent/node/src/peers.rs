@@ -9,7 +9,7 @@
 //! | `Logs` | [`Piece`] frames |
 //! | `Output` | [`Piece`] frames |
 //! | `Stage` | [`control::Response`] frames: how far it is, then the end |
-//! | `Input` | the asker sends [`libgrid::control::Input`] frames; a [`libgrid::control::Response`] at the end |
+//! | `Input` | the asker sends [`Keys`] frames; [`Heard`] frames, the first at once |
 //! | `Usage` | one `Vec<Used>` frame |
 //! | `Checkpoint` | one `Result<Checkpoint, Failure>` frame, when it is stored |
 //! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |
@@ -35,6 +35,7 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
 use grid_link::{Duplex, Link};
+use grid_run::protocol::Typed;
 use grid_vo::{Admission, RevocationList};
 use libgrid::control::{self, Stream};
 use libgrid::ids::{NodeId, Run, TaskId};
@@ -119,6 +120,30 @@ pub(crate) enum Piece {
     End,
     /// It will not come: one sentence why.
     Failed(String),
+}
+
+/// What is typed into a run, by its position.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Keys {
+    /// So many bytes, at most [`control::MAX_CHUNK`].
+    Bytes {
+        at: u64,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// The end, which counts for one byte.
+    End { at: u64 },
+    /// The terminal has this size.
+    Resize { rows: u16, cols: u16 },
+}
+
+/// How far that is.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Heard {
+    /// The run has so much.
+    Typed(Typed),
+    /// The run is not here any more.
+    Ended,
 }
 
 /// The answer to `Join` and `Renew`.

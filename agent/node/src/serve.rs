@@ -99,9 +99,8 @@ async fn answer_node(
             finish(&mut duplex).await
         }
         Request::Input(run) if run.task.job.home == node => {
-            let keyboard = grid.keyboard(run).await;
-            let response = control::type_into(keyboard, &mut duplex).await?;
-            answer_once(&mut duplex, &response).await
+            control::hear(grid.keyboard(run).await, &mut duplex).await?;
+            finish(&mut duplex).await
         }
         Request::Usage(runs) if runs.iter().all(|run| run.task.job.home == node) => {
             answer_once(&mut duplex, &grid.output.usage(runs).await).await

@@ -79,7 +79,9 @@ pub enum ToShim {
     Input {
         /// To which.
         run: Run,
-        /// Empty: the end of the input.
+        /// How much was typed before. What the shim has already is passed over; what would leave a gap is not taken.
+        at: u64,
+        /// Empty: the end of the input, which counts for one byte.
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
@@ -160,13 +162,24 @@ pub enum FromShim {
         /// To standard error, in bytes.
         stderr: u64,
     },
-    /// The task's standard input took so many more bytes.
-    Taken {
+    /// How far a task's input is now.
+    Typed {
         /// Which.
         run: Run,
-        /// How many; `None` when it takes no more ever.
-        bytes: Option<u32>,
+        /// How far.
+        typed: Typed,
     },
+}
+
+/// How far the input of a task is. It goes on where it was when the task moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Typed {
+    /// How much the shim has: whatever becomes of the agent, that is not typed again.
+    pub next: u64,
+    /// How much of that is in the task's pipe or terminal, and so in every checkpoint from now on.
+    pub taken: u64,
+    /// It takes no more ever.
+    pub closed: bool,
 }
 
 /// A task that a shim keeps.
@@ -190,6 +203,8 @@ pub struct Kept {
     pub restoring: bool,
     /// Whether it stands still until it is let go.
     pub held: bool,
+    /// How far its input is.
+    pub typed: Typed,
     /// How it ended, if it did.
     pub end: Option<Ending>,
 }
@@ -206,6 +221,7 @@ impl Kept {
             checkpoint: launch.checkpoint,
             restoring: launch.restore.is_some(),
             held: false,
+            typed: Typed::default(),
             end: None,
         }
     }

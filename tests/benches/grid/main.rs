@@ -11,11 +11,15 @@
 //! | `latency` | from `submit` to the program's first instruction, paced and back to back; `srun` |
 //! | `transfer` | bulk data: rate and processor time; small files; long lines; iperf3, GridFTP, FTP, HTTP, rsync, scp |
 //! | `staging` | jobs with inputs and results on another node: small ones of an array, large ones |
+//! | `checkpoint` | what checkpoints take of the run time of a job of 256 MiB |
+//! | `migrate` | moves of 64 MiB to 1 GiB: downtime as the program sees it, total time, bytes sent; CRIU alone |
 //! | `idle` | memory and processor time of an agent that has nothing to do |
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends here")]
 
+mod checkpoint;
 mod idle;
 mod latency;
+mod migrate;
 mod python;
 mod report;
 mod slurm;
@@ -45,6 +49,8 @@ fn main() {
         ("idle", idle::run),
         ("staging", staging::run),
         ("transfer", transfer::run),
+        ("checkpoint", checkpoint::run),
+        ("migrate", migrate::run),
     ];
     for (name, run) in benches {
         if only.is_empty() || only.iter().any(|word| word == name) {

@@ -9,6 +9,7 @@ mod programs;
 mod faults;
 mod matrix;
 mod real;
+mod typed;
 mod users;
 
 use std::fs;

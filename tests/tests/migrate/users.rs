@@ -99,7 +99,8 @@ fn what_cannot_be_moved_is_told_and_left_alone() {
             words.extend(more);
             grid.gridctl(3, words)
         };
-        migrate(&["--to", "node2"]).says(&["is on node node2 already"]);
+        migrate(&["--to", "node2"]).says(&[" is on node2 already"]);
+        migrate(&["--to", "2"]).says(&[" is on node 2 already"]);
         migrate(&["--to", "nowhere"]).says(&["there is no node nowhere", "gridctl nodes"]);
         let stranger = grid.gridctl_as(1, NOBODY, Path::new("/"), ["migrate", &name, "--to", "node3"]);
         stranger.says(&["root@node1's, and you are"]);

@@ -1,8 +1,8 @@
 //! Writing a checkpoint.
 //!
 //! ```text
-//!  images made by CRIU ── post-dump ─▶ Frozen ─▶ Streams ─▶ archives ─▶ description ─▶ synced ─▶ the task goes on, or is ended
-//!                                                                               └▶ Held ─▶ Go ─▶ the task goes on
+//!  Stopping ─▶ images made by CRIU ── post-dump ─▶ Frozen ─▶ Streams ─▶ archives ─▶ description ─▶ synced ─▶ the task goes on, or is ended
+//!                                                                                            └▶ Held ─▶ Go ─▶ the task goes on
 //! ```
 //!
 //! Whatever fails before the description is there lets the task run on, and the folder is removed. A task that is held
@@ -152,8 +152,11 @@ fn dump(
         let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
         let folder = folder.try_clone().map_err(|error| format!("cannot keep the folder open: {error}"))?;
         move |stage: &str| {
-            if stage != "post-dump" {
-                return Ok(());
+            match stage {
+                // Before CRIU stops it.
+                "pre-dump" => return say_stopping(&shim),
+                "post-dump" => (),
+                _ => return Ok(()),
             }
             let start = Instant::now();
             let streams = ask(&shim)?;
@@ -199,6 +202,14 @@ pub(super) fn wait(shim: &UnixStream, done: Done) -> Result<(), String> {
     let mut shim = shim;
     let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
     wire::write(&mut shim, &Report::Held(done)).map_err(|error| lost(&error))?;
+    wire::read::<Go>(&mut shim).map(drop).map_err(|error| lost(&error))
+}
+
+/// Has the shim type no more.
+fn say_stopping(shim: &UnixStream) -> Result<(), String> {
+    let mut shim = shim;
+    let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
+    wire::write(&mut shim, &Report::Stopping).map_err(|error| lost(&error))?;
     wire::read::<Go>(&mut shim).map(drop).map_err(|error| lost(&error))
 }
 

@@ -11,7 +11,7 @@ use libgrid::ids::{NodeId, Run, Selector};
 use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus};
 use libgrid::wire::{WireError, stream};
 
-use super::{Answer, Stream, checkpoints, follow, moving};
+use super::{Answer, Stream, checkpoints, follow, moving, typing};
 use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::peers;
@@ -181,7 +181,7 @@ async fn local<S: Stream>(
         }
         Request::Input { task } => {
             owned(grid, caller, Selector::Task(task)).await?;
-            return follow::input(grid, task, client).await;
+            return typing::input(grid, task, client).await;
         }
         Request::Checkpoint { task } => {
             owned(grid, caller, Selector::Task(task)).await?;

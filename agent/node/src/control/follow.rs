@@ -1,9 +1,9 @@
-//! Requests that go on: waiting for a job, following its output, typing into it.
+//! Requests that go on: waiting for a job, following its output.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use libgrid::control::{Failure, Input, Kind, Reply, Response, Streams};
+use libgrid::control::{Reply, Response, Streams};
 use libgrid::ids::{NodeId, Run, Selector, TaskId};
 use libgrid::wire::stream;
 use tokio::time::timeout;
@@ -14,8 +14,6 @@ use crate::core::{Stopping, View};
 use crate::grid::Grid;
 use crate::output::STREAMS;
 use crate::peers::{self, Piece};
-use crate::relay::relay;
-use crate::runner::Keyboard;
 
 /// A job that changes often is told of at most this often.
 const PACE: Duration = Duration::from_millis(50);
@@ -197,65 +195,5 @@ async fn send_kept<S: Stream>(
         *offset = at + bytes.len() as u64;
         let reply = Reply::Output { stream, offset: at, bytes };
         stream::write(client, &Response::Ok(reply)).await?;
-    }
-}
-
-/// Passes what a client types to its task, wherever that is. It waits until the task runs.
-pub(super) async fn input<S: Stream>(grid: &Arc<Grid>, task: TaskId, client: &mut S) -> Result<(), Answer> {
-    let mut changes = grid.core.watch(task.job).await?;
-    let (run, node) = loop {
-        let state = grid.core.look(move |view| {
-            let typed = view.home.record(task.job)?.origin.stdin.is_some();
-            let (run, node) = view.home.run_of(task)?;
-            let running = view.home.is_running(task);
-            Some((typed, view.home.is_done(task), run, node.filter(|_| running)))
-        });
-        let (typed, done, run, node) = state.await?.ok_or_else(|| missing(Selector::Task(task)))?;
-        if !typed {
-            let why = format!("{task} was not submitted to be typed into: use gridctl run");
-            return Err(Failure::new(Kind::State, why).into());
-        }
-        if done {
-            return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
-        }
-        match node {
-            Some(node) => break (run, node),
-            None => {
-                let _ = changes.changed().await;
-            }
-        }
-    };
-    if node == grid.me {
-        let response = type_into(grid.keyboard(run).await, client).await?;
-        return Ok(stream::write(client, &response).await?);
-    }
-    let duplex = grid.peers.ask(node, &peers::Request::Input(run)).await;
-    let mut duplex = duplex.map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))?;
-    relay(client, &mut duplex).await;
-    Ok(())
-}
-
-/// Types what comes until the client or the task ends it.
-pub(crate) async fn type_into<S: Stream>(
-    keyboard: Option<Keyboard>,
-    client: &mut S,
-) -> Result<Response, libgrid::wire::WireError> {
-    let Some(keyboard) = keyboard else { return Ok(Ok(Reply::Done)) };
-    loop {
-        let input = tokio::select! {
-            input = stream::read::<Input, _>(client) => input?,
-            () = keyboard.closed() => return Ok(Ok(Reply::Done)),
-        };
-        match input {
-            // Empty bytes mean the end to the shim.
-            Input::Bytes(bytes) if bytes.is_empty() => (),
-            Input::Bytes(bytes) => {
-                if bytes.len() > libgrid::control::MAX_CHUNK || !keyboard.press(bytes).await {
-                    return Ok(Ok(Reply::Done));
-                }
-            }
-            Input::End => drop(keyboard.press(Vec::new()).await),
-            Input::Resize { rows, cols } => keyboard.resize(rows, cols),
-        }
     }
 }

@@ -6,6 +6,7 @@ mod checkpoints;
 mod follow;
 mod moving;
 mod submit;
+mod typing;
 
 use std::fs;
 use std::io;
@@ -21,8 +22,8 @@ use tokio::sync::{Mutex, mpsc};
 use tracing::{debug, warn};
 
 pub(crate) use self::answer::relayed;
-pub(crate) use self::follow::type_into;
 pub(crate) use self::moving::relocate;
+pub(crate) use self::typing::{Typists, hear};
 
 use crate::caller::Caller;
 use crate::config::Config;

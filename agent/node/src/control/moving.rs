@@ -148,15 +148,11 @@ async fn progress(grid: &Arc<Grid>, task: TaskId, to: NodeId) -> Result<Progress
 /// The current run, and where it is.
 async fn running(grid: &Arc<Grid>, task: TaskId) -> Result<(Run, NodeId), Answer> {
     let known = grid.core.look(move |view| {
-        let typed = view.home.record(task.job)?.origin.stdin.is_some();
         let (run, node) = view.home.run_of(task)?;
-        Some((run, node.filter(|_| view.home.is_running(task)), typed))
+        Some((run, node.filter(|_| view.home.is_running(task))))
     });
-    let (run, node, typed) = known.await?.ok_or_else(|| missing(Selector::Task(task)))?;
+    let (run, node) = known.await?.ok_or_else(|| missing(Selector::Task(task)))?;
     let state = |why: String| Answer::from(Failure::new(Kind::State, why));
-    if typed {
-        return Err(state(format!("{task} is typed into, and cannot be moved: use gridctl submit")));
-    }
     let node = node.ok_or_else(|| state(format!("{task} does not run now: see gridctl status {task}")))?;
     Ok((run, node))
 }
@@ -182,7 +178,12 @@ async fn destination(
         .find(name)
         .ok_or_else(|| Failure::new(Kind::Missing, format!("there is no node {name}: see gridctl nodes")))?;
     match node == from {
-        true => Err(Failure::new(Kind::State, format!("{task} is on node {name} already")).into()),
+        true => {
+            // A number alone would say little.
+            let node =
+                name.parse().map_or_else(|_| name.to_owned(), |number: NodeId| format!("node {number}"));
+            Err(Failure::new(Kind::State, format!("{task} is on {node} already")).into())
+        }
         false => Ok(node),
     }
 }

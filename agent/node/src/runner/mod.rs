@@ -25,7 +25,7 @@ use grid_jobs::home;
 use grid_jobs::host::{self, Action};
 use grid_jobs::message::{End, Order, Placement};
 use grid_migrate::order::Report;
-use grid_run::protocol::{FromShim, Launch, ToShim};
+use grid_run::protocol::{FromShim, Launch, ToShim, Typed};
 use grid_run::slot;
 use grid_run::spawn::Shims;
 use grid_run::usage;
@@ -34,7 +34,7 @@ use libgrid::spec::{self, JobSpec};
 use libgrid::status::{Obstacle, Outcome, TaskCheckpoints, Usage};
 use libgrid::units::{Bytes, Span};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -157,7 +157,8 @@ struct Local {
     started: Option<SystemTime>,
     /// Whether there may be output in its folder.
     printed: bool,
-    room: Arc<Semaphore>,
+    /// How far its input is.
+    typed: watch::Sender<Typed>,
     fenced: bool,
     /// The node that may take it away.
     departs: Option<NodeId>,
@@ -296,6 +297,7 @@ impl Runner {
             if !alive {
                 local.progress.send_modify(|progress| progress.ended = true);
             }
+            local.typed.send_replace(kept.typed);
             let watched = alive && local.resuming.is_none();
             self.runs.insert(run, local);
             if watched {
@@ -533,7 +535,7 @@ impl Runner {
             Query::Keyboard { run, reply } => {
                 let keyboard = self.runs.get(&run).and_then(|local| {
                     let shim = self.live.get(&local.shim?)?.sender.clone();
-                    Some(Keyboard::new(run, shim, local.room.clone(), local.progress.subscribe()))
+                    Some(Keyboard::new(run, shim, local.typed.subscribe(), local.progress.subscribe()))
                 });
                 let _ = reply.send(keyboard);
             }
@@ -612,7 +614,6 @@ impl Runner {
                 self.starting.remove(&run);
                 let Some(local) = self.runs.get_mut(&run) else { return };
                 local.progress.send_modify(|progress| progress.ended = true);
-                local.room.close();
                 local.printed = end.printed > 0;
                 if !end.group_kept {
                     local.slot.forget_group();
@@ -629,12 +630,9 @@ impl Runner {
                     local.progress.send_modify(|progress| progress.written = stdout + stderr);
                 }
             }
-            FromShim::Taken { run, bytes } => {
+            FromShim::Typed { run, typed } => {
                 if let Some(local) = self.runs.get(&run) {
-                    match bytes {
-                        Some(bytes) => local.room.add_permits(bytes as usize),
-                        None => local.room.close(),
-                    }
+                    local.typed.send_replace(typed);
                 }
             }
             FromShim::Held { .. } => self.held(message),
@@ -667,7 +665,6 @@ impl Runner {
                     self.checkpoints.failed(run);
                     self.starting.remove(&run);
                     local.progress.send_modify(|progress| progress.ended = true);
-                    local.room.close();
                     let groups =
                         grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
                     // What stays is swept up at the next start.
@@ -689,7 +686,6 @@ impl Runner {
         self.starting.remove(&run);
         if let Some(local) = self.runs.get(&run) {
             local.progress.send_modify(|progress| progress.ended = true);
-            local.room.close();
         }
         let end = End { outcome, usage: Usage::default(), printed: false };
         self.core.host(host::Event::Ended { run, end });
@@ -734,7 +730,7 @@ impl Local {
             watched: false,
             started: None,
             printed: false,
-            room: Arc::new(Semaphore::new(keyboard::TYPED)),
+            typed: watch::Sender::new(Typed::default()),
             fenced: false,
             departs: None,
             leaving: None,

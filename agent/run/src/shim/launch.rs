@@ -15,6 +15,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
+use super::line;
 use super::start::{self, Init};
 use crate::logs;
 use crate::protocol::Launch;
@@ -154,7 +155,8 @@ fn make_folders(launch: &Launch) -> Result<(), String> {
 fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
     // A checkpoint that cannot be read is told by who restores it.
     let before = launch.restore.as_deref().and_then(|folder| Description::read(folder).ok());
-    let [stdout, stderr] = before.map_or([0; 2], |description| description.streams.printed);
+    let streams = before.map(|description| description.streams).unwrap_or_default();
+    let [stdout, stderr] = streams.printed;
     let keep = |stream, printed| logs::Writer::resume(&launch.folder, stream, launch.log_limit, printed);
     if let Some(Stdin::Terminal { rows, cols }) = launch.stdin {
         let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
@@ -164,6 +166,9 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         }
         set_nonblocking(&pty.master)?;
         nix::unistd::fchown(&pty.slave, Some(launch.uid.into()), None)?;
+        if let Some(line) = &streams.line {
+            line::put_back(&pty.slave, line)?;
+        }
         let slave = pty.slave.as_raw_fd();
         let stat = nix::sys::stat::fstat(&pty.slave)?;
         let external = vec![External::Terminal { device: stat.st_rdev, filesystem: stat.st_dev }];

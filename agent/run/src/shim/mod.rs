@@ -1,9 +1,11 @@
 //! The shim: one thread, one epoll, the tasks of one job.
 
 mod launch;
+mod line;
 mod link;
 mod start;
 mod task;
+mod typing;
 mod worker;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -23,7 +25,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::time::clock_gettime;
 
 use self::link::Link;
-use self::task::{Task, Typed};
+use self::task::Task;
 use self::worker::Work;
 use crate::protocol::{FromShim, How, Kept, Launch, ToShim};
 
@@ -187,7 +189,7 @@ impl Shim {
             Source::Stderr(slot) => self.output(slot, 1),
             Source::Input(slot) => {
                 let closed = events.intersects(EpollFlags::EPOLLERR);
-                self.input(slot, |task| if closed { Typed::Closed } else { task.pump_input() });
+                self.input(slot, |task| if closed { task.close_input() } else { task.pump_input() });
             }
             Source::Worker(slot) => self.work(slot),
         }
@@ -269,9 +271,9 @@ impl Shim {
             ToShim::Signal { run, signal, grace } => self.signal(run, signal, grace),
             ToShim::Fence(run) => self.with(run, |task| task.signal(libc::SIGKILL, Some(How::Fenced))),
             ToShim::Lease { until } => self.renew(until),
-            ToShim::Input { run, bytes } => {
+            ToShim::Input { run, at, bytes } => {
                 if let Some(slot) = self.slots.get(&run).copied() {
-                    self.input(slot, |task| task.type_in(bytes));
+                    self.input(slot, |task| task.type_in(at, &bytes));
                 }
             }
             ToShim::Resize { run, rows, cols } => self.with(run, |task| task.resize(rows, cols)),
@@ -401,6 +403,9 @@ impl Shim {
                 }
                 if restored {
                     // It has started when it runs again; what was typed before waits for it in its pipe.
+                    if let Some(typed) = self.tasks.get(&slot).map(|task| task.typing.typed()) {
+                        self.tell(&FromShim::Typed { run, typed });
+                    }
                     self.input(slot, Task::pump_input);
                 } else {
                     self.tell(&FromShim::Started { run, at });
@@ -436,10 +441,11 @@ impl Shim {
         }
     }
 
-    fn input(&mut self, slot: u32, act: impl FnOnce(&mut Task) -> Typed) {
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        let run = task.run();
-        let typed = act(task);
+    fn input(&mut self, slot: u32, act: impl FnOnce(&mut Task)) {
+        let Some(task) = self.tasks.get_mut(&slot).filter(|task| task.launch.stdin.is_some()) else { return };
+        let (run, before) = (task.run(), task.typing.typed());
+        act(task);
+        let typed = task.typing.typed();
         let waits = task.input_waits();
         if let Some(input) = task.live.as_ref().and_then(|live| live.input.as_ref()) {
             // Level-triggered: listen for room only while bytes wait for it.
@@ -449,12 +455,9 @@ impl Shim {
                 let _ = self.epoll.add(input, event);
             }
         }
-        let bytes = match typed {
-            Typed::Taken(0) => return,
-            Typed::Taken(bytes) => Some(bytes),
-            Typed::Closed => None,
-        };
-        self.tell(&FromShim::Taken { run, bytes });
+        if typed != before {
+            self.tell(&FromShim::Typed { run, typed });
+        }
     }
 
     fn end(&mut self, slot: u32) {
@@ -542,6 +545,13 @@ impl Shim {
         let Some(worker) = task.worker.as_mut() else { return };
         let result = match worker.hear() {
             None => return,
+            Some(Report::Stopping) => {
+                task.stop_typing();
+                if let Some(worker) = task.worker.as_mut() {
+                    worker.begin();
+                }
+                return;
+            }
             Some(Report::Frozen) => {
                 let streams = task.streams();
                 if let Some(worker) = task.worker.as_mut() {
@@ -577,6 +587,10 @@ impl Shim {
         if let Some(message) = message {
             self.tell(&message);
         }
+        self.input(slot, |task| {
+            task.typing.go_on();
+            task.pump_input();
+        });
         if ended {
             self.end(slot);
         }

@@ -17,6 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::launch::Launched;
+use super::line;
+use super::typing::Typing;
 use super::worker::{Work, Worker};
 use crate::logs;
 use crate::record::{RECORD, Record, Step};
@@ -36,25 +38,15 @@ pub(super) struct Task {
     pub(super) end: Option<Ending>,
     /// Whether the agent wants to hear of output.
     pub(super) watched: bool,
-    /// Typed bytes that the task has not taken.
-    typed: VecDeque<u8>,
-    typed_end: bool,
-    /// Bytes of them that were typed before a checkpoint, to another shim: its agent does not wait for them.
-    inherited: usize,
+    pub(super) typing: Typing,
     /// Why we ended it, if we did.
     reason: Option<How>,
+    /// It is dying, and takes nothing more: what is typed now may be for where it runs next.
+    killed: bool,
     /// Who writes a checkpoint of it, or makes it from one.
     pub(super) worker: Option<Worker>,
     /// It ended while somebody worked for it, who is heard first.
     pub(super) end_waits: bool,
-}
-
-/// What became of typed bytes.
-pub(super) enum Typed {
-    /// So many were taken; the rest waits for room.
-    Taken(u32),
-    /// The task takes no more.
-    Closed,
 }
 
 impl Task {
@@ -78,10 +70,9 @@ impl Task {
             live,
             end,
             watched: false,
-            typed: VecDeque::new(),
-            typed_end: false,
-            inherited: 0,
+            typing: Typing::default(),
             reason: None,
+            killed: false,
             worker: None,
             end_waits: false,
         }
@@ -102,6 +93,7 @@ impl Task {
             checkpoint: self.launch.checkpoint,
             restoring: self.worker.as_ref().is_some_and(|worker| worker.work == Work::Restore),
             held: self.worker.as_ref().is_some_and(|worker| worker.held.is_some()),
+            typed: self.typing.typed(),
             end: self.end.clone(),
         }
     }
@@ -115,10 +107,10 @@ impl Task {
 
     /// Moves output number `at` to its file. `Ok(false)` when the stream has ended.
     pub(super) fn pump(&mut self, at: usize) -> bool {
+        let terminal = self.is_terminal();
         let Some((from, writer)) = self.live.as_mut().and_then(|live| live.outputs.get_mut(at)) else {
             return false;
         };
-        let terminal = matches!(self.launch.stdin, Some(libgrid::control::Stdin::Terminal { .. }));
         let mut moved = 0;
         while moved < TURN {
             match move_some(from, writer, terminal) {
@@ -139,50 +131,63 @@ impl Task {
         true
     }
 
-    pub(super) fn type_in(&mut self, bytes: Vec<u8>) -> Typed {
+    /// Takes what is new of what is typed; no bytes are the end of the input.
+    pub(super) fn type_in(&mut self, at: u64, bytes: &[u8]) {
         if bytes.is_empty() {
-            self.typed_end = true;
+            // What Ctrl-D types: the end of file, for a program in line mode.
+            let key = self.is_terminal().then_some(4);
+            self.typing.accept_end(at, key);
+        } else {
+            self.typing.accept(at, bytes);
         }
-        self.typed.extend(bytes);
-        self.pump_input()
+        self.pump_input();
     }
 
     /// Hands typed bytes on as far as the task takes them.
-    pub(super) fn pump_input(&mut self) -> Typed {
-        let Some(live) = self.live.as_mut() else { return Typed::Closed };
-        let Some(input) = &live.input else { return Typed::Closed };
-        let mut taken = 0;
-        while !self.typed.is_empty() {
-            let (front, _) = self.typed.as_slices();
-            match nix::unistd::write(input, front) {
-                Ok(bytes) => {
-                    self.typed.drain(..bytes);
-                    let inherited = bytes.min(self.inherited);
-                    self.inherited -= inherited;
-                    taken += (bytes - inherited) as u32;
-                }
-                Err(Errno::EAGAIN | Errno::EINTR) => return Typed::Taken(taken),
+    pub(super) fn pump_input(&mut self) {
+        if self.killed {
+            return;
+        }
+        let Some(live) = self.live.as_mut() else { return self.typing.close() };
+        let Some(input) = &live.input else { return self.typing.close() };
+        while !self.typing.front().is_empty() {
+            match nix::unistd::write(input, self.typing.front()) {
+                Ok(bytes) => self.typing.handed(bytes),
+                Err(Errno::EAGAIN | Errno::EINTR) => return,
                 Err(_) => {
                     live.input = None;
-                    return Typed::Closed;
+                    return self.typing.close();
                 }
             }
         }
-        if self.typed_end {
-            if live.terminal.is_some() {
-                // What Ctrl-D types: the end of file, for a program in line mode.
-                let _ = nix::unistd::write(input, &[4]);
-                self.typed_end = false;
-            } else {
-                live.input = None;
-            }
+        if self.typing.take_end() {
+            live.input = None;
+            self.typing.close();
         }
-        Typed::Taken(taken)
+    }
+
+    /// Nobody reads its input any more.
+    pub(super) fn close_input(&mut self) {
+        if !self.killed {
+            self.typing.close();
+        }
     }
 
     /// Whether typed bytes wait for room.
     pub(super) fn input_waits(&self) -> bool {
-        !self.typed.is_empty() && self.live.as_ref().is_some_and(|live| live.input.is_some())
+        !self.typing.front().is_empty() && self.live.as_ref().is_some_and(|live| live.input.is_some())
+    }
+
+    /// It is about to be stopped: nothing is typed into it until its checkpoint is written.
+    pub(super) fn stop_typing(&mut self) {
+        self.typing.stop();
+        if let Some(terminal) = self.live.as_ref().and_then(|live| live.terminal.as_ref()) {
+            line::settle(terminal);
+        }
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self.launch.stdin, Some(libgrid::control::Stdin::Terminal { .. }))
     }
 
     pub(super) fn resize(&self, rows: u16, cols: u16) {
@@ -200,6 +205,7 @@ impl Task {
             self.reason.get_or_insert(reason);
         }
         if signal == libc::SIGKILL {
+            self.killed = true;
             if self.worker.is_some() {
                 // CRIU may be among them, and what it has stopped must not run on when it dies before the others.
                 let _ = live.group.freeze(true);
@@ -299,17 +305,22 @@ impl Task {
 
     /// What a checkpoint keeps of its streams. The task is stopped: what it printed is all here then.
     pub(super) fn streams(&mut self) -> Streams {
+        let kept = self.typing.kept();
+        let mut streams = Streams { position: kept.next, ..Streams::default() };
+        if let Some(live) = &self.live {
+            // What cannot be looked at is lost to a restore, as it would be without this.
+            if let Some(pipe) = &live.unread {
+                streams.typed = unread(pipe).unwrap_or_default();
+                streams.typed_end = kept.end || live.input.is_none();
+            } else if let Some(terminal) = &live.terminal {
+                // Before its output is looked at, for that is where it shows what is typed.
+                (streams.line, streams.typed) = line::copy(terminal).unwrap_or_default();
+            }
+        }
+        streams.typed.extend(kept.queue);
         self.drain();
         let (stdout, stderr) = self.written();
-        let mut streams = Streams { printed: [stdout, stderr], ..Streams::default() };
-        if let Some(live) = &self.live
-            && let Some(pipe) = &live.unread
-        {
-            // What cannot be looked at is lost to a restore, as it would be without this.
-            streams.typed = unread(pipe).unwrap_or_default();
-            streams.typed.extend(&self.typed);
-            streams.typed_end = self.typed_end || live.input.is_none();
-        }
+        streams.printed = [stdout, stderr];
         streams
     }
 
@@ -358,16 +369,19 @@ impl Task {
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));
         let worker = Worker::start(program, &order, &descriptors)?;
         // One that cannot be read is told by the worker.
-        if let Ok(description) = Description::read(&worker.folder) {
-            self.inherited = description.streams.typed.len();
-            self.typed.extend(description.streams.typed);
-            self.typed_end |= description.streams.typed_end;
+        if let Ok(Description { streams, .. }) = Description::read(&worker.folder) {
+            self.typing = Typing::resumed(streams.typed, streams.typed_end, streams.position);
+        }
+        if self.is_terminal() {
+            // It has its modes when it is made.
+            self.typing.stop();
         }
         Ok(Some(self.worker.insert(worker)))
     }
 
     /// It was ended on purpose, with a checkpoint to go on from.
     pub(super) fn stopped(&mut self) {
+        self.killed = true;
         self.reason.get_or_insert(How::Killed(libc::SIGKILL));
     }
 

@@ -69,7 +69,7 @@ impl Worker {
             }
         };
         match self.take() {
-            Some(report @ (Report::Frozen | Report::Held(_))) => return Some(report),
+            Some(report @ (Report::Stopping | Report::Frozen | Report::Held(_))) => return Some(report),
             Some(last) => self.said = Some(last),
             None => (),
         }
@@ -92,6 +92,11 @@ impl Worker {
         let report = wire::decode(self.incoming.get(4..4 + len)?);
         self.incoming.drain(..4 + len);
         report.ok()
+    }
+
+    /// Lets a dump begin.
+    pub(super) fn begin(&mut self) {
+        self.say(&Go);
     }
 
     /// Lets a dump go on.

@@ -223,18 +223,60 @@ fn a_terminal_is_restored() {
     let mut launch = bench.launch(1, &["sh", "-c", TERMINAL]);
     launch.stdin = Some(Stdin::Terminal { rows: 33, cols: 77 });
     bench.start(launch.clone());
-    bench.send(&ToShim::Input { run: run(1), bytes: b"first\n".to_vec() });
+    bench.send(&ToShim::Input { run: run(1), at: 0, bytes: b"first\n".to_vec() });
     bench.until("it is ready", || bench.output(1, Stream::Stdout).contains("ready first"));
     let (folder, _) = bench.checkpoint(1, "c1", Then::End).unwrap();
     assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
     bench.restore(launch, 2, &folder);
-    bench.send(&ToShim::Input { run: run(2), bytes: b"after\n".to_vec() });
+    bench.send(&ToShim::Input { run: run(2), at: 6, bytes: b"after\n".to_vec() });
     bench.until("it waits for ctrl-c", || bench.output(2, Stream::Stdout).contains("ctrl-c"));
-    bench.send(&ToShim::Input { run: run(2), bytes: vec![3] });
+    bench.send(&ToShim::Input { run: run(2), at: 12, bytes: vec![3] });
     let how = bench.ended(2).how;
     let out = bench.output(2, Stream::Stdout);
     assert_eq!(how, How::Exited(0), "{out}");
     assert!(out.ends_with("OK\r\n"), "{out}");
+}
+
+/// Says what it reads, line by line; what is typed meanwhile waits in its terminal, shown once, and edited.
+const READER: &str = r#"exec /usr/bin/python3 -c "$(cat <<'END'
+import os, time
+print('ready', flush=True)
+while not os.path.exists('/tmp/go'): time.sleep(0.001)
+seen = []
+while True:
+    piece = os.read(0, 4096)
+    if piece == b'' and seen[-1:] == [b'']: break
+    seen.append(piece)
+print()
+print('size', *os.get_terminal_size(0))
+print('seen', seen)
+END
+)""#;
+
+#[test]
+fn what_waits_in_a_terminal_is_restored() {
+    let Some(mut bench) = bench_with_criu() else { return };
+    let mut launch = bench.launch(1, &["sh", "-c", READER]);
+    launch.stdin = Some(Stdin::Terminal { rows: 33, cols: 77 });
+    bench.start(launch.clone());
+    bench.ready(1);
+    bench.send(&ToShim::Resize { run: run(1), rows: 40, cols: 100 });
+    // Edited, with a newline and an end of file that are letters, an end of file, and a line without its end.
+    let typed = b"onn\x7fe\ntwo\x16\x04\x16\nhalf\x04\x04tail";
+    bench.send(&ToShim::Input { run: run(1), at: 0, bytes: typed.to_vec() });
+    let (_, _) = bench.checkpoint(1, "c1", Then::RunOn).unwrap();
+    let (folder, _) = bench.checkpoint(1, "c2", Then::End).unwrap();
+    assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
+    bench.restore(launch, 2, &folder);
+    let at = typed.len() as u64;
+    bench.send(&ToShim::Input { run: run(2), at: at - 4, bytes: b"tail\x7f\x7fke\n\x04\x04".to_vec() });
+    bench.go(2);
+    let how = bench.ended(2).how;
+    let out = bench.output(2, Stream::Stdout);
+    assert_eq!(how, How::Exited(0), "{out}");
+    let seen = r"seen [b'one\n', b'two\x04\nhalf', b'', b'take\n', b'']";
+    assert!(out.contains("size 100 40") && out.contains(seen), "{out}");
+    assert!(!out.split("size").next().unwrap().contains("tail"), "shown twice: {out}");
 }
 
 #[test]
@@ -247,18 +289,18 @@ fn what_was_typed_and_not_read_is_restored() {
     bench.ready(1);
     // More than a pipe takes: the rest waits in the shim.
     let line = b"0123456789abcde\n".repeat(10_000);
-    bench.send(&ToShim::Input { run: run(1), bytes: line.clone() });
-    bench.send(&ToShim::Input { run: run(1), bytes: b"first\n".to_vec() });
+    bench.send(&ToShim::Input { run: run(1), at: 0, bytes: line.clone() });
+    bench.send(&ToShim::Input { run: run(1), at: 160_000, bytes: b"first\n".to_vec() });
     let (open, _) = bench.checkpoint(1, "c1", Then::RunOn).unwrap();
-    bench.send(&ToShim::Input { run: run(1), bytes: Vec::new() });
+    bench.send(&ToShim::Input { run: run(1), at: 160_006, bytes: Vec::new() });
     let (ended, _) = bench.checkpoint(1, "c2", Then::End).unwrap();
     assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
     bench.restore(launch.clone(), 2, &ended);
     let all = String::from_utf8([b"ready\n", line.as_slice(), b"first\n"].concat()).unwrap();
     assert_eq!(format!("ready\n{}", bench.verdict(2, "typed")), format!("{all}OK\n"));
     bench.restore(launch, 3, &open);
-    bench.send(&ToShim::Input { run: run(3), bytes: b"second\n".to_vec() });
-    bench.send(&ToShim::Input { run: run(3), bytes: Vec::new() });
+    bench.send(&ToShim::Input { run: run(3), at: 160_006, bytes: b"second\n".to_vec() });
+    bench.send(&ToShim::Input { run: run(3), at: 160_013, bytes: Vec::new() });
     assert_eq!(format!("ready\n{}", bench.verdict(3, "typed")), format!("{all}second\nOK\n"));
 }
 

@@ -159,8 +159,8 @@ fn typed_bytes_arrive_and_the_end_of_input_too() {
     cat.stdin = Some(Stdin::Pipe);
     bench.start(cat);
     let megabyte = vec![b'x'; 200 << 10];
-    for bytes in [megabyte.clone(), megabyte, Vec::new()] {
-        bench.send(&ToShim::Input { run: run(1), bytes });
+    for (at, bytes) in [(0, megabyte.clone()), (200 << 10, megabyte), (400 << 10, Vec::new())] {
+        bench.send(&ToShim::Input { run: run(1), at, bytes });
     }
     assert_eq!(bench.ended(1).how, How::Exited(0));
     assert_eq!(bench.output(1, Stream::Stdout).len(), 400 << 10);
@@ -178,7 +178,7 @@ fn a_terminal_has_a_size_and_ctrl_c() {
     let sleeps =
         |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
     bench.until("sleep runs", || groups.group("t1").processes().is_ok_and(|all| all.iter().any(sleeps)));
-    bench.send(&ToShim::Input { run: run(1), bytes: vec![3] });
+    bench.send(&ToShim::Input { run: run(1), at: 0, bytes: vec![3] });
     assert_eq!(bench.ended(1).how, How::Signaled(libc::SIGINT));
 }
 

@@ -75,6 +75,11 @@ fn shell(name: &'static str, script: &str) -> Program {
     Program { name, script: script.to_owned(), memory: 64 }
 }
 
+/// One with so many MiB.
+pub(crate) fn memory(mib: u64) -> Program {
+    python("memory", mib + 144, &MEMORY.replace("MIB", &mib.to_string()))
+}
+
 /// All rows but the terminal, which has its own test.
 pub(crate) fn all() -> Vec<Program> {
     vec![
@@ -99,7 +104,7 @@ pub(crate) fn all() -> Vec<Program> {
         python("sockets", 64, SOCKETS),
         python("timers", 64, TIMERS),
         python("zombies", 64, ZOMBIES),
-        python("memory", 400, MEMORY),
+        memory(256),
     ]
 }
 
@@ -284,12 +289,12 @@ check(os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM)
 print('OK')
 "#;
 
-/// 256 MiB: half of it never the same twice, with holes, and an anonymous mapping shared with a child.
+/// So many MiB: half of it never the same twice, with holes, and an anonymous mapping shared with a child.
 const MEMORY: &str = r#"
-big = mmap.mmap(-1, 256 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+big = mmap.mmap(-1, MIB << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 want = []
-for m in range(256):
-    block = bytes([m]) * (1 << 20) if m % 2 else os.urandom(1 << 20)
+for m in range(MIB):
+    block = bytes([m % 256]) * (1 << 20) if m % 2 else os.urandom(1 << 20)
     big[m << 20:(m + 1) << 20] = block; want.append(hashlib.blake2b(block).digest())
 both = mmap.mmap(-1, 1 << 20)
 pid = os.fork()
@@ -299,7 +304,7 @@ if pid == 0:
     both[8:12] = b'done'; os._exit(0)
 while struct.unpack('<Q', both[0:8])[0] < 100: time.sleep(0.001)
 ready(); wait()
-for m in range(256): check(hashlib.blake2b(big[m << 20:(m + 1) << 20]).digest() == want[m], m)
+for m in range(MIB): check(hashlib.blake2b(big[m << 20:(m + 1) << 20]).digest() == want[m], m)
 check(os.waitpid(pid, 0)[1] == 0 and both[8:12] == b'done')
 print('OK')
 "#;
