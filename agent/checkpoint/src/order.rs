@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!   shim ── Order, descriptors ──▶
+//!        ◀── Report::Begins ──────  of a task with a network of its own: CRIU has started, and has done nothing yet
+//!        closes its lo
+//!        ── Go ──────────────────▶
 //!                                  (a dump: the task is stopped)
 //!        ◀── Report::Frozen ──────
 //!        takes what waits in the task's pipes
-//!        ── Streams ─────────────▶ (writes the files)
+//!        ── Streams, or why not ─▶ (writes the files)
 //!        ◀── Report::Held ────────  of a dump that holds the task, of a restore that waits
 //!        ── Go ──────────────────▶
 //!        ◀── Report::Done, or Report::Failed at any time
@@ -52,6 +55,20 @@ pub struct Dump {
     pub stdio: Vec<External>,
     /// What becomes of the task when it is written.
     pub then: Then,
+    /// Of its TCP connections: [`Connections::Refused`] or [`Connections::Kept`].
+    pub connections: Connections,
+}
+
+/// What becomes of a task's TCP connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Connections {
+    /// The task is on the network of its node: one that has any cannot be written down.
+    #[default]
+    Refused,
+    /// The task has a network of its own, which is closed meanwhile: they are written down, and go on where it is made.
+    Kept,
+    /// As before, but their other ends have gone on since: they are made as connections that have ended.
+    Ended,
 }
 
 /// What becomes of a task that was written down.
@@ -65,7 +82,7 @@ pub enum Then {
     Hold,
 }
 
-/// The answer to [`Report::Held`]: the task runs, from here on.
+/// The answer to [`Report::Held`]: the task runs, from here on. As a result, also that to [`Report::Begins`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Go;
 
@@ -83,6 +100,8 @@ pub struct Restore {
     pub workdir: PathBuf,
     /// Whether its processes wait for [`Go`] before their first instruction.
     pub hold: bool,
+    /// Of its TCP connections.
+    pub connections: Connections,
 }
 
 /// A standard stream that comes from outside.
@@ -112,7 +131,8 @@ impl External {
     }
 }
 
-/// The answer to [`Report::Frozen`]: what the shim knows of the task's streams.
+/// The answer to [`Report::Frozen`], as a result: what the shim knows of the task's streams, or a sentence why the task is to
+/// go on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Streams {
     /// Bytes that the task has printed, to standard output and to standard error.
@@ -127,6 +147,9 @@ pub struct Streams {
 /// What `gridos-criu` tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
+    /// CRIU is about to look at the sockets of a task with a network of its own, or to make them: nothing that the task's
+    /// processes send to each other may arrive from now on.
+    Begins,
     /// The task is stopped, and its processes are written down.
     Frozen,
     /// The task is written down, or made, and stands still until it is let go.
@@ -218,6 +241,7 @@ mod tests {
             uid: 1_900_000_000,
             workdir: "/w".into(),
             hold: true,
+            connections: Connections::Kept,
         });
         send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();
         drop(near);

@@ -25,6 +25,7 @@ use crate::core::{self, Core, Outlets};
 use crate::identity::{self, FOUNDER, Identity, failure};
 use crate::machine;
 use crate::membership::{self, Members, News};
+use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
 use crate::runner::{self, Departure, Keyboard, Query, Surveyed, moving};
@@ -50,6 +51,7 @@ pub(crate) struct Grid {
     pub(crate) members: Members,
     pub(crate) output: Output,
     pub(crate) copies: Arc<Copies>,
+    pub(crate) network: Network,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
     queries: mpsc::UnboundedSender<Query>,
@@ -73,6 +75,9 @@ impl Grid {
             Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
                 .map_err(|error| internal(&error))?;
         let addrs = identity::addresses(&config, link.local_addr()).map_err(|error| internal(&error))?;
+
+        let kept: Vec<_> = found.kept.iter().filter_map(|kept| kept.address).collect();
+        let network = Network::start(&config, me, &addrs, &kept);
 
         let store = Store::open(&config.store()).map_err(|error| internal(&error))?;
         let (serial, stored) = store.load().map_err(|error| internal(&error))?;
@@ -119,8 +124,15 @@ impl Grid {
         };
         tokio::spawn(output.clone().collect_all(collects_end));
         let channel = (queries.clone(), queries_end);
-        let runner =
-            runner::start(config.clone(), me, core.clone(), staging, (shims, found), channel, actions_end);
+        let runner = runner::start(
+            config.clone(),
+            me,
+            core.clone(),
+            (staging, network.clone()),
+            (shims, found),
+            channel,
+            actions_end,
+        );
         runner.map_err(|error| internal(&error))?;
 
         let info = NodeInfo {
@@ -133,6 +145,7 @@ impl Grid {
             load: machine::load(),
             tasks: 0,
             version: env!("CARGO_PKG_VERSION").into(),
+            addresses: network.trouble().is_none(),
         };
         core.home(home::Event::Node(info.clone()));
         let members = Members::default();
@@ -147,11 +160,13 @@ impl Grid {
             link: link.clone(),
             core: core.clone(),
             members: members.clone(),
+            network: network.clone(),
             revoked,
             state_dir: config.state_dir.clone(),
             contacts,
         };
         membership::start(start, news_end);
+        tokio::spawn(network.clone().follow(config.clone(), me, addrs.clone(), members.clone()));
         let grid = Arc::new(Self {
             config,
             me,
@@ -162,6 +177,7 @@ impl Grid {
             members,
             output,
             copies,
+            network,
             addrs,
             queries,
             news,

@@ -5,6 +5,7 @@
 //! replaces the older one.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -50,6 +51,8 @@ pub struct Launch {
     pub hold: bool,
     /// When checkpoints are written: no concern of the shim's, which keeps it for an agent that is started again.
     pub checkpoint: Checkpoints,
+    /// Its own address in the grid's network; on that of the node if absent.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// From the agent to the shim.
@@ -186,6 +189,8 @@ pub struct Kept {
     pub restoring: bool,
     /// Whether it stands still until it is let go.
     pub held: bool,
+    /// As in [`Launch::address`].
+    pub address: Option<Ipv4Addr>,
     /// How it ended, if it did.
     pub end: Option<Ending>,
 }
@@ -202,6 +207,7 @@ impl Kept {
             checkpoint: launch.checkpoint,
             restoring: launch.restore.is_some(),
             held: false,
+            address: launch.address,
             end: None,
         }
     }

@@ -22,7 +22,7 @@ use libgrid::wire;
 
 use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
 use crate::Description;
-use crate::order::{Done, Dump, Go, Report, Streams, Then};
+use crate::order::{Connections, Done, Dump, Go, Report, Streams, Then};
 use crate::preflight::{self, needs::Needs};
 
 /// The pid of every task's root in its namespace: the first process that init starts.
@@ -119,6 +119,7 @@ fn dump(
     for stream in &order.stdio {
         options.external(&stream.key())?;
     }
+    options.connections(order.connections);
     let begun = Instant::now();
     let here = path_of(folder);
     let log = path_of(images).join("dump.log");
@@ -128,6 +129,9 @@ fn dump(
         let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
         let folder = folder.try_clone().map_err(|error| format!("cannot keep the folder open: {error}"))?;
         move |stage: &str| {
+            if stage == "pre-dump" && order.connections == Connections::Kept {
+                return begin(&shim);
+            }
             if stage != "post-dump" {
                 return Ok(());
             }
@@ -172,10 +176,18 @@ pub(super) fn wait(shim: &UnixStream, done: Done) -> Result<(), String> {
     wire::read::<Go>(&mut shim).map(drop).map_err(|error| lost(&error))
 }
 
+/// Lets the shim close what the task's processes say to each other.
+pub(super) fn begin(shim: &UnixStream) -> Result<(), String> {
+    let mut shim = shim;
+    let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
+    wire::write(&mut shim, &Report::Begins).map_err(|error| lost(&error))?;
+    wire::read::<Result<Go, String>>(&mut shim).map_err(|error| lost(&error))?.map(drop)
+}
+
 /// Lets the shim take what waits in the task's pipes.
 fn ask(shim: &UnixStream) -> Result<Streams, String> {
     let mut shim = shim;
     let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
     wire::write(&mut shim, &Report::Frozen).map_err(|error| lost(&error))?;
-    wire::read(&mut shim).map_err(|error| lost(&error))
+    wire::read::<Result<Streams, String>>(&mut shim).map_err(|error| lost(&error))?
 }

@@ -69,7 +69,7 @@ impl Worker {
             }
         };
         match self.take() {
-            Some(report @ (Report::Frozen | Report::Held(_))) => return Some(report),
+            Some(report @ (Report::Begins | Report::Frozen | Report::Held(_))) => return Some(report),
             Some(last) => self.said = Some(last),
             None => (),
         }
@@ -95,8 +95,13 @@ impl Worker {
     }
 
     /// Lets a dump go on.
-    pub(super) fn go(&mut self, streams: &Streams) {
+    pub(super) fn go(&mut self, streams: &Result<Streams, String>) {
         self.say(streams);
+    }
+
+    /// Lets it begin with connections.
+    pub(super) fn begin(&mut self, isolated: Result<(), String>) {
+        self.say(&isolated.map(|()| Go));
     }
 
     /// Lets a task go that it holds.

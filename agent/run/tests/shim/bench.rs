@@ -114,6 +114,7 @@ impl Bench {
             restore: None,
             hold: false,
             checkpoint: Checkpoints::Off,
+            address: None,
         }
     }
 
