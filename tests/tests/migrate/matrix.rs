@@ -1,16 +1,24 @@
 //! Each program of the matrix over one, two and three hops.
 
+use libgrid::spec::Net;
+
 use super::*;
+
+/// The programs that are checkpointed, too, and one with connections, which live through moves alone.
+fn all() -> Vec<Program> {
+    programs::all().into_iter().chain([connections::row()]).collect()
+}
 
 /// One program: there; there and back; three hops.
 fn matrix(test: &str, name: &str) {
     with(test, shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
+        if !moves(grid) || name == "tcp" && !connections::addresses(grid) {
             return;
         }
-        let program = programs::all().into_iter().find(|program| program.name == name).unwrap();
+        let program = all().into_iter().find(|program| program.name == name).unwrap();
         for ways in [&[3][..], &[3, 2], &[3, 1, 2]] {
-            let job = begin(grid, 2, spec(grid, &program));
+            let net = if name == "tcp" { Net::Grid } else { Net::Host };
+            let job = begin(grid, 2, spec(grid, &program).net(net));
             let mut stopped = Vec::new();
             for to in ways {
                 // Asked on a node that need not have to do with it.
@@ -38,7 +46,7 @@ macro_rules! rows {
 
         #[test]
         fn every_program_has_its_row() {
-            let names: Vec<_> = programs::all().iter().map(|program| program.name).collect();
+            let names: Vec<_> = all().iter().map(|program| program.name).collect();
             assert_eq!(names, [$($name),*]);
         }
     };
@@ -56,4 +64,5 @@ rows! {
     timers_and_signals_move: "timers",
     zombies_move: "zombies",
     a_quarter_of_a_gibibyte_moves: "memory",
+    established_tcp_moves: "tcp",
 }
