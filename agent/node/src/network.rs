@@ -68,15 +68,18 @@ impl Network {
     ) {
         let mut told = None;
         let mut retry = Instant::now() + RETRY;
+        let mut again = None;
         loop {
             let others = others(&members);
             if let Ok(part) = &*self.part()
-                && told.as_ref() != Some(&others)
+                && (told.as_ref() != Some(&others) || again.is_some_and(|at| Instant::now() >= at))
             {
-                match part.net.set_members(&part.reached_at(&others)) {
-                    Ok(()) => told = Some(others),
-                    Err(error) => warn!(%error, "the network of tasks does not reach all nodes"),
+                let set = part.net.set_members(&part.reached_at(&others));
+                again = set.as_ref().err().map(|_| Instant::now() + RETRY);
+                if let Err(error) = set {
+                    warn!(%error, "the network of tasks does not reach all nodes");
                 }
+                told = Some(others);
             }
             if config.task_network && self.trouble().is_some() && Instant::now() >= retry {
                 *self.part() = Part::make(me, &addrs);
@@ -134,10 +137,16 @@ impl Part {
     }
 }
 
-/// The addresses of the other nodes, also of those that do not answer now.
+/// The addresses of the other nodes, as they say, also of those that do not answer now. None is one of many machines, or of
+/// whoever asks.
 fn others(members: &Members) -> BTreeSet<Vec<IpAddr>> {
     let all = members.all().into_iter();
     all.filter(|member| !member.this && member.state != NodeState::Revoked)
-        .map(|member| member.info.addrs.iter().map(SocketAddr::ip).collect())
+        .map(|member| member.info.addrs.iter().map(SocketAddr::ip).filter(is_one).collect())
         .collect()
+}
+
+fn is_one(ip: &IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(broadcast || ip.is_multicast() || ip.is_unspecified() || ip.is_loopback())
 }

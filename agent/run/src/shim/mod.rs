@@ -593,9 +593,12 @@ impl Shim {
         let Some(worker) = task.worker.take() else { return };
         let (run, at, ended) = (task.run(), task.started, std::mem::take(&mut task.end_waits));
         // One that was held and never let go is to run elsewhere, if at all: nothing of its end may be heard.
-        let goes_on = worker.held.is_none()
-            && !ended
-            && matches!((worker.work, &result), (Work::Dump(_), _) | (_, Ok(_)));
+        let runs = match worker.work {
+            Work::Dump(Then::End) => result.is_err(),
+            Work::Dump(_) => true,
+            Work::Restore => result.is_ok(),
+        };
+        let goes_on = runs && worker.held.is_none() && !ended;
         let message = match (worker.work, result) {
             (Work::Dump(then), result) => {
                 if then == Then::End && result.is_ok() {
