@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use libgrid::ids::Selector;
-use libgrid::spec::{Checkpoints, Indices};
+use libgrid::spec::{Checkpoints, Indices, Net};
 use libgrid::status::MoveMode;
 use libgrid::units::{Bytes, Cpus, Span};
 
@@ -428,6 +428,9 @@ pub(crate) struct Options {
     /// A node that may be used, by name or number; may be repeated
     #[arg(long, value_name = "NODE")]
     pub(crate) node: Vec<String>,
+    /// Its network: host, that of its node, or grid, with an address of its own that moves along with its connections
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) net: Option<Net>,
     /// Do not copy the program, and arguments that name files here, by themselves
     #[arg(long)]
     pub(crate) no_auto_stage: bool,

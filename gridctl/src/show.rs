@@ -162,8 +162,11 @@ pub(crate) fn status(status: &JobStatus) -> String {
     if let Some(why) = &summary.why {
         lines.push(format!("  waits      {why}"));
     }
-    let mut table =
-        table(&["TASK", "STATE", "NODE", "RUN", "TIME", "CPU", "MEMORY", "READ", "WRITTEN", "HOW IT IS"]);
+    let addresses = tasks.iter().any(|task| task.address.is_some());
+    let mut header = vec!["TASK", "STATE", "NODE", "RUN", "TIME", "CPU", "MEMORY", "READ", "WRITTEN"];
+    header.extend(addresses.then_some("ADDRESS"));
+    header.push("HOW IT IS");
+    let mut table = table(&header);
     for task in tasks {
         let how =
             task.outcome.as_ref().map(ToString::to_string).or_else(|| task.why.clone()).unwrap_or_default();
@@ -172,7 +175,7 @@ pub(crate) fn status(status: &JobStatus) -> String {
             TaskState::Running => task.started.and_then(|at| at.elapsed().ok()).unwrap_or_default(),
             _ => wall,
         };
-        table.add_row([
+        let mut row = vec![
             Cell::new(format!("{}/{}", summary.id, task.index)),
             Cell::new(task.state),
             right(task.node.map(|node| node.to_string()).unwrap_or_default()),
@@ -182,8 +185,12 @@ pub(crate) fn status(status: &JobStatus) -> String {
             right(Bytes(peak_memory)),
             right(Bytes(read)),
             right(Bytes(written)),
-            Cell::new(how),
-        ]);
+        ];
+        if addresses {
+            row.push(Cell::new(task.address.map(|address| address.to_string()).unwrap_or_default()));
+        }
+        row.push(Cell::new(how));
+        table.add_row(row);
     }
     lines.push(trimmed(&table));
     if let Some(more) = more {

@@ -17,6 +17,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`ids`] | the names of nodes, jobs and tasks |
+//! | [`address`] | the addresses of jobs with `--net grid` |
 //! | [`units`] | cores, bytes and time as people write them |
 //! | [`spec`] | what a user submits: [`spec::JobSpec`] |
 //! | [`status`] | what became of it |
@@ -33,6 +34,7 @@
 // One call of the kernel has no safe wrapper: io/info.rs.
 #![deny(unsafe_code)]
 
+pub mod address;
 #[cfg(feature = "archive")]
 pub mod archive;
 pub mod blocking;

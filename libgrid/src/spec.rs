@@ -13,6 +13,7 @@
 //! stage_in  = ["in/"]
 //! stage_out = ["out/*.png"]
 //! checkpoint = "adaptive"
+//! net       = "grid"
 //! [env]
 //! QUALITY = "high"
 //! ```
@@ -92,6 +93,27 @@ pub struct JobSpec {
     /// When checkpoints are written, from which a task that is lost goes on.
     #[serde(default)]
     pub checkpoint: Checkpoints,
+    /// Which network each task has.
+    #[serde(default)]
+    pub net: Net,
+}
+
+/// The network of a task: `host` or `grid`.
+///
+/// ```
+/// use libgrid::spec::Net;
+/// assert_eq!("grid".parse::<Net>().unwrap(), Net::Grid);
+/// assert!("mesh".parse::<Net>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Net {
+    /// That of its node. A task with connections cannot be moved.
+    #[default]
+    Host,
+    /// Its own, with an address that it keeps on all its ways, which every node and task of the grid reaches. Connections
+    /// between such tasks, and from nodes to them, move along.
+    Grid,
 }
 
 /// When checkpoints of a task are written: `adaptive`, `every=5m` or `off`.
@@ -197,6 +219,7 @@ impl JobSpec {
             log_limit: default_log_limit(),
             nodes: Vec::new(),
             checkpoint: Checkpoints::Off,
+            net: Net::Host,
         }
     }
 
@@ -318,6 +341,18 @@ impl JobSpec {
     #[must_use]
     pub fn checkpoint(mut self, when: Checkpoints) -> Self {
         self.checkpoint = when;
+        self
+    }
+
+    /// Says which network each task has.
+    ///
+    /// ```
+    /// # use libgrid::spec::{JobSpec, Net};
+    /// assert_eq!(JobSpec::command(["x"]).net(Net::Grid).net.to_string(), "grid");
+    /// ```
+    #[must_use]
+    pub fn net(mut self, net: Net) -> Self {
+        self.net = net;
         self
     }
 
@@ -536,6 +571,32 @@ impl<'de> Deserialize<'de> for Indices {
         } else {
             let (first, last) = Deserialize::deserialize(input)?;
             Self::new(first, last).ok_or_else(|| D::Error::custom("indices out of order"))
+        }
+    }
+}
+
+// === impl Net ===
+
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Net::Host => "host",
+            Net::Grid => "grid",
+        })
+    }
+}
+
+impl FromStr for Net {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        match text {
+            "host" => Ok(Net::Host),
+            "grid" => Ok(Net::Grid),
+            _ => {
+                let shown: String = text.chars().take(64).collect();
+                field("net", format!("{shown:?} is not known: write host or grid"))
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What became of a job: its tasks, where they run, how they ended and what they used.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -126,6 +127,9 @@ pub struct TaskStatus {
     pub usage: Usage,
     /// Why it waits, or what is happening to it.
     pub why: Option<String>,
+    /// Its own address, which it keeps until it is done: of a job with [`Net::Grid`](crate::spec::Net), from its first
+    /// placement on.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// How many tasks are in which state.
@@ -507,6 +511,7 @@ impl TaskStatus {
             outcome: None,
             usage: Usage::default(),
             why: None,
+            address: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the engine calls, and nothing else.
-const FUNCTIONS: [&str; 25] = [
+const FUNCTIONS: [&str; 28] = [
     "criu_local_init_opts",
     "criu_local_free_opts",
     "criu_local_set_service_binary",
@@ -22,6 +22,9 @@ const FUNCTIONS: [&str; 25] = [
     "criu_local_set_link_remap",
     "criu_local_set_file_locks",
     "criu_local_set_track_mem",
+    "criu_local_set_tcp_established",
+    "criu_local_set_tcp_close",
+    "criu_local_set_network_lock",
     "criu_local_add_external",
     "criu_local_add_inherit_fd",
     "criu_local_set_notify_cb",
@@ -55,7 +58,7 @@ fn main() {
         // The protocol's own structures stay libcriu's business.
         .blocklist_type("_?Criu.*|Protobuf.*|protobuf.*")
         .raw_line("pub type CriuNotify = ::std::ffi::c_void;")
-        .allowlist_type("criu_cg_mode|criu_feature_check|criu_notify_arg_t");
+        .allowlist_type("criu_cg_mode|criu_network_lock_method|criu_feature_check|criu_notify_arg_t");
     // libclang without clang has no headers of the compiler: GCC's do.
     if let Some(include) = compiler_include() {
         builder = builder.clang_arg(format!("-I{}", include.display()));

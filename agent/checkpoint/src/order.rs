@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!   shim ── Order, descriptors ──▶
+//!        ◀── Report::Begins ──────  of a task with a network of its own: CRIU has started, and has done nothing yet
+//!        closes its lo
+//!        ── Go ──────────────────▶
 //!                                  (a dump: the task is stopped)
 //!        ◀── Report::Frozen ──────
 //!        takes what waits in the task's pipes
-//!        ── Streams ─────────────▶ (writes the files)
+//!        ── Streams, or why not ─▶ (writes the files)
 //!        ◀── Report::Held ────────  of a dump that holds the task, of a restore that waits
 //!        ── Go ──────────────────▶
 //!        ◀── Report::Done, or Report::Failed at any time
@@ -54,6 +57,20 @@ pub struct Dump {
     pub then: Then,
     /// The folder of who moves the task's memory, see [`crate::memory`]; it then is in no image.
     pub memory: Option<PathBuf>,
+    /// Of its TCP connections: [`Connections::Refused`] or [`Connections::Kept`].
+    pub connections: Connections,
+}
+
+/// What becomes of a task's TCP connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Connections {
+    /// The task is on the network of its node: one that has any cannot be written down.
+    #[default]
+    Refused,
+    /// The task has a network of its own, which is closed meanwhile: they are written down, and go on where it is made.
+    Kept,
+    /// As before, but their other ends have gone on since: they are made as connections that have ended.
+    Ended,
 }
 
 /// What becomes of a task that was written down.
@@ -67,7 +84,7 @@ pub enum Then {
     Hold,
 }
 
-/// The answer to [`Report::Stopping`]; and to [`Report::Held`]: the task runs, from here on.
+/// The answer to [`Report::Held`]: the task runs, from here on. As a result, also that to [`Report::Begins`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Go;
 
@@ -87,6 +104,8 @@ pub struct Restore {
     pub hold: bool,
     /// The folder of who has the task's memory, where it is in no image.
     pub memory: Option<PathBuf>,
+    /// Of its TCP connections.
+    pub connections: Connections,
 }
 
 /// A standard stream that comes from outside.
@@ -116,7 +135,8 @@ impl External {
     }
 }
 
-/// The answer to [`Report::Frozen`]: what the shim knows of the task's streams.
+/// The answer to [`Report::Frozen`], as a result: what the shim knows of the task's streams, or a sentence why the task is to
+/// go on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Streams {
     /// Bytes that the task has printed, to standard output and to standard error.
@@ -148,9 +168,10 @@ pub struct Line {
 /// What `gridos-criu` tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// The task is about to be stopped: answered by [`Go`] when nothing is typed into it any more. A key that became a signal
-    /// after its processes were written down would be lost.
-    Stopping,
+    /// CRIU is about to look at a task, or at the sockets that it makes: nothing is to be typed into it any more, for a key that
+    /// became a signal after its processes were written down would be lost; and of a task with a network of its own, nothing
+    /// that its processes send to each other may arrive from now on.
+    Begins,
     /// The task is stopped, and its processes are written down.
     Frozen,
     /// The task is written down, or made, and stands still until it is let go.
@@ -243,6 +264,7 @@ mod tests {
             workdir: "/w".into(),
             hold: true,
             memory: Some("/m".into()),
+            connections: Connections::Kept,
         });
         send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();
         drop(near);

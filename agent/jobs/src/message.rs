@@ -43,6 +43,8 @@ pub struct Placement {
     pub exported: Option<u64>,
     /// It runs elsewhere now, and moves here.
     pub arrives: Option<Arrival>,
+    /// The number of its address among its home's, if it has a network of its own.
+    pub serial: Option<u16>,
 }
 
 /// Where a task that moves comes from.

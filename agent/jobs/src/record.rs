@@ -59,6 +59,8 @@ pub struct TaskRecord {
     pub exported: Option<u64>,
     /// Where its user wants it back, until it is there.
     pub back: Option<Back>,
+    /// The number of its address among those that its home gives away, from its first placement to its end.
+    pub serial: Option<u16>,
 }
 
 /// A task is to go back to a checkpoint.

@@ -14,7 +14,7 @@ use grid_jobs::message::{Arrival, End, ToHome, ToHost};
 use grid_jobs::record::{Change, JobRecord, Origin, TaskRecord};
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::node::{NodeInfo, Resources, Tier};
-use libgrid::spec::JobSpec;
+use libgrid::spec::{JobSpec, Net};
 use libgrid::status::{MoveMode, MovePhase, Outcome, Usage};
 use libgrid::units::Cpus;
 use rand::rngs::StdRng;
@@ -230,6 +230,15 @@ impl Grid {
                 host::Action::Launch { run, order, placement } => {
                     let needs = order.spec.needs();
                     assert_eq!((placement.index, placement.epoch), (run.task.index, run.epoch));
+                    if let Some(serial) = placement.serial {
+                        let tasks = &self.machines[&run.task.job.home].store.tasks;
+                        let mut same = tasks.iter().filter(|(_, task)| task.serial == Some(serial));
+                        assert!(
+                            same.all(|(task, _)| *task == run.task),
+                            "{run}: its address is another's, too"
+                        );
+                    }
+                    let machine = self.machines.get_mut(&id).unwrap();
                     if let Some(arrival) = placement.arrives {
                         let at = self.soon();
                         self.coming.push(Coming { at, to: id, run, arrival, copy: None });
@@ -507,7 +516,7 @@ impl Grid {
     }
 
     fn submit(&mut self, home: NodeId, tasks: u32) -> JobId {
-        let spec = JobSpec::command(["x"]).cpus(Cpus::cores(1)).array(0, tasks - 1);
+        let spec = JobSpec::command(["x"]).cpus(Cpus::cores(1)).array(0, tasks - 1).net(Net::Grid);
         let origin = Origin {
             owner: "user@node".into(),
             uid: 1000,
@@ -556,6 +565,7 @@ fn info(node: NodeId) -> NodeInfo {
         load: 0,
         tasks: 0,
         version: String::new(),
+        addresses: true,
     }
 }
 

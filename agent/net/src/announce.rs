@@ -22,8 +22,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::address::{Address, Mac};
 use crate::netlink::Netlink;
+use libgrid::address::{Address, Mac};
 
 /// `ETH_P_ARP` as a frame has it.
 const ARP: [u8; 2] = [0x08, 0x06];

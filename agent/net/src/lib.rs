@@ -78,10 +78,9 @@
 //!
 //! Nothing that outlives its owner. A namespace has no name: it is held by its processes, and takes its link along. Removing a
 //! link by hand makes the caller wait for the kernel (35 ms); [`NodeNet::release`] switches it off and renames it instead.
-//! What a restarted agent needs it finds in the kernel: [`NodeNet::ensure`], [`NodeNet::tasks`], and the namespace of a task
-//! at `/proc/PID/ns/net` of its init.
+//! What a restarted agent needs it finds in the kernel: [`NodeNet::ensure`], [`NodeNet::tasks`]. Tasks' own links are in the
+//! hands of their shims, which do not end before them, and find the rest by [`NodeNet::find`].
 
-mod address;
 mod announce;
 mod namespace;
 mod netlink;
@@ -90,9 +89,9 @@ mod task;
 mod unsent;
 mod within;
 
-pub use address::{Address, AddressError, LAST_NODE, LAST_SERIAL, Mac, PREFIX};
+pub use libgrid::address::{Address, AddressError, LAST_NODE, LAST_SERIAL, Mac, PREFIX};
 pub use netlink::Refused;
-pub use node::{BRIDGE, Config, EnsureError, MembersError, NodeNet, RemoveError, VXLAN};
+pub use node::{BRIDGE, Config, EnsureError, FindError, MembersError, NodeNet, RemoveError, VXLAN};
 pub use task::{ArriveError, HoldError, OWN_NAME, OpenError, ReleaseError};
 pub use unsent::unsent;
 pub use within::{IsolateError, isolate};

@@ -10,12 +10,12 @@ use std::os::fd::OwnedFd;
 
 use libgrid::ids::NodeId;
 
-use crate::address::{Address, AddressError, PREFIX};
 use crate::announce::Announcer;
 use crate::netlink::link::{Link, Vxlan, Which};
 use crate::netlink::route::LinkAddress;
 use crate::netlink::{Netlink, Refused};
 use crate::task::{self, is_port};
+use libgrid::address::{Address, AddressError, PREFIX};
 
 /// The bridge's name; one grid in a network namespace.
 pub const BRIDGE: &str = "gridnet";
@@ -98,6 +98,19 @@ pub enum EnsureError {
     Refused(#[from] Refused),
 }
 
+/// There is no such network here.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// The agent has not made it, or somebody has removed a part.
+    #[error(
+        "this node has no part in the grid's network, as {0} is not as it should be: start its agent again"
+    )]
+    Absent(&'static str),
+    /// The kernel refused a step.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
 /// The list of members could not be brought up to date: some may be missing.
 #[derive(Debug, thiserror::Error)]
 #[error("the list of nodes in the grid's network is not up to date: {0}")]
@@ -159,6 +172,32 @@ impl NodeNet {
             vxlan,
             local: config.local,
         })
+    }
+
+    /// The node's part of the network as it is, in the calling thread's network namespace; nothing is changed.
+    ///
+    /// # Errors
+    /// [`FindError`].
+    pub fn find() -> Result<Self, FindError> {
+        let path = "/proc/thread-self/ns/net";
+        let namespace = File::open(path).map_err(Refused::because("open", path))?.into();
+        let netlink =
+            Netlink::open().map_err(Refused::because("open", "the kernel's network configuration"))?;
+        let named = |name: &'static str| {
+            let link = netlink.link(Which::Name(name)).map_err(Refused::because("look at", name))?;
+            link.ok_or(FindError::Absent(name))
+        };
+        let (bridge, vxlan) = (named(BRIDGE)?, named(VXLAN)?);
+        let local = vxlan.vxlan.ok_or(FindError::Absent(VXLAN))?.local;
+        let addresses = netlink.addresses().map_err(Refused::because("list", "addresses"))?;
+        let gateway = addresses.iter().find_map(|address| match address.ip {
+            IpAddr::V4(ip) if address.link == bridge.index && Address::try_from(ip).is_ok() => Some(ip),
+            _ => None,
+        });
+        let gateway = gateway.ok_or(FindError::Absent(BRIDGE))?;
+        let announcer = Announcer::open().map_err(Refused::because("open", "a packet socket"))?;
+        let (mtu, bridge, vxlan) = (bridge.mtu, bridge.index, vxlan.index);
+        Ok(Self { netlink, namespace, announcer, bridge, gateway, mtu, vxlan, local })
     }
 
     /// The other nodes' addresses; this one's own among them is skipped. Only what has changed is told to the kernel.

@@ -1,13 +1,13 @@
 //! A task's link: closed, open, held, given up.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::address::{Address, PREFIX};
 use crate::announce::introduce;
 use crate::namespace;
 use crate::netlink::link::{Cable, Link, Which};
@@ -15,6 +15,7 @@ use crate::netlink::route::LinkAddress;
 use crate::netlink::{Netlink, Refused};
 use crate::node::{BRIDGE, NodeNet};
 use crate::within::LO;
+use libgrid::address::{Address, PREFIX};
 
 /// The name of the task's link inside its namespace, on every node.
 pub const OWN_NAME: &str = "eth0";
@@ -26,6 +27,10 @@ pub(crate) const OWN_INDEX: u32 = 64;
 /// What a port's name begins with: of a task that is here, and of one that was given up.
 const PORT: &str = "gt";
 const RETIRED: &str = "gx";
+
+/// The first address of the grid's network, and the bits that are not its own.
+const BASE: u32 = u32::from_be_bytes([100, 64, 0, 0]);
+const HOST: u32 = u32::MAX >> PREFIX;
 
 /// The kernel opens a link in well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -277,18 +282,40 @@ fn await_link(
     }
 }
 
-/// The name of a task's port on the bridge.
+/// The name of a task's port on the bridge: what distinguishes its address, in six hexadecimal digits.
 fn port(address: Address) -> String {
-    format!("{PORT}{}", address.suffix())
+    format!("{PORT}{:06x}", address.ip().to_bits() & HOST)
 }
 
 /// Whose port has this name.
-pub(crate) fn address_of(port: &str) -> Option<Address> {
-    port.strip_prefix(PORT).and_then(Address::from_suffix)
+pub(crate) fn address_of(name: &str) -> Option<Address> {
+    let number = u32::from_str_radix(name.strip_prefix(PORT)?, 16).ok()?;
+    let address = Address::try_from(Ipv4Addr::from_bits(BASE | number)).ok()?;
+    // One way to write it, and not the others that are read as well.
+    (port(address) == name).then_some(address)
 }
 
 /// Whether it is the link of a task that is or was here.
 pub(crate) fn is_port(link: &Link) -> bool {
     let retired = format!("{RETIRED}{:x}", link.index);
     link.kind == "veth" && (address_of(&link.name).is_some() || link.name == retired)
+}
+
+#[cfg(test)]
+mod tests {
+    use libgrid::ids::NodeId;
+
+    use super::*;
+
+    #[test]
+    fn names_of_ports_lead_back_to_their_tasks() {
+        for (node, serial) in [(1, 1), (1023, 4094), (7, 300)] {
+            let address = Address::of_task(NodeId(node), serial).unwrap();
+            assert_eq!(address_of(&port(address)), Some(address));
+        }
+        assert_eq!(port(Address::of_task(NodeId(1), 1).unwrap()), "gt001001");
+        for name in ["gt", "gt1", "gt00001g", "gt0000001", "gt+01001", "gx001001"] {
+            assert_eq!(address_of(name), None, "{name}");
+        }
+    }
 }

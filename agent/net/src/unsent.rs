@@ -1,7 +1,7 @@
-//! Connections that a task has closed, and whose last bytes are still on their way.
+//! Connections that a task has closed, and whose last bytes are still on their way; and those that are just being made to it.
 //!
-//! They belong to no process any more, so that no checkpoint has them: a task that moves now leaves those bytes behind.
-//! They take a round trip; the link must be open for it.
+//! They belong to no process any more, or not yet, so that no checkpoint has them: a task that moves now leaves those bytes
+//! behind, or a peer that takes its connection for made. They take a round trip; the link must be open for it.
 
 use std::fs;
 use std::io;
@@ -10,9 +10,10 @@ use std::os::fd::BorrowedFd;
 use crate::namespace;
 
 /// FIN-WAIT-1, LAST-ACK and CLOSING in `include/net/tcp_states.h`: the end was sent, and nobody has said that it came.
-const ON_THE_WAY: [&str; 3] = ["04", "09", "0B"];
+/// SYN-RECEIVED: the beginning was answered, and nobody has said that the answer came.
+const ON_THE_WAY: [&str; 4] = ["03", "04", "09", "0B"];
 
-/// How many closed connections of the namespace the other end has not heard out.
+/// How many connections of the namespace are being closed or made, and belong to no process.
 ///
 /// To lose nothing, wait until it is 0 before [`hold`](crate::NodeNet::hold), for a second or so; and look again once
 /// CRIU has frozen the task: one that has closed a connection in between is let go on, and moved later.
@@ -56,8 +57,15 @@ mod tests {
                 "   0: 01104064:1B58 00104064:A1B2 {state} 00000005:00000000 01:00000014 00000000     0        0 {inode} 2 0\n"
             )
         };
-        let lines =
-            [line("0A", 7), line("01", 8), line("04", 0), line("09", 0), line("06", 0), line("04", 9)];
-        assert_eq!(count(&format!("  sl  local_address rem_address\n{}", lines.concat())), 2);
+        let lines = [
+            line("0A", 7),
+            line("03", 0),
+            line("01", 8),
+            line("04", 0),
+            line("09", 0),
+            line("06", 0),
+            line("04", 9),
+        ];
+        assert_eq!(count(&format!("  sl  local_address rem_address\n{}", lines.concat())), 3);
     }
 }

@@ -12,6 +12,7 @@
 //! certificates = "24h"                   # how long a certificate lasts that this node's authority issues
 //! data_ports   = "50000-50100"           # TCP; for the data of copies and jobs; any free port if absent
 //! encrypt_jobs = true                    # whether inputs and results of jobs leave this node encrypted
+//! task_network = true                    # whether tasks may have addresses of their own (--net grid)
 //! [limits]                               # what the grid may use of this machine
 //! cores        = 4.0
 //! memory       = "8G"
@@ -54,6 +55,7 @@ pub(crate) struct Config {
     pub(crate) certificates: Span,
     pub(crate) data_ports: Option<Ports>,
     pub(crate) encrypt_jobs: bool,
+    pub(crate) task_network: bool,
     pub(crate) limits: Limits,
     pub(crate) checkpoints: Checkpointing,
 }
@@ -136,6 +138,7 @@ impl Default for Config {
             certificates: Span(grid_vo::LIFETIME),
             data_ports: None,
             encrypt_jobs: true,
+            task_network: true,
             limits: Limits::default(),
             checkpoints: Checkpointing::default(),
         }

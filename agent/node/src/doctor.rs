@@ -25,6 +25,7 @@ pub(crate) async fn examine(config: &Config, grid: Option<&Grid>) -> Vec<Finding
     findings.extend(vo(grid));
     if let Some(grid) = grid {
         findings.push(network(grid));
+        findings.push(task_network(grid));
     }
     findings
 }
@@ -161,6 +162,18 @@ fn vo(grid: Option<&Grid>) -> Vec<Finding> {
         ),
     };
     vec![member, certificate]
+}
+
+fn task_network(grid: &Grid) -> Finding {
+    match grid.network.trouble() {
+        None => {
+            finding("network of tasks", Verdict::Good, "tasks can have addresses of their own (--net grid)")
+        }
+        Some(why) => {
+            let text = format!("{why}; until then no task with --net grid runs here");
+            finding("network of tasks", Verdict::Missing, text)
+        }
+    }
 }
 
 fn network(grid: &Grid) -> Finding {

@@ -27,6 +27,7 @@ use crate::core::{self, Core, Outlets};
 use crate::identity::{self, FOUNDER, Identity, failure};
 use crate::machine;
 use crate::membership::{self, Members, News};
+use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
 use crate::runner::{self, Departing, Departure, Keyboard, Outset, Query, Surveyed, moving};
@@ -53,6 +54,7 @@ pub(crate) struct Grid {
     pub(crate) output: Output,
     pub(crate) copies: Arc<Copies>,
     pub(crate) typists: Typists,
+    pub(crate) network: Network,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
     queries: mpsc::UnboundedSender<Query>,
@@ -76,6 +78,9 @@ impl Grid {
             Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
                 .map_err(|error| internal(&error))?;
         let addrs = identity::addresses(&config, link.local_addr()).map_err(|error| internal(&error))?;
+
+        let kept: Vec<_> = found.kept.iter().filter_map(|kept| kept.address).collect();
+        let network = Network::start(&config, me, &addrs, &kept);
 
         let store = Store::open(&config.store()).map_err(|error| internal(&error))?;
         let (serial, stored) = store.load().map_err(|error| internal(&error))?;
@@ -122,8 +127,15 @@ impl Grid {
         };
         tokio::spawn(output.clone().collect_all(collects_end));
         let channel = (queries.clone(), queries_end);
-        let runner =
-            runner::start(config.clone(), me, core.clone(), staging, (shims, found), channel, actions_end);
+        let runner = runner::start(
+            config.clone(),
+            me,
+            core.clone(),
+            (staging, network.clone()),
+            (shims, found),
+            channel,
+            actions_end,
+        );
         runner.map_err(|error| internal(&error))?;
 
         let info = NodeInfo {
@@ -136,6 +148,7 @@ impl Grid {
             load: machine::load(),
             tasks: 0,
             version: env!("CARGO_PKG_VERSION").into(),
+            addresses: network.trouble().is_none(),
         };
         core.home(home::Event::Node(info.clone()));
         let members = Members::default();
@@ -150,11 +163,13 @@ impl Grid {
             link: link.clone(),
             core: core.clone(),
             members: members.clone(),
+            network: network.clone(),
             revoked,
             state_dir: config.state_dir.clone(),
             contacts,
         };
         membership::start(start, news_end);
+        tokio::spawn(network.clone().follow(config.clone(), me, addrs.clone(), members.clone()));
         let grid = Arc::new(Self {
             config,
             me,
@@ -166,6 +181,7 @@ impl Grid {
             output,
             copies,
             typists: Typists::default(),
+            network,
             addrs,
             queries,
             news,

@@ -27,6 +27,7 @@ mod grid;
 mod identity;
 mod machine;
 mod membership;
+mod network;
 mod output;
 mod peers;
 mod relay;
@@ -143,6 +144,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let _ = fs::remove_file(config.socket());
     if let Some(grid) = agent.grid() {
+        grid.network.stop();
         grid.stop().await;
     }
     Ok(())

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::core::{self, Core};
 use crate::machine;
+use crate::network::Network;
 
 /// How often this node looks at itself.
 const LOOK: Duration = Duration::from_secs(2);
@@ -74,6 +75,7 @@ struct Driver {
     link: Link,
     core: Core,
     members: Members,
+    network: Network,
     revoked: Box<dyn Fn(NodeId) -> bool + Send>,
     file: PathBuf,
     /// The others, as they were last heard of.
@@ -93,6 +95,7 @@ pub(crate) struct Start {
     pub(crate) link: Link,
     pub(crate) core: Core,
     pub(crate) members: Members,
+    pub(crate) network: Network,
     pub(crate) revoked: Box<dyn Fn(NodeId) -> bool + Send>,
     pub(crate) state_dir: PathBuf,
     /// Whom to contact besides those that were known before.
@@ -112,6 +115,7 @@ pub(crate) fn start(start: Start, news: mpsc::Receiver<News>) {
         link: start.link,
         core: start.core,
         members: start.members,
+        network: start.network,
         revoked: start.revoked,
         file,
         known,
@@ -195,6 +199,7 @@ impl Driver {
         self.me.free = free;
         self.me.tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
         self.me.load = machine::load();
+        self.me.addresses = self.network.trouble().is_none();
         let told = NodeInfo { load: self.me.load, ..self.told.clone() };
         if told != self.me || self.me.load.abs_diff(self.told.load) >= LOAD_STEP {
             self.told = self.me.clone();

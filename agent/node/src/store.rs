@@ -19,7 +19,7 @@ const JOBS: TableDefinition<u64, &[u8]> = TableDefinition::new("jobs");
 const TASKS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("tasks");
 
 /// Changes whenever a record's encoding does.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 
 /// What redb keeps in memory at most, in bytes.
 const CACHE: usize = 8 << 20;
@@ -168,6 +168,7 @@ pub(crate) mod tests {
             saved: None,
             exported: None,
             back: None,
+            serial: Some(9),
         };
         {
             let store = Store::open(&path).unwrap();

@@ -119,6 +119,7 @@ pub(crate) mod tests {
             load: u32::MAX,
             tasks: u32::MAX,
             version: "v".repeat(32),
+            addresses: true,
         };
         Told { version: Version { start: u64::MAX, count: u64::MAX }, info }
     }

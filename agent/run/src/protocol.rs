@@ -5,6 +5,7 @@
 //! replaces the older one.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -52,6 +53,8 @@ pub struct Launch {
     pub memory: Option<PathBuf>,
     /// When checkpoints are written: no concern of the shim's, which keeps it for an agent that is started again.
     pub checkpoint: Checkpoints,
+    /// Its own address in the grid's network; on that of the node if absent.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// From the agent to the shim.
@@ -205,6 +208,8 @@ pub struct Kept {
     pub held: bool,
     /// How far its input is.
     pub typed: Typed,
+    /// As in [`Launch::address`].
+    pub address: Option<Ipv4Addr>,
     /// How it ended, if it did.
     pub end: Option<Ending>,
 }
@@ -222,6 +227,7 @@ impl Kept {
             restoring: launch.restore.is_some(),
             held: false,
             typed: Typed::default(),
+            address: launch.address,
             end: None,
         }
     }

@@ -47,13 +47,15 @@ pub(crate) enum Step {
     Init,
     /// Opening an empty input.
     Input,
+    /// Entering the task's own network.
+    Network,
 }
 
 /// Bytes of a record: a tag, 0 for the end, and a value.
 pub(crate) const RECORD: usize = 8;
 
 impl Step {
-    const ALL: [Step; 15] = [
+    const ALL: [Step; 16] = [
         Step::Propagation,
         Step::Work,
         Step::Tmp,
@@ -69,6 +71,7 @@ impl Step {
         Step::Execute,
         Step::Init,
         Step::Input,
+        Step::Network,
     ];
 
     /// What was tried, for the sentence that says that it failed.
@@ -89,6 +92,7 @@ impl Step {
             Step::Execute => "executing the program",
             Step::Init => "starting the task's init",
             Step::Input => "opening /dev/null",
+            Step::Network => "entering the task's own network",
         }
     }
 }

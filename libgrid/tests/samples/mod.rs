@@ -9,7 +9,7 @@ use libgrid::control::{
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
-use libgrid::spec::{Checkpoints, JobSpec};
+use libgrid::spec::{Checkpoints, JobSpec, Net};
 use libgrid::status::{
     Checkpoint, Counts, JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, Outcome,
     TaskCheckpoints, TaskState, TaskStatus, Usage,
@@ -33,6 +33,7 @@ pub(crate) fn spec() -> JobSpec {
         log_limit: Bytes(1 << 20),
         nodes: vec!["node2".into(), "3".into()],
         checkpoint: Checkpoints::Every(Span(Duration::from_secs(300))),
+        net: Net::Grid,
     }
 }
 
@@ -300,6 +301,7 @@ fn nodes() -> Vec<NodeStatus> {
             load: 312,
             tasks: 5,
             version: "0.1.0".into(),
+            addresses: true,
         },
         state,
         this: number == 1,
@@ -373,6 +375,7 @@ pub(crate) fn status() -> JobStatus {
         outcome: Some(outcome),
         usage,
         why: None,
+        address: Some([100, 64, 16, 7].into()),
     });
     let summary = JobSummary { ended: Some(at(1_700_000_060)), ..summary() };
     JobStatus { summary, spec: spec(), tasks: alive.chain(done).collect(), more: Some(22) }

@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "the terminal is for the tests of the shim")]
 mod programs;
 
+mod connections;
 mod faults;
 mod matrix;
 mod real;

@@ -28,8 +28,8 @@ mod bindings {
 }
 
 pub use bindings::{
-    Criu, criu_cg_mode_CRIU_CG_MODE_IGNORE as CRIU_CG_MODE_IGNORE, criu_feature_check, criu_notify_arg_t,
-    criu_opts,
+    Criu, criu_cg_mode_CRIU_CG_MODE_IGNORE as CRIU_CG_MODE_IGNORE, criu_feature_check,
+    criu_network_lock_method_CRIU_NETWORK_LOCK_SKIP as CRIU_NETWORK_LOCK_SKIP, criu_notify_arg_t, criu_opts,
 };
 
 /// Loads a library for the rest of the process's life, so that one that is loaded later finds it under its name.

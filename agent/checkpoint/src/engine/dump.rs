@@ -143,6 +143,7 @@ fn dump(
     for stream in &order.stdio {
         options.external(&stream.key())?;
     }
+    options.connections(order.connections);
     let begun = Instant::now();
     let here = path_of(folder);
     let log = path_of(images).join("dump.log");
@@ -153,8 +154,7 @@ fn dump(
         let folder = folder.try_clone().map_err(|error| format!("cannot keep the folder open: {error}"))?;
         move |stage: &str| {
             match stage {
-                // Before CRIU stops it.
-                "pre-dump" => return say_stopping(&shim),
+                "pre-dump" => return begin(&shim),
                 "post-dump" => (),
                 _ => return Ok(()),
             }
@@ -205,12 +205,12 @@ pub(super) fn wait(shim: &UnixStream, done: Done) -> Result<(), String> {
     wire::read::<Go>(&mut shim).map(drop).map_err(|error| lost(&error))
 }
 
-/// Has the shim type no more.
-fn say_stopping(shim: &UnixStream) -> Result<(), String> {
+/// Lets the shim close what the task's processes say to each other.
+pub(super) fn begin(shim: &UnixStream) -> Result<(), String> {
     let mut shim = shim;
     let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
-    wire::write(&mut shim, &Report::Stopping).map_err(|error| lost(&error))?;
-    wire::read::<Go>(&mut shim).map(drop).map_err(|error| lost(&error))
+    wire::write(&mut shim, &Report::Begins).map_err(|error| lost(&error))?;
+    wire::read::<Result<Go, String>>(&mut shim).map_err(|error| lost(&error))?.map(drop)
 }
 
 /// Lets the shim take what waits in the task's pipes.
@@ -218,5 +218,5 @@ fn ask(shim: &UnixStream) -> Result<Streams, String> {
     let mut shim = shim;
     let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
     wire::write(&mut shim, &Report::Frozen).map_err(|error| lost(&error))?;
-    wire::read(&mut shim).map_err(|error| lost(&error))
+    wire::read::<Result<Streams, String>>(&mut shim).map_err(|error| lost(&error))?
 }

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use criu_sys::{Criu, criu_notify_arg_t, criu_opts};
 
 use crate::installation::Installation;
+use crate::order::Connections;
 
 /// CRIU's own time to stop all processes, in seconds; then it gives up and lets them run on.
 const TIME_TO_STOP: u32 = 10;
@@ -108,6 +109,20 @@ impl Options<'_> {
         match unsafe { self.criu.criu_local_set_config_file(self.raw, file.as_ptr()) } {
             0 => Ok(()),
             _ => Err("libcriu has no memory".into()),
+        }
+    }
+
+    /// What becomes of TCP connections. Whoever keeps them has closed the task's link: CRIU need not lock anything.
+    pub(super) fn connections(&mut self, connections: Connections) {
+        let (kept, ended) = (connections == Connections::Kept, connections == Connections::Ended);
+        if connections == Connections::Refused {
+            return;
+        }
+        // SAFETY: valid options.
+        unsafe {
+            self.criu.criu_local_set_tcp_established(self.raw, kept);
+            self.criu.criu_local_set_tcp_close(self.raw, ended);
+            self.criu.criu_local_set_network_lock(self.raw, criu_sys::CRIU_NETWORK_LOCK_SKIP);
         }
     }
 

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::dump::{path_of, wait};
+use super::dump::{begin, path_of, wait};
 use super::inside::Teller;
 use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
 use crate::Description;
 use crate::images::Tree;
 use crate::memory::{self, Step, Steps};
-use crate::order::{Done, Restore};
+use crate::order::{Connections, Done, Restore};
 use crate::preflight::{self, needs::Needs};
 
 /// A restore that takes longer is ended. Memory comes from the disk at 100 MB/s at the least.
@@ -160,10 +160,15 @@ fn restore(
         keep(stream)?;
         options.inherit(stream.as_fd(), &external.key())?;
     }
+    let connections = order.connections;
+    options.connections(connections);
     let (uid, hold, outside) = (order.uid, order.hold, outside.another()?);
     let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
     let (begun, bytes) = (Instant::now(), size(&path_of(images)));
     let hook = move |stage: &str| {
+        if stage == "pre-restore" && connections != Connections::Refused {
+            return begin(&shim);
+        }
         if stage != "pre-resume" {
             return Ok(());
         }

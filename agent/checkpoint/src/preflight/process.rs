@@ -80,6 +80,9 @@ pub fn examine(proc: &Path, init: u32, pid: u32) -> io::Result<Vec<Blocker>> {
     }
     // The kernel walks its whole table of connections for each look: only for who has a socket.
     let sockets = LazyCell::new(|| connections(&folder));
+    // Connections of a network of its own move along with it; whoever looks has that of the node.
+    let own_network = fs::read_link(proc.join("self/ns/net"))
+        .is_ok_and(|node| fs::read_link(folder.join("ns/net")).is_ok_and(|own| own != node));
     for entry in fs::read_dir(folder.join("fd"))? {
         let path = entry?.path();
         // One that was closed meanwhile.
@@ -87,11 +90,19 @@ pub fn examine(proc: &Path, init: u32, pid: u32) -> io::Result<Vec<Blocker>> {
         let target = target.to_string_lossy().into_owned();
         if let Some((what, remedy)) = of_descriptor(&target) {
             add(format!("{who} has {what} open"), remedy);
-        } else if let Some(peer) = socket_of(&target).and_then(|inode| sockets.get(&inode)) {
-            add(
-                format!("{who} has a TCP connection with {peer}, on the node's own network"),
-                "close it, or let the program end: it cannot be restored elsewhere or later",
-            );
+        } else if let Some(socket) = socket_of(&target).and_then(|inode| sockets.get(&inode)) {
+            match socket {
+                Socket::Listens { port, waiting: 1.. } if own_network => add(
+                    format!("{who} has a connection on port {port} that it has not accepted yet"),
+                    "try again when the program has accepted it",
+                ),
+                Socket::Connected(peer) if !own_network => add(
+                    format!("{who} has a TCP connection with {peer}, on the node's own network"),
+                    "submit the job with --net grid, close the connection, or let the program end: it cannot be \
+                     restored elsewhere or later",
+                ),
+                _ => (),
+            }
         } else if target.ends_with(" (deleted)") && !target.starts_with("/memfd:") {
             let size = fs::metadata(&path).map_or(0, |meta| if meta.nlink() == 0 { meta.size() } else { 0 });
             if size > MOST_GHOST {
@@ -157,8 +168,17 @@ fn socket_of(target: &str) -> Option<u64> {
     target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The TCP connections that this process sees, by inode, with their peer. Those that only listen are none.
-fn connections(folder: &Path) -> HashMap<u64, SocketAddr> {
+/// A TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Socket {
+    /// A connection, with its peer.
+    Connected(SocketAddr),
+    /// It waits for connections; so many have come that were not accepted.
+    Listens { port: u16, waiting: u32 },
+}
+
+/// The TCP sockets that this process sees, by inode.
+fn connections(folder: &Path) -> HashMap<u64, Socket> {
     let mut all = HashMap::new();
     for table in ["net/tcp", "net/tcp6"] {
         let text = fs::read_to_string(folder.join(table)).unwrap_or_default();
@@ -167,12 +187,15 @@ fn connections(folder: &Path) -> HashMap<u64, SocketAddr> {
     all
 }
 
-fn connection(line: &str) -> Option<(u64, SocketAddr)> {
+fn connection(line: &str) -> Option<(u64, Socket)> {
     const LISTEN: &str = "0A";
     let fields: Vec<_> = line.split_whitespace().collect();
-    let (peer, state, inode) = (fields.get(2)?, *fields.get(3)?, fields.get(9)?);
+    let (peer, state, inode) = (fields.get(2)?, *fields.get(3)?, fields.get(9)?.parse().ok()?);
     if state == LISTEN {
-        return None;
+        // Of a listener, what waits to be received are connections.
+        let port = u16::from_str_radix(fields.get(1)?.split_once(':')?.1, 16).ok()?;
+        let waiting = u32::from_str_radix(fields.get(4)?.split_once(':')?.1, 16).ok()?;
+        return Some((inode, Socket::Listens { port, waiting }));
     }
     let (address, port) = peer.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -186,7 +209,7 @@ fn connection(line: &str) -> Option<(u64, SocketAddr)> {
         16 => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into(),
         _ => return None,
     };
-    Some((inode.parse().ok()?, SocketAddr::new(address, port)))
+    Some((inode, Socket::Connected(SocketAddr::new(address, port))))
 }
 
 #[cfg(test)]
@@ -229,6 +252,17 @@ mod tests {
         drop(stream);
         assert!(resident(proc, me).unwrap() > 100 << 10);
         assert!(examine(proc, me, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn listeners_tell_how_many_wait() {
+        let line = |state: &str, waiting: u32| {
+            format!(
+                "   0: 01104064:1B58 00104064:A1B2 {state} 00000000:{waiting:08X} 00:00000000 00000000  0  0 77 1 0"
+            )
+        };
+        assert_eq!(connection(&line("0A", 2)), Some((77, Socket::Listens { port: 7000, waiting: 2 })));
+        assert!(matches!(connection(&line("01", 2)), Some((77, Socket::Connected(_)))));
     }
 
     #[test]

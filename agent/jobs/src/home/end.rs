@@ -80,6 +80,7 @@ impl Home {
         }
         let Some(task) = job.task_mut(index) else { return };
         task.state = State::Done { outcome: outcome.clone(), at: now.wall };
+        task.serial.take().into_iter().for_each(|serial| self.serials.give_back(serial));
         let ended = Some((now.wall, outcome, task.usage));
         // Nothing goes on from its checkpoints any more: their nodes ask, and drop them.
         let record =

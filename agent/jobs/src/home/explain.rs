@@ -1,5 +1,6 @@
 //! Why a job waits, in one sentence, with the numbers, and what to do.
 
+use libgrid::address::LAST_SERIAL;
 use libgrid::node::Resources;
 use libgrid::units::{Bytes, Cpus};
 
@@ -22,12 +23,24 @@ impl Home {
         if job.waiting.is_empty() {
             return None;
         }
+        if job.lacks_addresses(&self.serials) {
+            return Some(format!(
+                "all {LAST_SERIAL} addresses that node {} gives to tasks with --net grid are in use: starts when such a task ends",
+                self.me
+            ));
+        }
         let need = job.record.spec.needs();
         let looked_at: Vec<&Node> = self.nodes.values().filter(|node| node.up && job.accepts(node)).collect();
         let up = self.nodes.values().filter(|node| node.up).count();
         if looked_at.is_empty() {
             let names = job.record.spec.nodes.join(", ");
-            return Some(if up == 0 {
+            let named = self.nodes.values().filter(|node| node.up && job.names(node)).count();
+            return Some(if named > 0 {
+                format!(
+                    "{} that may be used cannot give a task an address of its own: see gridctl doctor there, or submit without --net grid",
+                    nodes(named)
+                )
+            } else if up == 0 {
                 "no node answers: see gridctl nodes".into()
             } else {
                 format!(

@@ -17,6 +17,7 @@ mod explain;
 mod moving;
 mod place;
 mod report;
+mod serials;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::{LEASE, MARGIN, Now};
 
 pub use self::moving::Move;
 use self::moving::Moving;
+use self::serials::Serials;
 
 /// How long a task that was lost waits for the node that has its checkpoint, if that is there, before it begins anew on another
 /// one. The host needs some seconds to free what the lost run took; a node that fills up meanwhile may take longer.
@@ -233,6 +235,8 @@ struct Task {
     lost: Duration,
     /// What came of its last move.
     moved: Option<Move>,
+    /// As in [`TaskRecord::serial`].
+    serial: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -285,6 +289,7 @@ pub struct Home {
     nodes: BTreeMap<NodeId, Node>,
     asked: HashMap<LeaseId, Asked>,
     moving: BTreeMap<TaskId, Moving>,
+    serials: Serials,
     next_serial: u32,
     next_lease: u64,
     /// Whether anything happened that may let a task be placed.
@@ -304,6 +309,7 @@ impl Home {
             nodes: BTreeMap::new(),
             asked: HashMap::new(),
             moving: BTreeMap::new(),
+            serials: Serials::new(seed),
             next_serial,
             next_lease: seed,
             stirred: false,
@@ -328,6 +334,8 @@ impl Home {
             task.saved = record.saved;
             task.back = record.back;
             task.exported = record.exported;
+            task.serial = record.serial;
+            record.serial.into_iter().for_each(|serial| self.serials.keep(serial));
             if let Some((at, outcome, usage)) = record.ended {
                 task.usage = usage;
                 task.state = State::Done { outcome, at };
@@ -661,13 +669,15 @@ impl Task {
             resumed: None,
             lost: Duration::ZERO,
             moved: None,
+            serial: None,
         }
     }
 
     /// What is written down of it while it has not ended.
     fn record(&self) -> TaskRecord {
-        let Self { epoch, used, started, saved, exported, back, .. } = *self;
-        TaskRecord { epoch, used, node: self.state.node(), started, ended: None, saved, exported, back }
+        let Self { epoch, used, started, saved, exported, back, serial, .. } = *self;
+        let node = self.state.node();
+        TaskRecord { epoch, used, node, started, ended: None, saved, exported, back, serial }
     }
 
     /// The only node to wait for, if there is one and it is up: where its checkpoint is, for [`FAITHFUL`] after it was lost;
@@ -699,6 +709,7 @@ impl Node {
             load: 0,
             tasks: 0,
             version: String::new(),
+            addresses: false,
         };
         Self {
             info,

@@ -138,12 +138,16 @@ impl Home {
         let Some(job) = self.jobs.get_mut(&id.job) else { return };
         let each = job.record.spec.needs();
         let only = job.record.spec.nodes.join(", ");
-        let accepted = self.nodes.get(&to).is_some_and(|node| job.accepts(node));
+        let accepted = self.nodes.get(&to).is_some_and(|node| job.names(node));
+        let addressed = self.nodes.get(&to).is_some_and(|node| job.finds_address(node));
         let Some(task) = job.task_mut(id.index) else { return };
         let why = match (&task.state, task.doomed, task.back) {
             (State::Running { node }, None, None) if *node == to => Some(format!("it is on node {to}")),
             (State::Running { .. }, None, None) if !accepted => {
                 Some(format!("it may run on {only} alone, as it was submitted with --node"))
+            }
+            (State::Running { .. }, None, None) if !addressed => {
+                Some(format!("node {to} cannot give a task an address of its own: see gridctl doctor there"))
             }
             (State::Running { .. }, None, None) => None,
             (_, Some(_), _) => Some("it is being ended".to_owned()),

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::node::Resources;
+use libgrid::spec::Net;
 
+use super::serials::Serials;
 use super::{Action, Asked, Home, Job, Node, State, Task};
 use crate::Now;
 use crate::message::{LeaseId, Order, Placement, ToHost};
@@ -45,7 +47,7 @@ impl Home {
                 break;
             }
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            let wanted = (job.waiting.len() as u32).saturating_sub(job.asked);
+            let wanted = job.can_be_placed(&self.serials).saturating_sub(job.asked);
             if wanted == 0 {
                 continue;
             }
@@ -95,7 +97,8 @@ impl Home {
         let id = asked.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.asked -= asked.count;
-        let taken = job.choose(from, count as usize, |node| is_up(&self.nodes, node), now);
+        let most = count.min(job.can_be_placed(&self.serials)) as usize;
+        let taken = job.choose(from, most, |node| is_up(&self.nodes, node), now);
         if taken.is_empty() {
             if count > 0 {
                 actions.push(Action::Send { to: from, message: ToHost::Release(lease) });
@@ -106,7 +109,11 @@ impl Home {
         for index in taken {
             job.waiting.remove(&index);
             job.active.insert(index);
+            let grid = job.record.spec.net == Net::Grid;
             let Some(task) = job.task_mut(index) else { continue };
+            if grid && task.serial.is_none() {
+                task.serial = self.serials.take();
+            }
             task.used += 1;
             task.epoch = task.used;
             task.last = Some(from);
@@ -197,11 +204,33 @@ impl Task {
             from: self.back.map(|back| back.to),
             exported: self.exported,
             arrives: None,
+            serial: self.serial,
         }
     }
 }
 
 impl Job {
+    /// How many of the waiting tasks could run if there were room: each has an address, or gets one that is left, if it is
+    /// to have any.
+    fn can_be_placed(&self, serials: &Serials) -> u32 {
+        let waiting = self.waiting.len();
+        (match self.record.spec.net {
+            Net::Host => waiting,
+            Net::Grid => waiting.min(self.addressed() + serials.free()),
+        }) as u32
+    }
+
+    /// How many of the waiting tasks have an address of an earlier run.
+    fn addressed(&self) -> usize {
+        let has = |index: &&u32| self.task(**index).is_some_and(|task| task.serial.is_some());
+        self.waiting.iter().filter(has).count()
+    }
+
+    /// Whether all its waiting tasks wait for addresses.
+    pub(super) fn lacks_addresses(&self, serials: &Serials) -> bool {
+        !self.waiting.is_empty() && self.can_be_placed(serials) == 0
+    }
+
     /// Which of the waiting tasks go to a node that takes so many: those whose checkpoints it has come first; those that
     /// wait for another node, which is up, are left to it.
     fn choose(&self, node: NodeId, count: usize, up: impl Fn(NodeId) -> bool, now: Now) -> Vec<u32> {
@@ -224,8 +253,18 @@ impl Job {
         }
     }
 
-    /// Whether the job may run on this node.
+    /// Whether the job may run on this node, and can.
     pub(super) fn accepts(&self, node: &Node) -> bool {
+        self.names(node) && self.finds_address(node)
+    }
+
+    /// Whether its tasks can have there the addresses that they need.
+    pub(super) fn finds_address(&self, node: &Node) -> bool {
+        self.record.spec.net == Net::Host || node.info.addresses
+    }
+
+    /// Whether its user lets it run there.
+    pub(super) fn names(&self, node: &Node) -> bool {
         let names = &self.record.spec.nodes;
         let number = node.info.node.to_string();
         names.is_empty() || names.iter().any(|name| *name == node.info.name || *name == number)

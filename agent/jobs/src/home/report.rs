@@ -1,8 +1,10 @@
 //! What users are told of their jobs.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use libgrid::address::Address;
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::status::{Counts, JobStatus, JobSummary, PAGE, TaskState, TaskStatus};
 
@@ -74,6 +76,11 @@ impl Home {
         self.task(task).is_some_and(|task| matches!(task.state, State::Running { .. }))
     }
 
+    /// A task's own address.
+    fn address(&self, task: &Task) -> Option<Ipv4Addr> {
+        Address::of_task(self.me, task.serial?).ok().map(Address::ip)
+    }
+
     fn summary(&self, id: JobId, job: &Job) -> JobSummary {
         let mut counts = Counts::default();
         let mut exit_status = 0;
@@ -135,6 +142,7 @@ impl Home {
             outcome,
             usage: task.usage,
             why,
+            address: self.address(task),
         }
     }
 }

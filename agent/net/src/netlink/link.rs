@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::Netlink;
 use super::message::{Message, find, find_number, find_text, u32_at};
-use crate::address::Mac;
+use libgrid::address::Mac;
 
 /// The bytes before the attributes (`struct ifinfomsg`).
 const FIXED: usize = 16;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Netlink;
 use super::message::{Message, find, u32_at};
-use crate::address::Mac;
+use libgrid::address::Mac;
 
 /// The bytes before the attributes (`struct ndmsg`).
 const FIXED: usize = 12;

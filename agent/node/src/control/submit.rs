@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use grid_jobs::record::Origin;
+use libgrid::address::Address;
 use libgrid::control::{Chunk, Failure, Kind, Submission};
 use libgrid::ids::JobId;
+use libgrid::spec::Net;
 use libgrid::units::Bytes;
 use libgrid::wire::stream;
 use tokio::io::AsyncWriteExt;
@@ -59,6 +61,12 @@ fn check(grid: &Grid, submission: &Submission) -> Result<libgrid::spec::JobSpec,
         .map_err(|error| Failure::new(Kind::Invalid, format!("stage_out: {error}")))?;
     if !submission.folder.is_absolute() {
         let why = format!("{} is no absolute path: name the folder from / on", submission.folder.display());
+        return Err(Failure::new(Kind::Invalid, why));
+    }
+    if spec.net == Net::Grid
+        && let Err(error) = Address::of_node(grid.me)
+    {
+        let why = format!("net: {error}: submit on such a node, or without --net grid");
         return Err(Failure::new(Kind::Invalid, why));
     }
     if submission.input.is_some() && spec.tasks() != 1 {

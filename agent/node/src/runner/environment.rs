@@ -1,6 +1,7 @@
 //! What passes between a job as its user sees it and a task as the shim sees it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use grid_jobs::message::{End, Order};
 use grid_run::protocol::{Ending, How};
@@ -13,7 +14,13 @@ use crate::config::Config;
 
 /// The whole environment of a task: what a login would give, what tells it about the grid, and what its user
 /// asked for.
-pub(super) fn environment(config: &Config, me: NodeId, run: Run, order: &Order) -> BTreeMap<String, String> {
+pub(super) fn environment(
+    config: &Config,
+    me: NodeId,
+    run: Run,
+    order: &Order,
+    address: Option<Ipv4Addr>,
+) -> BTreeMap<String, String> {
     let workdir = config.workdir().display().to_string();
     let spec = &order.spec;
     let index = run.task.index;
@@ -38,6 +45,7 @@ pub(super) fn environment(config: &Config, me: NodeId, run: Run, order: &Order) 
     .into_iter()
     .map(|(key, value): (&str, String)| (key.to_owned(), value))
     .collect();
+    env.extend(address.map(|address| ("GRIDOS_ADDRESS".into(), address.to_string())));
     env.extend(spec.env.iter().map(|(key, value)| (key.clone(), JobSpec::for_task(value, index))));
     env
 }

@@ -16,6 +16,7 @@ mod slots;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -29,8 +30,9 @@ use grid_run::protocol::{FromShim, Launch, ToShim, Typed};
 use grid_run::slot;
 use grid_run::spawn::Shims;
 use grid_run::usage;
+use libgrid::address::Address;
 use libgrid::ids::{JobId, NodeId, Run, TaskId};
-use libgrid::spec::{self, JobSpec};
+use libgrid::spec::{self, JobSpec, Net};
 use libgrid::status::{Obstacle, Outcome, TaskCheckpoints, Usage};
 use libgrid::units::{Bytes, Span};
 use tokio::net::UnixStream;
@@ -54,6 +56,7 @@ use self::slots::{Slot, Slots};
 use crate::checkpoint::{self, CheckpointError, Checkpoints, Departed, News};
 use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
+use crate::network::Network;
 use crate::peers::Peers;
 use crate::staging::Staging;
 
@@ -164,6 +167,8 @@ struct Local {
     departs: Option<NodeId>,
     /// Its memory, on its way there.
     leaving: Option<Leaving>,
+    /// Its own address.
+    address: Option<Ipv4Addr>,
 }
 
 pub(crate) struct Runner {
@@ -172,6 +177,7 @@ pub(crate) struct Runner {
     core: Core,
     shims: Shims,
     inputs: Inputs,
+    network: Network,
     checkpoints: Checkpoints,
     /// Runs that wait for their checkpoints to be unpacked, or for the places of their users.
     resuming: HashMap<Run, Box<Resuming>>,
@@ -203,7 +209,7 @@ pub(crate) fn start(
     config: Arc<Config>,
     me: NodeId,
     core: Core,
-    staging: Staging,
+    (staging, network): (Staging, Network),
     (shims, found): (Shims, Found),
     (queries, queries_end): Queries,
     actions: mpsc::UnboundedReceiver<Action>,
@@ -222,6 +228,7 @@ pub(crate) fn start(
         core,
         shims,
         inputs,
+        network,
         checkpoints,
         resuming: HashMap::new(),
         queries,
@@ -293,7 +300,9 @@ impl Runner {
             let resuming = kept.restoring.then(Box::default);
             let (when, alive) = (kept.checkpoint, kept.end.is_none());
             let local = Local::new(slot, limits);
-            let local = Local { shim: Some(id), started, printed: true, when, left, resuming, ..local };
+            let address = kept.address;
+            let local =
+                Local { shim: Some(id), started, printed: true, when, left, resuming, address, ..local };
             if !alive {
                 local.progress.send_modify(|progress| progress.ended = true);
             }
@@ -360,7 +369,11 @@ impl Runner {
     }
 
     /// Starts a task from its beginning.
-    fn begin(&mut self, run: Run, order: &Order, saved: u64, note: Option<String>) {
+    fn begin(&mut self, run: Run, order: &Order, placement: &Placement, note: Option<String>) {
+        let address = match self.address_of(run, order, placement) {
+            Ok(address) => address,
+            Err(why) => return self.not_started(run, why),
+        };
         let spec = &order.spec;
         let limits = grid_qos::Limits { cpu: spec.cpus.milli(), memory: spec.memory.0, pids: spec.pids };
         let Some((slot, group_ready)) = self.slots.take(limits) else {
@@ -368,8 +381,9 @@ impl Runner {
                 .not_started(run, "every local user for tasks is in use: wait until some have ended".into());
         };
         let (folder, uid) = (self.slots.folder(&slot), slot.uid());
-        self.insert(run, order, saved, note, slot);
-        let launch = Box::new(Launch { group_ready, ..self.launch_of(run, order, folder, uid) });
+        self.insert(run, order, placement.saved, note, slot);
+        let launch = Launch { group_ready, ..self.launch_of(run, order, (folder, uid), address) };
+        let launch = self.with_address(launch);
         if order.inputs {
             let staging = self.inputs.stage(launch, self.queries.clone());
             if let Some(local) = self.runs.get_mut(&run) {
@@ -390,14 +404,45 @@ impl Runner {
         self.runs.insert(run, Local { when, saved, left, note, ..local });
     }
 
+    /// The address that a task is to have, if any.
+    fn address_of(&self, run: Run, order: &Order, placement: &Placement) -> Result<Option<Ipv4Addr>, String> {
+        if order.spec.net == Net::Host {
+            return Ok(None);
+        }
+        // Of its own home's, whatever that says.
+        let serial = placement.serial.ok_or("its home node has given it no address: submit it again")?;
+        let address = Address::of_task(run.task.job.home, serial).map_err(|error| error.to_string())?;
+        match self.network.trouble() {
+            None => Ok(Some(address.ip())),
+            Some(why) => Err(format!(
+                "node {} cannot give it an address of its own: {why}: choose others with --node, or submit without --net grid",
+                self.me
+            )),
+        }
+    }
+
+    /// Notes the address of what is to be started.
+    fn with_address(&mut self, launch: Launch) -> Box<Launch> {
+        if let Some(local) = self.runs.get_mut(&launch.run) {
+            local.address = launch.address;
+        }
+        Box::new(launch)
+    }
+
     /// What the shim is to start.
-    fn launch_of(&self, run: Run, order: &Order, folder: PathBuf, uid: u32) -> Launch {
+    fn launch_of(
+        &self,
+        run: Run,
+        order: &Order,
+        (folder, uid): (PathBuf, u32),
+        address: Option<Ipv4Addr>,
+    ) -> Launch {
         let spec = &order.spec;
         let when = if order.stdin.is_some() { spec::Checkpoints::Off } else { spec.checkpoint };
         Launch {
             run,
             command: spec.command.iter().map(|word| JobSpec::for_task(word, run.task.index)).collect(),
-            env: environment(&self.config, self.me, run, order),
+            env: environment(&self.config, self.me, run, order, address),
             folder,
             workdir: self.config.workdir(),
             uid,
@@ -411,6 +456,7 @@ impl Runner {
             hold: false,
             memory: None,
             checkpoint: when,
+            address,
         }
     }
 
@@ -734,6 +780,7 @@ impl Local {
             fenced: false,
             departs: None,
             leaving: None,
+            address: None,
         }
     }
 }

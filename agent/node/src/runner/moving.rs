@@ -48,6 +48,8 @@ pub(crate) struct Surveyed {
     pub(crate) survey: Survey,
     /// Its local user, who must be free where it goes on.
     pub(crate) uid: u32,
+    /// Whether it has an address of its own.
+    pub(crate) addressed: bool,
 }
 
 /// The source's answer.
@@ -83,9 +85,9 @@ impl Runner {
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let found = self.runs.get(&run).and_then(|local| {
             let pids = groups.ok()?.group(&local.slot.name()).processes().ok()?;
-            Some((pids, local.slot.uid()))
+            Some((pids, local.slot.uid(), local.address.is_some()))
         });
-        let Some((pids, uid)) = found else {
+        let Some((pids, uid, addressed)) = found else {
             return drop(reply.send(Err(format!("{} does not run here", run.task))));
         };
         let workdir = self.config.workdir();
@@ -100,7 +102,7 @@ impl Runner {
                 None => Err(format!("{} has ended", run.task)),
             };
             // Whoever asked may be gone.
-            let _ = reply.send(survey.map(|survey| Surveyed { survey, uid }));
+            let _ = reply.send(survey.map(|survey| Surveyed { survey, uid, addressed }));
         });
     }
 
@@ -117,6 +119,10 @@ impl Runner {
                 ),
                 remedy: "choose another node, or wait until that task has ended".into(),
             });
+        }
+        if let Some(why) = self.network.trouble().filter(|_| there.addressed) {
+            let what = format!("it has an address of its own, and this node cannot give it one: {why}");
+            obstacles.push(Obstacle { what, remedy: "choose another node".into() });
         }
         let (programs, disk) = (super::shim_program(), self.config.checkpoints_dir());
         tokio::task::spawn_blocking(move || {

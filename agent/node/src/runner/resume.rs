@@ -136,7 +136,7 @@ impl Runner {
         let Some((order, placement)) = resuming.order else { return };
         let wanted = placement.from.map(|number| format!("checkpoint {number} is not on this node"));
         let note = note.or(wanted).map(|why| format!("began anew: {why}"));
-        self.begin(run, &order, placement.saved, note);
+        self.begin(run, &order, &placement, note);
     }
 
     pub(super) fn checkpointed(&mut self, news: News) {
@@ -235,6 +235,11 @@ impl Runner {
         else {
             return;
         };
+        let address = match self.address_of(run, &order, &placement) {
+            Ok(address) => address,
+            Err(why) if placement.arrives.is_some() => return self.not_moved(run, why),
+            Err(why) => return self.not_started(run, why),
+        };
         let spec = &order.spec;
         let limits = grid_qos::Limits { cpu: spec.cpus.milli(), memory: spec.memory.0, pids: spec.pids };
         let uid = unpacked.about.uid;
@@ -271,7 +276,7 @@ impl Runner {
         }
         info!(%run, number, "task_resumed");
         let time = unpacked.about.left.or(spec.time.map(|limit| limit.0));
-        let launch = self.launch_of(run, &order, folder, uid);
+        let launch = self.launch_of(run, &order, (folder, uid), address);
         let (restore, hold) = (Some(unpacked.folder), arrival.is_some());
         let memory = resuming.pages.as_ref().map(|pages| pages.folder.clone());
         let launch = Launch { group_ready, time, restore, hold, memory, ..launch };
@@ -281,7 +286,8 @@ impl Runner {
             local.printed = true;
             local.resuming = Some(resuming);
         }
-        self.hand_over(Box::new(launch));
+        let launch = self.with_address(launch);
+        self.hand_over(launch);
     }
 
     /// Whether this end is that of a restore that failed, so that the task goes another way.

@@ -53,6 +53,7 @@ pub(crate) fn info(node: u32) -> NodeInfo {
         load: 0,
         tasks: 0,
         version: "0.1.0".to_owned(),
+        addresses: true,
     }
 }
 

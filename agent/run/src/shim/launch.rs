@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
 use super::line;
+use super::network::{Network, Node};
 use super::start::{self, Init};
 use crate::logs;
 use crate::protocol::Launch;
@@ -38,6 +39,8 @@ pub(super) struct Launched {
     pub(super) external: Vec<External>,
     /// What a restore takes, until it is started.
     pub(super) restoring: Option<Restoring>,
+    /// Its own network, if it has one.
+    pub(super) network: Option<Network>,
 }
 
 /// The descriptors that a restore takes.
@@ -70,17 +73,27 @@ struct Theirs {
 ///
 /// # Errors
 /// One sentence that says what failed and why; nothing but the task's folder is left then.
-pub(super) fn launch(launch: &Launch, cgroups: &Cgroups, program: &Path) -> Result<Launched, String> {
+pub(super) fn launch(
+    launch: &Launch,
+    cgroups: &Cgroups,
+    program: &Path,
+    node: &mut Node,
+) -> Result<Launched, String> {
     if launch.uid == 0 {
         return Err("jobs never run as root".into());
     }
+    let mut network = node.network(launch)?;
     make_folders(launch)?;
     let limits = Limits { cpu: launch.limits.cpu, memory: launch.limits.memory, pids: launch.pids };
     let name =
         launch.folder.file_name().and_then(|name| name.to_str()).ok_or("the task's folder has no name")?;
     let ready = if launch.group_ready { cgroups.reuse(name).ok() } else { None };
     let group = ready.map_or_else(|| cgroups.create(name, limits), Ok).map_err(|error| error.to_string())?;
-    match begin(launch, &group, program) {
+    if let Some(network) = network.as_mut().filter(|_| launch.restore.is_none()) {
+        // The program finds it open.
+        network.open();
+    }
+    match begin(launch, &group, program, network.as_ref().map(Network::space)) {
         Ok(started) => Ok(Launched {
             init: started.init,
             pid: started.pid,
@@ -92,6 +105,7 @@ pub(super) fn launch(launch: &Launch, cgroups: &Cgroups, program: &Path) -> Resu
             terminal: started.streams.terminal,
             external: started.external,
             restoring: started.restoring,
+            network,
         }),
         Err(why) => {
             // The failure of the start is the one to tell.
@@ -110,7 +124,7 @@ struct Started {
     restoring: Option<Restoring>,
 }
 
-fn begin(launch: &Launch, group: &Group, program: &Path) -> Result<Started, String> {
+fn begin(launch: &Launch, group: &Group, program: &Path, network: Option<RawFd>) -> Result<Started, String> {
     let entrances = group.entrances().map_err(|error| error.to_string())?;
     let (streams, theirs) =
         open_streams(launch).map_err(|error| format!("cannot make the task's streams: {error}"))?;
@@ -118,7 +132,7 @@ fn begin(launch: &Launch, group: &Group, program: &Path) -> Result<Started, Stri
         |flags| pipe2(OFlag::O_CLOEXEC | flags).map_err(|error| format!("cannot make a pipe: {error}"));
     let (status, status_end) = pipe(OFlag::O_NONBLOCK)?;
     let init = |stdio, mode, entrances: &[File]| {
-        Init::new(program, launch, stdio, mode, &status_end, entrances)
+        Init::new(program, launch, stdio, mode, &status_end, entrances, network)
             .and_then(|init| init.start())
             .map_err(|error| format!("cannot start the task's init: {error}"))
     };

@@ -3,6 +3,7 @@
 mod launch;
 mod line;
 mod link;
+mod network;
 mod start;
 mod task;
 mod typing;
@@ -89,12 +90,14 @@ enum Due {
     TimeLimit(u32),
     Kill(u32),
     LeaseEnds,
+    Announce(u32),
 }
 
 struct Shim {
     cgroups: Cgroups,
     /// The program `gridos-init`.
     init: PathBuf,
+    node: network::Node,
     epoll: Epoll,
     timer: TimerFd,
     agent: Option<Link>,
@@ -130,6 +133,7 @@ pub fn serve(config: Config, agent: UnixStream) -> Result<(), ShimError> {
     let mut shim = Shim {
         cgroups,
         init: config.init,
+        node: network::Node::default(),
         epoll,
         timer,
         agent: None,
@@ -333,6 +337,21 @@ impl Shim {
         if self.frozen != frozen {
             self.frozen = frozen;
             self.tasks.values().for_each(|task| task.freeze(frozen));
+            let slots: Vec<u32> = self.tasks.keys().copied().collect();
+            slots.into_iter().for_each(|slot| self.close_or_open(slot));
+        }
+    }
+
+    /// A task that is frozen may be going to run elsewhere with the same address. One that is worked on is closed.
+    fn close_or_open(&mut self, slot: u32) {
+        let Some(task) = self.tasks.get_mut(&slot).filter(|task| task.worker.is_none()) else { return };
+        let Some(network) = task.network() else { return };
+        if self.frozen {
+            // Where it cannot be closed, its frozen processes send nothing.
+            let _ = network.hold();
+        } else {
+            network.open();
+            self.schedule(now() + nanos(network::AGAIN), Due::Announce(slot));
         }
     }
 
@@ -368,6 +387,12 @@ impl Shim {
                     }
                 }
                 Due::LeaseEnds => self.freeze(true),
+                Due::Announce(slot) => {
+                    let network = self.tasks.get_mut(&slot).and_then(Task::network);
+                    if network.is_some_and(|network| network.is_open() && !network.open()) {
+                        self.due.insert((now + nanos(network::AGAIN), Due::Announce(slot)));
+                    }
+                }
             }
         }
         self.set_timer();
@@ -376,7 +401,7 @@ impl Shim {
     // === tasks ===
 
     fn launch(&mut self, launch: Box<Launch>) {
-        let launched = launch::launch(&launch, &self.cgroups, &self.init);
+        let launched = launch::launch(&launch, &self.cgroups, &self.init, &mut self.node);
         let slot = self.next_slot;
         self.next_slot = self.next_slot.wrapping_add(1);
         let mut task = Task::new(launch, launched);
@@ -395,6 +420,12 @@ impl Shim {
         self.slots.insert(run, slot);
         let ended = task.end.clone();
         self.tasks.insert(slot, task);
+        if self.tasks.get_mut(&slot).and_then(Task::network).is_some() {
+            match self.frozen {
+                true => self.close_or_open(slot),
+                false => self.schedule(now() + nanos(network::AGAIN), Due::Announce(slot)),
+            }
+        }
         match ended {
             Some(end) => self.tell(&FromShim::Ended { run, end }),
             None => {
@@ -545,15 +576,19 @@ impl Shim {
         let Some(worker) = task.worker.as_mut() else { return };
         let result = match worker.hear() {
             None => return,
-            Some(Report::Stopping) => {
-                task.stop_typing();
+            Some(Report::Begins) => {
+                let is_dump = worker.work != Work::Restore;
+                let isolated = task.isolate();
+                if is_dump {
+                    task.stop_typing();
+                }
                 if let Some(worker) = task.worker.as_mut() {
-                    worker.begin();
+                    worker.begin(isolated);
                 }
                 return;
             }
             Some(Report::Frozen) => {
-                let streams = task.streams();
+                let streams = task.has_sent().map(|()| task.streams());
                 if let Some(worker) = task.worker.as_mut() {
                     worker.go(&streams);
                 }
@@ -570,6 +605,13 @@ impl Shim {
         };
         let Some(worker) = task.worker.take() else { return };
         let (run, at, ended) = (task.run(), task.started, std::mem::take(&mut task.end_waits));
+        // One that was held and never let go is to run elsewhere, if at all: nothing of its end may be heard.
+        let runs = match worker.work {
+            Work::Dump(Then::End) => result.is_err(),
+            Work::Dump(_) => true,
+            Work::Restore => result.is_ok(),
+        };
+        let goes_on = runs && worker.held.is_none() && !ended;
         let message = match (worker.work, result) {
             (Work::Dump(then), result) => {
                 if then == Then::End && result.is_ok() {
@@ -584,6 +626,9 @@ impl Shim {
             }
         };
         self.unlisten(worker.socket());
+        if goes_on {
+            self.close_or_open(slot);
+        }
         if let Some(message) = message {
             self.tell(&message);
         }

@@ -33,6 +33,8 @@ pub(super) struct Init {
     envp: CStrings,
     /// What become descriptors 0, 1, 2, 3 and on.
     descriptors: Vec<Descriptor>,
+    /// The network namespace to enter.
+    network: Option<RawFd>,
 }
 
 /// The caller's, or, where that was among the places, a copy that is not.
@@ -88,6 +90,7 @@ impl Init {
         mode: u32,
         status: &impl AsRawFd,
         entrances: &[std::fs::File],
+        network: Option<RawFd>,
     ) -> io::Result<Self> {
         let path = |path: &Path| CString::new(path.as_os_str().as_encoded_bytes());
         let number = |number: u32| CString::new(number.to_string());
@@ -117,6 +120,7 @@ impl Init {
             argv: CStrings::new(argv),
             envp: CStrings::new(env.collect::<Result<_, _>>()?),
             descriptors: descriptors.collect::<io::Result<_>>()?,
+            network,
         })
     }
 
@@ -155,23 +159,28 @@ impl Init {
         // SAFETY: system calls on descriptors and strings that outlive the child's use of them. No descriptor is
         // overwritten before it is placed, as all lie beyond the places.
         unsafe {
+            if let Some(network) = self.network
+                && libc::setns(network, libc::CLONE_NEWNET) < 0
+            {
+                return self.fail(Step::Network);
+            }
             for (place, fd) in (0..).zip(&self.descriptors) {
                 if libc::dup2(fd.as_raw_fd(), place) < 0 {
-                    return self.fail();
+                    return self.fail(Step::Init);
                 }
             }
             let beyond = self.descriptors.len() as libc::c_uint;
             libc::syscall(libc::SYS_close_range, beyond, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             libc::execve(self.program.as_ptr(), self.argv.pointers.as_ptr(), self.envp.pointers.as_ptr());
-            self.fail()
+            self.fail(Step::Init)
         }
     }
 
     /// Tells the shim that init itself could not be executed.
-    fn fail(&self) -> c_int {
+    fn fail(&self, step: Step) -> c_int {
         // SAFETY: the address is this thread's own; the parent is suspended.
         let errno = unsafe { *libc::__errno_location() };
-        let record = Record::Failed(Step::Init, errno).to_bytes();
+        let record = Record::Failed(step, errno).to_bytes();
         if let Some(status) = self.descriptors.get(STATUS as usize) {
             // SAFETY: writes a whole record from the stack; a pipe takes so little at once.
             unsafe { libc::write(status.as_raw_fd(), record.as_ptr().cast(), record.len()) };

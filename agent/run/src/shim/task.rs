@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use grid_checkpoint::Description;
-use grid_checkpoint::order::{Done, Dump, Order, Restore, Streams, Then};
+use grid_checkpoint::order::{Connections, Done, Dump, Order, Restore, Streams, Then};
 use libgrid::status::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, tee};
@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 
 use super::launch::Launched;
 use super::line;
+use super::network::Network;
 use super::typing::Typing;
 use super::worker::{Work, Worker};
 use crate::logs;
@@ -94,6 +95,7 @@ impl Task {
             restoring: self.worker.as_ref().is_some_and(|worker| worker.work == Work::Restore),
             held: self.worker.as_ref().is_some_and(|worker| worker.held.is_some()),
             typed: self.typing.typed(),
+            address: self.launch.address,
             end: self.end.clone(),
         }
     }
@@ -335,12 +337,14 @@ impl Task {
         then: Then,
         memory: Option<PathBuf>,
     ) -> Result<&Worker, String> {
-        let live = self.live.as_ref().ok_or("the task has ended")?;
+        let live = self.live.as_mut().ok_or("the task has ended")?;
         match self.worker.as_ref().map(|worker| worker.work) {
             Some(Work::Restore) => return Err("the task is being restored: try again when it runs".into()),
             Some(Work::Dump(_)) => return Err("another checkpoint of the task is being written".into()),
             None => (),
         }
+        let connections = live.network.as_ref().map_or(Connections::Refused, |_| Connections::Kept);
+        live.network.as_mut().map_or(Ok(()), |network| network.hold_for(then == Then::Hold))?;
         let order = Order::Dump(Dump {
             folder,
             uid: self.launch.uid,
@@ -348,8 +352,13 @@ impl Task {
             stdio: live.external.clone(),
             then,
             memory,
+            connections,
         });
-        let worker = Worker::start(program, &order, &[live.init.as_raw_fd()])?;
+        let worker = Worker::start(program, &order, &[live.init.as_raw_fd()]).inspect_err(|_| {
+            if let Some(network) = live.network.as_mut() {
+                network.open();
+            }
+        })?;
         Ok(self.worker.insert(worker))
     }
 
@@ -362,8 +371,11 @@ impl Task {
         let Some(live) = self.live.as_mut() else { return Ok(None) };
         let Some(restoring) = live.restoring.take() else { return Ok(None) };
         let (uid, workdir, hold) = (self.launch.uid, self.launch.workdir.clone(), self.launch.hold);
+        // Of one that moves, the other ends wait; those of an earlier moment have gone on.
+        let own = if hold { Connections::Kept } else { Connections::Ended };
+        let connections = live.network.as_ref().map_or(Connections::Refused, |_| own);
         let memory = self.launch.memory.clone();
-        let order = Order::Restore(Restore { folder, uid, workdir, hold, memory });
+        let order = Order::Restore(Restore { folder, uid, workdir, hold, memory, connections });
         let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
         descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));
@@ -377,6 +389,25 @@ impl Task {
             self.typing.stop();
         }
         Ok(Some(self.worker.insert(worker)))
+    }
+
+    /// Its own network, if it has one and has not ended.
+    pub(super) fn network(&mut self) -> Option<&mut Network> {
+        self.live.as_mut()?.network.as_mut()
+    }
+
+    /// CRIU is about to look at its connections, or to make them.
+    ///
+    /// # Errors
+    /// Where they would not stand still: a sentence.
+    pub(super) fn isolate(&mut self) -> Result<(), String> {
+        self.network().map_or(Ok(()), |network| network.isolate())
+    }
+
+    /// It stands still, with all that it has said to others on its way, or theirs: a sentence if not.
+    pub(super) fn has_sent(&mut self) -> Result<(), String> {
+        let moves = self.worker.as_ref().is_some_and(|worker| worker.work == Work::Dump(Then::Hold));
+        self.network().filter(|_| moves).map_or(Ok(()), |network| network.is_sent())
     }
 
     /// It was ended on purpose, with a checkpoint to go on from.

@@ -69,7 +69,7 @@ impl Worker {
             }
         };
         match self.take() {
-            Some(report @ (Report::Stopping | Report::Frozen | Report::Held(_))) => return Some(report),
+            Some(report @ (Report::Begins | Report::Frozen | Report::Held(_))) => return Some(report),
             Some(last) => self.said = Some(last),
             None => (),
         }
@@ -94,14 +94,14 @@ impl Worker {
         report.ok()
     }
 
-    /// Lets a dump begin.
-    pub(super) fn begin(&mut self) {
-        self.say(&Go);
+    /// Lets a dump go on.
+    pub(super) fn go(&mut self, streams: &Result<Streams, String>) {
+        self.say(streams);
     }
 
-    /// Lets a dump go on.
-    pub(super) fn go(&mut self, streams: &Streams) {
-        self.say(streams);
+    /// Lets it look at the task, or make its connections.
+    pub(super) fn begin(&mut self, isolated: Result<(), String>) {
+        self.say(&isolated.map(|()| Go));
     }
 
     /// Lets a task go that it holds.

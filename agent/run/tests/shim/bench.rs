@@ -115,6 +115,7 @@ impl Bench {
             hold: false,
             memory: None,
             checkpoint: Checkpoints::Off,
+            address: None,
         }
     }
 

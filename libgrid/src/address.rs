@@ -1,4 +1,4 @@
-//! Who has which address: a calculation, nothing more.
+//! The addresses of jobs with `--net grid`: who has which is a calculation, nothing more.
 //!
 //! ```text
 //!  100.64.0.0/10          0110 0100 01 │ nn nnnn nnnn │ ssss ssss ssss
@@ -12,28 +12,50 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use libgrid::ids::NodeId;
+use crate::ids::NodeId;
 
 /// The first address of the grid's network.
 const BASE: u32 = u32::from_be_bytes([100, 64, 0, 0]);
 
 /// How many bits of an address are the network's own.
+///
+/// ```
+/// assert_eq!(libgrid::address::PREFIX, 10);
+/// ```
 pub const PREFIX: u8 = 10;
 
 /// How many bits count a node's tasks.
 const SERIAL_BITS: u32 = 12;
 
 /// The highest node number that has addresses.
+///
+/// ```
+/// assert_eq!(libgrid::address::LAST_NODE, 1023);
+/// ```
 pub const LAST_NODE: u32 = (1 << (32 - PREFIX as u32 - SERIAL_BITS)) - 1;
 
 /// The highest serial number of a task's address: the next one ends the network with its broadcast address.
+///
+/// ```
+/// assert_eq!(libgrid::address::LAST_SERIAL, 4094);
+/// ```
 pub const LAST_SERIAL: u16 = (1 << SERIAL_BITS) - 2;
 
 /// An address in the grid's network: a task's for life, or a node's.
+///
+/// ```
+/// use libgrid::{address::Address, ids::NodeId};
+/// assert_eq!(Address::of_task(NodeId(1), 7).unwrap().to_string(), "100.64.16.7");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(u32);
 
 /// There is no such address.
+///
+/// ```
+/// use libgrid::{address::Address, ids::NodeId};
+/// assert!(Address::of_node(NodeId(2000)).unwrap_err().to_string().starts_with("node 2000 has no address"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// The network is full.
@@ -54,6 +76,11 @@ impl Address {
     ///
     /// # Errors
     /// [`AddressError::Node`].
+    ///
+    /// ```
+    /// # use libgrid::{address::Address, ids::NodeId};
+    /// assert_eq!(Address::of_node(NodeId(2)).unwrap().to_string(), "100.64.32.0");
+    /// ```
     pub fn of_node(node: NodeId) -> Result<Self, AddressError> {
         match node.0 {
             1..=LAST_NODE => Ok(Self(BASE | node.0 << SERIAL_BITS)),
@@ -65,6 +92,11 @@ impl Address {
     ///
     /// # Errors
     /// [`AddressError::Node`], [`AddressError::Serial`].
+    ///
+    /// ```
+    /// # use libgrid::{address::Address, ids::NodeId};
+    /// assert!(Address::of_task(NodeId(2), 0).is_err());
+    /// ```
     pub fn of_task(node: NodeId, serial: u16) -> Result<Self, AddressError> {
         let Self(node) = Self::of_node(node)?;
         match serial {
@@ -74,37 +106,44 @@ impl Address {
     }
 
     /// As everybody writes it.
+    ///
+    /// ```
+    /// # use libgrid::{address::Address, ids::NodeId};
+    /// assert_eq!(Address::of_task(NodeId(1), 1).unwrap().ip().octets(), [100, 64, 16, 1]);
+    /// ```
     pub fn ip(self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.0)
     }
 
     /// The node that gave it away, or whose own it is.
+    ///
+    /// ```
+    /// # use libgrid::{address::Address, ids::NodeId};
+    /// assert_eq!(Address::of_task(NodeId(3), 1).unwrap().node(), NodeId(3));
+    /// ```
     pub fn node(self) -> NodeId {
         NodeId((self.0 & !BASE) >> SERIAL_BITS)
     }
 
     /// Its number among those of the node; 0 for the node's own.
+    ///
+    /// ```
+    /// # use libgrid::{address::Address, ids::NodeId};
+    /// assert_eq!(Address::of_task(NodeId(3), 9).unwrap().serial(), 9);
+    /// ```
     pub fn serial(self) -> u16 {
         (self.0 & ((1 << SERIAL_BITS) - 1)) as u16
     }
 
     /// The hardware address that goes with it: locally administered (IEEE 802, second bit), a letter, the address.
+    ///
+    /// ```
+    /// # use libgrid::{address::Address, ids::NodeId};
+    /// assert_eq!(Address::of_task(NodeId(1), 1).unwrap().mac().to_string(), "02:67:64:40:10:01");
+    /// ```
     pub fn mac(self) -> Mac {
         let [a, b, c, d] = self.0.to_be_bytes();
         Mac([0x02, b'g', a, b, c, d])
-    }
-
-    /// What distinguishes it, in six hexadecimal digits: part of a link's name.
-    pub(crate) fn suffix(self) -> String {
-        format!("{:06x}", self.0 & !BASE)
-    }
-
-    /// The other way round.
-    pub(crate) fn from_suffix(suffix: &str) -> Option<Self> {
-        let number = u32::from_str_radix(suffix, 16).ok()?;
-        let address = Self::try_from(Ipv4Addr::from_bits(BASE | number)).ok()?;
-        // One way to write it, and not the others that are read as well.
-        (address.suffix() == suffix).then_some(address)
     }
 }
 
@@ -129,6 +168,10 @@ impl fmt::Display for Address {
 }
 
 /// A hardware address.
+///
+/// ```
+/// assert_eq!(libgrid::address::Mac([2, 0, 0, 0, 0, 9]).to_string(), "02:00:00:00:00:09");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mac(pub [u8; 6]);
 
@@ -172,7 +215,6 @@ mod tests {
                 let address = Address::of_task(NodeId(node), serial).unwrap();
                 assert_eq!((address.node(), address.serial()), (NodeId(node), serial));
                 assert_eq!(Address::try_from(address.ip()), Ok(address));
-                assert_eq!(Address::from_suffix(&address.suffix()), Some(address));
                 assert!(seen.insert(address.mac().0), "{address} shares its hardware address");
             }
         }
@@ -185,9 +227,6 @@ mod tests {
         {
             let ip: Ipv4Addr = foreign.parse().unwrap();
             assert_eq!(Address::try_from(ip), Err(AddressError::Foreign(ip)));
-        }
-        for suffix in ["", "1", "00001g", "0000001", "+01001"] {
-            assert_eq!(Address::from_suffix(suffix), None, "{suffix}");
         }
     }
 }
