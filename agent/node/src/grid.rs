@@ -263,9 +263,9 @@ impl Grid {
         departure.unwrap_or_else(|| Departure::Failed(core::Stopping.to_string()).into())
     }
 
-    /// The memory of a run that is here, for that node, if the run's home says so and there is so much.
-    pub(crate) async fn memory(&self, run: Run, to: NodeId, least: u64) -> Result<UnixStream, Outset> {
-        let begun = moving::ask(&self.queries, |reply| Query::Pages { run, to, least, reply }).await;
+    /// The memory of a run that is here, for that node, if the run's home says so.
+    pub(crate) async fn memory(&self, run: Run, to: NodeId) -> Result<UnixStream, Outset> {
+        let begun = moving::ask(&self.queries, |reply| Query::Pages { run, to, reply }).await;
         begun.unwrap_or_else(|| Err(Outset::Not(core::Stopping.to_string())))
     }
 

@@ -80,8 +80,8 @@ pub(crate) enum Request {
     Fits { run: Run, there: Box<Surveyed> },
     /// A run of the asked home is to leave the asker, which is drained.
     Relocate(Run),
-    /// The memory of a run that the asker is to take over, while it runs, if it has at least so many bytes.
-    Pages { run: Run, least: u64 },
+    /// The memory of a run that the asker is to take over, while it runs.
+    Pages(Run),
     /// The asker takes a run over, as the home told both.
     Depart(Run),
     /// Which of these tasks are done, so that their checkpoints are of no more use.

@@ -138,7 +138,7 @@ async fn answer_node(
             }
             finish(&mut duplex).await
         }
-        Request::Pages { run, least } => match grid.memory(run, node, least).await {
+        Request::Pages(run) => match grid.memory(run, node).await {
             Err(outset) => answer_once(&mut duplex, &outset).await,
             Ok(mut memory) => {
                 stream::write(&mut duplex, &Outset::Begun).await?;

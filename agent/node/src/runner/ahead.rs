@@ -27,7 +27,7 @@ use grid_checkpoint::Description;
 use grid_jobs::host;
 use grid_migrate::order::{self, Order, Report};
 use libgrid::ids::{NodeId, Run};
-use libgrid::status::{MoveMode, MovePhase};
+use libgrid::status::MovePhase;
 use libgrid::units::Bytes;
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
@@ -44,9 +44,6 @@ use crate::checkpoint::{About, Departed, Luggage, Unpacked, remove};
 use crate::control::Stream;
 use crate::core::Core;
 use crate::peers::{Peers, Request};
-
-/// Tasks with less memory are stopped and copied, unless somebody wants it otherwise: it is as quick.
-const WORTH: u64 = 64 << 20;
 
 /// Bytes that are passed on at once.
 const PIECE: usize = 256 << 10;
@@ -145,15 +142,14 @@ impl Runner {
         &mut self,
         run: Run,
         to: NodeId,
-        least: u64,
         reply: oneshot::Sender<Result<UnixStream, Outset>>,
     ) {
-        let begun = self.begin_ahead(run, to, least);
+        let begun = self.begin_ahead(run, to);
         // Whoever asked may be gone; then the memory has nowhere to go.
         let _ = reply.send(begun);
     }
 
-    fn begin_ahead(&mut self, run: Run, to: NodeId, least: u64) -> Result<UnixStream, Outset> {
+    fn begin_ahead(&mut self, run: Run, to: NodeId) -> Result<UnixStream, Outset> {
         let folder = self.moving_folder(run, "out");
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let local = self.runs.get_mut(&run).filter(|local| local.departs == Some(to));
@@ -169,15 +165,13 @@ impl Runner {
         let limit = local.limits.0.0;
         if resident > limit {
             return Err(Outset::Not(format!(
-                "its processes share memory, of which each would have its own there: {} in all, and it may have {}",
+                "its processes share memory, of which each would have its own there, {} in all, and it may have {}: use \
+                 --mode stop-and-copy",
                 Bytes(resident),
                 Bytes(limit)
             )));
         }
         let root = root.ok_or_else(|| Outset::Not("it has ended".into()))?;
-        if resident < least {
-            return Err(Outset::Not(format!("it is small: {} KiB", resident >> 10)));
-        }
         let queries = self.queries.clone();
         let tell = move |report| drop(queries.send(Query::Ahead { run, report }));
         let order = Order::Send { folder: folder.clone(), root };
@@ -261,19 +255,10 @@ pub(super) struct Coming {
     pub(super) limit: u64,
 }
 
-/// Why a task does not come with its memory.
-pub(super) enum NotAhead {
-    /// It was not begun: it can be stopped and copied.
-    Not(String),
-    /// It was begun, and failed.
-    Failed(String),
-}
-
 impl Coming {
     /// Has memory sent while the task runs, then all else.
-    pub(super) async fn bring(&self, mode: MoveMode, into: &Path) -> Result<(Departed, Arrived), NotAhead> {
-        let least = if mode == MoveMode::Auto { WORTH } else { 0 };
-        let duplex = self.ask_for_memory(least).await.map_err(NotAhead::Not)?;
+    pub(super) async fn bring(&self, into: &Path) -> Result<(Departed, Arrived), String> {
+        let duplex = self.ask_for_memory().await?;
         let folder = moving_folder(&self.checkpoints, self.run, "in");
         let order = Order::Receive { folder: folder.clone(), limit: self.limit };
         let (ready, is_ready) = oneshot::channel::<Result<(), String>>();
@@ -288,23 +273,22 @@ impl Coming {
                 _ => (),
             }
         };
-        let failed =
-            |error: &dyn std::fmt::Display| NotAhead::Failed(format!("its memory cannot be taken: {error}"));
+        let failed = |error: &dyn std::fmt::Display| format!("its memory cannot be taken: {error}");
         let (pages, memory) = Pages::start(folder, order, tell).map_err(|error| failed(&error))?;
         is_ready.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
         let bytes = Arc::new(AtomicU64::new(0));
         // Ends with either side; who takes the memory knows whether it was all.
         tokio::spawn(carry(duplex, memory, bytes.clone()));
-        let (departed, unpacked) = self.depart(into, troubled, &bytes).await.map_err(NotAhead::Failed)?;
+        let (departed, unpacked) = self.depart(into, troubled, &bytes).await?;
         Ok((departed, Arrived { unpacked, pages }))
     }
 
-    async fn ask_for_memory(&self, least: u64) -> Result<grid_link::Duplex, String> {
+    async fn ask_for_memory(&self) -> Result<grid_link::Duplex, String> {
         let until = Instant::now() + PATIENCE;
         loop {
             let asked = async {
-                let request = Request::Pages { run: self.old, least };
-                let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
+                let mut duplex =
+                    self.peers.ask(self.node, &Request::Pages(self.old)).await.map_err(|e| e.to_string())?;
                 let outset = stream::read::<Outset, _>(&mut duplex).await.map_err(|e| e.to_string())?;
                 Ok::<_, String>((outset, duplex))
             };

@@ -93,8 +93,8 @@ pub(crate) enum Query {
     Depart { run: Run, to: NodeId, reply: oneshot::Sender<Departing> },
     /// What came of asking for a run that is to move here.
     Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
-    /// That node asks for the memory of a run that is to move there, while it runs, if there is so much.
-    Pages { run: Run, to: NodeId, least: u64, reply: oneshot::Sender<Result<UnixStream, Outset>> },
+    /// That node asks for the memory of a run that is to move there, while it runs.
+    Pages { run: Run, to: NodeId, reply: oneshot::Sender<Result<UnixStream, Outset>> },
     /// Who sends a run's memory ahead tells how far it is.
     Ahead { run: Run, report: Report },
     /// What came of the work on the store of checkpoints.
@@ -608,7 +608,7 @@ impl Runner {
             Query::Fits { run, there, reply } => self.fits(run, *there, reply),
             Query::Depart { run, to, reply } => self.depart(run, to, reply),
             Query::Departed { run, from, departed } => self.departed(run, from, departed),
-            Query::Pages { run, to, least, reply } => self.send_ahead(run, to, least, reply),
+            Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
             Query::Ahead { run, report } => self.sent_ahead(run, report),
             Query::Checkpoints(news) => self.checkpointed(news),
             Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),

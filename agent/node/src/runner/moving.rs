@@ -30,9 +30,9 @@ use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::info;
 
-use super::ahead::{self, Arrived, Coming, NotAhead};
+use super::ahead::{self, Arrived, Coming};
 use super::{Query, Resuming, Runner};
 use crate::checkpoint::{DepartReply, Departed, Luggage};
 use crate::peers::{Peers, Request};
@@ -235,19 +235,14 @@ impl Runner {
         };
         let into = self.checkpoints.unpacked(run);
         tokio::spawn(async move {
-            let ahead = match arrival.mode {
-                MoveMode::StopAndCopy => Err(NotAhead::Not("it is not wanted".into())),
-                mode => coming.bring(mode, &into).await,
-            };
-            let departed = match ahead {
-                Ok((departed, arrived)) => Ok((departed, Some(Box::new(arrived)))),
-                Err(NotAhead::Not(why)) if arrival.mode != MoveMode::Hybrid => {
-                    debug!(%run, why, "it is stopped and copied");
-                    let phase = MovePhase::Departing;
-                    coming.core.host(host::Event::Moving { run, phase, stood: None, bytes: 0 });
+            let departed = match arrival.mode {
+                MoveMode::Hybrid => {
+                    coming.bring(&into).await.map(|(departed, arrived)| (departed, Some(Box::new(arrived))))
+                }
+                // Until the hybrid mode is known to carry every tree of processes, it is for those who ask for it.
+                MoveMode::Auto | MoveMode::StopAndCopy => {
                     depart(&peers, old, arrival.node).await.map(|(departed, _)| (departed, None))
                 }
-                Err(NotAhead::Not(why) | NotAhead::Failed(why)) => Err(why),
             };
             // The runner ends only with the agent.
             let _ = queries.send(Query::Departed { run, from: arrival.node, departed });

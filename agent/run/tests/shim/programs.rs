@@ -112,7 +112,7 @@ pub(crate) fn all() -> Vec<Program> {
 const TREE: &str = r#"
 def know(): return os.getpid(), os.getppid(), os.getpgid(0), os.getsid(0)
 def leaf(n, parent):
-    me = know(); check(me[1] == parent); wait(); check(know() == me, me, know()); os._exit(n)
+    me = know(); check(me[1] == parent, me, parent); wait(); check(know() == me, me, know()); os._exit(n)
 def branch(n, parent):
     if n % 2: os.setsid()
     me = know(); mine = {}
@@ -123,7 +123,7 @@ def branch(n, parent):
     os.write(w, b'x')
     wait()
     for pid in list(mine): check(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == mine[pid], pid)
-    check(know() == me); os._exit(n)
+    check(know() == me, me, know()); os._exit(n)
 r, w = os.pipe()
 me = know(); mine = {}
 for n in range(1, 8):
@@ -134,7 +134,7 @@ seen = b''
 while len(seen) < 7: seen += os.read(r, 7)
 ready(); wait()
 for pid in mine: check(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == mine[pid], pid)
-check(know() == me)
+check(know() == me, me, know())
 print('OK')
 "#;
 
