@@ -94,6 +94,8 @@ impl Server {
             let timeout = match self.fill(finished)? {
                 Placed::Done(_) | Placed::Events => PollTimeout::ZERO,
                 Placed::Unregistered => NOT_YET.into(),
+                // The kernel says "not now" until whoever forks or unmaps has gone on, and nothing tells of that.
+                Placed::Awaited if !self.stuck.is_empty() => NOT_YET.into(),
                 Placed::Awaited => PollTimeout::NONE,
                 Placed::Gone => return Ok(()),
             };
