@@ -82,6 +82,18 @@ impl Runner {
 
     /// Looks for what would stop a task from being moved.
     pub(super) fn survey(&self, run: Run, reply: oneshot::Sender<Result<Surveyed, String>>) {
+        if self.runs.get(&run).is_some_and(|local| local.resuming.is_some()) {
+            // CRIU is not done with it yet, or its memory is not all there.
+            let queries = self.queries.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(AGAIN).await;
+                if !reply.is_closed() {
+                    // The runner ends only with the agent.
+                    let _ = queries.send(Query::Survey { run, reply });
+                }
+            });
+            return;
+        }
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let found = self.runs.get(&run).and_then(|local| {
             let pids = groups.ok()?.group(&local.slot.name()).processes().ok()?;
