@@ -23,7 +23,8 @@ fn over(test: &str, program: &Program, ways: &[&[u32]]) {
             return;
         }
         let net = if name == "tcp" { Net::Grid } else { Net::Host };
-        // In two of some ten runs, a process of the tree did not find itself as it was after a hybrid move: not understood yet.
+        // Two of nine runs of the tree in both modes went wrong where it was stopped and copied after a hybrid move: its root did not
+        // find itself as it was. Perhaps its parent was still CRIU, which the program looks at since; not proven, so left out.
         let modes = [MoveMode::StopAndCopy, MoveMode::Hybrid];
         let modes = if name == "tree" { &modes[..1] } else { &modes[..] };
         for (mode, way) in modes.iter().copied().flat_map(|mode| ways.iter().map(move |way| (mode, way))) {
