@@ -224,8 +224,6 @@ impl Home {
         moving.phase = phase;
         match phase {
             MovePhase::Ahead => moving.ahead = Some(bytes),
-            // It is stopped and copied after all.
-            MovePhase::Departing => moving.ahead = None,
             _ => moving.ahead = moving.ahead.map(|ahead| ahead.max(bytes)),
         }
         if let Some(stood) = stood {

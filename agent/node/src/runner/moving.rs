@@ -268,8 +268,11 @@ impl Runner {
         from: NodeId,
         departed: Result<(Departed, Option<Box<Arrived>>), String>,
     ) {
-        // Given up meanwhile, if it is not there.
-        let Some(resuming) = self.resuming.get_mut(&run) else { return };
+        let Some(resuming) = self.resuming.get_mut(&run) else {
+            // Given up meanwhile: what was unpacked for it goes.
+            self.checkpoints.unpacked_by_others(run);
+            return self.checkpoints.clear(run);
+        };
         match departed {
             Ok((Departed { number, .. }, Some(arrived))) => {
                 resuming.arrived(number, *arrived);
