@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use libgrid::wire;
 
-use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
+use super::{Criu, Start, archives, explain, files, folders, inside, open_folder, size};
 use crate::Description;
 use crate::memory::{Step, Steps};
 use crate::order::{Done, Dump, Go, Report, Streams, Then};
@@ -138,7 +138,8 @@ fn dump(
     criu: &Criu,
 ) -> Result<(), String> {
     let Opened { images, folder, packed, memory } = opened;
-    criu.prepare(order.uid, memory.as_ref().map(|memory| &memory.folder))?;
+    let start = memory.as_ref().map_or(Start::Child, |memory| Start::WithoutMemory(&memory.folder));
+    criu.prepare(order.uid, &start)?;
     let mut options = criu.libcriu.options(images.as_fd(), c"dump.log")?;
     for stream in &order.stdio {
         options.external(&stream.key())?;

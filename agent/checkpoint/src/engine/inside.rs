@@ -127,8 +127,8 @@ fn enter(init: BorrowedFd<'_>, pid: Option<i32>) -> Result<Option<Pid>, String> 
     Ok(inside)
 }
 
-/// As fork, with a chosen pid in the innermost namespace.
-fn fork(pid: Option<i32>) -> io::Result<Option<Pid>> {
+/// As fork, with a chosen pid in the innermost namespace; in a program of one thread.
+pub(super) fn fork(pid: Option<i32>) -> io::Result<Option<Pid>> {
     let pid = pid.unwrap_or(0);
     // SAFETY: zeros are a valid clone_args: no flags, nothing shared, no addresses.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };

@@ -38,6 +38,9 @@ const USER: &str = "GRIDOS_CRIU_USER";
 /// Tells it what to load into CRIU: the descriptor of a folder of [`crate::memory`], in the process that started it.
 const MEMORY: &str = "GRIDOS_CRIU_MEMORY";
 
+/// Tells it to be a child of the task's init: a descriptor that closes with it.
+const LEASH: &str = "GRIDOS_CRIU_LEASH";
+
 /// The three folders that a task writes to, as it sees them, and their archives.
 pub(crate) fn folders(workdir: &Path) -> [(&Path, &'static str); 3] {
     [(workdir, "work.tar"), (Path::new("/tmp"), "tmp.tar"), (Path::new("/dev/shm"), "shm.tar")]
@@ -78,9 +81,8 @@ struct Criu {
 }
 
 impl Criu {
-    /// Prepares this process to start CRIU; in the process beside the task. With the folder of who moves the task's memory,
-    /// CRIU passes over that.
-    fn prepare(&self, uid: u32, memory: Option<&OwnedFd>) -> Result<(), String> {
+    /// Prepares this process to start CRIU; in the process beside the task.
+    fn prepare(&self, uid: u32, start: &Start<'_>) -> Result<(), String> {
         let mut numbers = Vec::new();
         let own = self.open.own.iter().flat_map(|(loader, libraries)| [loader, libraries]);
         for file in [&self.open.program].into_iter().chain(own) {
@@ -91,12 +93,29 @@ impl Criu {
         unsafe {
             std::env::set_var(PROGRAM, numbers.join(","));
             std::env::set_var(USER, uid.to_string());
-            if let Some(memory) = memory {
-                std::env::set_var(MEMORY, memory.as_raw_fd().to_string());
+            match start {
+                Start::Child => (),
+                Start::WithoutMemory(folder) => std::env::set_var(MEMORY, folder.as_raw_fd().to_string()),
+                Start::BelowInit(leash) => {
+                    keep(leash)?;
+                    std::env::set_var(LEASH, leash.as_raw_fd().to_string());
+                }
             }
         }
         Ok(())
     }
+}
+
+/// How CRIU is started.
+enum Start<'a> {
+    /// As a child of who prepared it.
+    Child,
+    /// So, and it passes over memory: with the folder of who moves that.
+    WithoutMemory(&'a OwnedFd),
+    /// As a child of the task's init, so that the task's root is one from its first instruction (`--restore-sibling`): nobody
+    /// finds CRIU as its parent, or gets the signal of a parent's death when CRIU is done. The descriptor closes with the last
+    /// of CRIU's processes.
+    BelowInit(OwnedFd),
 }
 
 /// Becomes the real CRIU, as libcriu asked for it: `swrk` and the number of a socket. Returns only what went wrong.
@@ -104,6 +123,14 @@ pub fn become_criu(arguments: impl Iterator<Item = OsString>) -> String {
     let Ok(numbers) = std::env::var(PROGRAM) else {
         return "started by hand: it is started by gridos-shim, see gridctl checkpoint --help".into();
     };
+    if std::env::var_os(LEASH).is_some() {
+        // Its parent's end is what makes it a child of init.
+        match inside::fork(None) {
+            Ok(None) => (),
+            Ok(Some(_)) => std::process::exit(0),
+            Err(error) => return format!("cannot start CRIU: {error}"),
+        }
+    }
     let numbers: Option<Vec<RawFd>> = numbers.split(',').map(|number| number.parse().ok()).collect();
     let path = |fd: &RawFd| format!("/proc/self/fd/{fd}");
     let mut command = match numbers.as_deref() {
@@ -133,7 +160,7 @@ pub fn become_criu(arguments: impl Iterator<Item = OsString>) -> String {
         }
         (Err(_), None) => (),
     }
-    for name in [PROGRAM, USER, MEMORY] {
+    for name in [PROGRAM, USER, MEMORY, LEASH] {
         command.env_remove(name);
     }
     format!("cannot execute CRIU: {}", command.args(arguments).exec())

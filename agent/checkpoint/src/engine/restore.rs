@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  init has made its mounts ─▶ control groups joined ─▶ archives unpacked ─▶ CRIU makes the processes
-//!     ─ pre-resume ─▶ user and capabilities compared [─▶ Held ─▶ Go] ─▶ they run, as children of init
+//!     ─ pre-resume ─▶ user and capabilities compared [─▶ Held ─▶ Go] ─▶ they run, the root as a child of init
 //! ```
 //! What fails on this way is ended together with init, by the shim.
 
@@ -13,12 +13,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe2};
 
 use super::dump::{begin, path_of, wait};
 use super::inside::Teller;
-use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
+use super::{Criu, Start, archives, explain, files, folders, inside, keep, library, open_folder, size};
 use crate::Description;
 use crate::images::Tree;
 use crate::memory::{self, Step, Steps};
@@ -81,6 +82,9 @@ pub(super) fn run(
     let mut nothing = Vec::new();
     File::from(mark).read_to_end(&mut nothing).map_err(|error| format!("init is not heard: {error}"))?;
     let memory = order.memory.as_deref().map(|folder| ready_for_pages(folder, &images)).transpose()?;
+    let lazy = if memory.is_some() { "lazy-pages\n" } else { "" };
+    fs::write(images.join(OPTIONS), format!("restore-sibling\n{lazy}"))
+        .map_err(|error| format!("cannot write {OPTIONS}: {error}"))?;
     let pid = Some(tree.free(pid_max()));
     let log = images.join(LOG);
     // What an earlier restore left: it would speak for this one.
@@ -117,8 +121,7 @@ fn ready_for_pages(folder: &Path, images: &Path) -> Result<Steps, String> {
             _ => (),
         }
         // By another name for the same socket: the folder is not to be seen from where CRIU is.
-        fs::hard_link(folder.join(memory::PAGES), here)?;
-        fs::write(images.join(OPTIONS), "lazy-pages\n")
+        fs::hard_link(folder.join(memory::PAGES), here)
     };
     ready().map_err(|error| format!("who has the task's memory cannot be reached: {error}"))?;
     Steps::connect(folder)
@@ -149,11 +152,12 @@ fn restore(
     for ((base, _), archive) in folders(&order.workdir).into_iter().zip(packed) {
         files::as_user(order.uid, || files::unpack(base, archive))?;
     }
-    criu.prepare(order.uid, None)?;
+    let (gone, leash) =
+        pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
+    let start = Start::BelowInit(leash);
+    criu.prepare(order.uid, &start)?;
     let mut options = criu.libcriu.options(images.as_fd(), c"restore.log")?;
-    if memory.is_some() {
-        options.configure(&format!("/proc/{}/fd/{}/{OPTIONS}", std::process::id(), images.as_raw_fd()))?;
-    }
+    options.configure(&format!("/proc/{}/fd/{}/{OPTIONS}", std::process::id(), images.as_raw_fd()))?;
     let memory =
         memory.map(Steps::another).transpose().map_err(|error| format!("no descriptor is left: {error}"))?;
     for (stream, external) in streams.iter().zip(&description.stdio) {
@@ -186,7 +190,11 @@ fn restore(
         })
     };
     let log = path_of(images).join(LOG);
-    options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log))
+    let restored = options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log));
+    drop(start);
+    // Its own end follows its last word: until then it would be taken for one of the task's processes.
+    let _ = File::from(gone).read(&mut [0]);
+    restored
 }
 
 /// Whether a process, which has not run yet, is what the task may be.
