@@ -2,21 +2,25 @@
 //!
 //! ```text
 //!   agent ── Order ──▶
-//!        ◀── Report::Round ─ at the source, as often as it has gone through the memory
-//!        ◀── Report::Ready ─ the task can be dumped; the destination can be sent to
+//!        ◀── Report::Listens ─ at the destination: what the source has to know
+//!        ◀── Report::Came ──── at the destination: how much has come
+//!        ◀── Report::Round ─── at the source, as often as it has gone through the memory
+//!        ◀── Report::Ready ─── at the source: the task can be dumped
 //!        ◀── Report::Failed, or the end
 //! ```
 //!
-//! One order a process, on its standard input, a Unix socket; its standard output is the stream of pages, another one. While
-//! the memory is not at the destination as a whole, an agent that is gone is one that gave up: the task runs on.
-//! Afterwards, the process at the destination outlives it.
+//! One order a process, on its standard input, a Unix socket. The memory goes from the one process to the other, over a data
+//! connection of their own ([`grid_transfer::session::Line`]). While it is not at the destination as a whole, an agent that is
+//! gone is one that gave up: the task runs on. Afterwards, the process at the destination outlives it.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use grid_transfer::session::Invitation;
 use serde::{Deserialize, Serialize};
 
 /// What to do, in a folder that is made for it and removed at the end; see [`grid_checkpoint::memory`] for what is in it.
@@ -28,6 +32,10 @@ pub enum Order {
         folder: PathBuf,
         /// Its root.
         root: i32,
+        /// Where the destination is.
+        addresses: Vec<IpAddr>,
+        /// What it said.
+        invitation: Invitation,
     },
     /// Take it, and give it to the processes that CRIU makes.
     Receive {
@@ -35,36 +43,44 @@ pub enum Order {
         folder: PathBuf,
         /// Bytes at most.
         limit: u64,
+        /// The TCP ports that it may listen on, the first and the last.
+        ports: Option<(u16, u16)>,
     },
 }
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
+    /// It can be sent to.
+    Listens(Invitation),
+    /// So much has come over the line.
+    Came {
+        /// In all.
+        bytes: u64,
+    },
     /// It has gone through the memory once more.
     Round {
         /// Bytes that were sent.
         bytes: u64,
     },
-    /// It may go on.
+    /// The task may be stopped.
     Ready,
     /// It cannot be: a sentence. The task at the source runs on.
     Failed(String),
 }
 
-/// What starts the program, the socket to it, and the stream of pages.
+/// What starts the program, and the socket to it.
 ///
 /// # Errors
 /// There is no descriptor left.
-pub fn command(program: &Path) -> io::Result<(Command, UnixStream, UnixStream)> {
+pub fn command(program: &Path) -> io::Result<(Command, UnixStream)> {
     let (ours, its) = UnixStream::pair()?;
-    let (pages, its_pages) = UnixStream::pair()?;
     let mut command = Command::new(program);
     command
         .stdin(Stdio::from(OwnedFd::from(its)))
-        .stdout(Stdio::from(OwnedFd::from(its_pages)))
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .env_clear()
         .current_dir("/");
-    Ok((command, ours, pages))
+    Ok((command, ours))
 }

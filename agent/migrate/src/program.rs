@@ -8,9 +8,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use grid_checkpoint::memory::{self, Step, Steps};
+use grid_transfer::session::{self, Line, Listener};
 use libgrid::wire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -62,16 +65,19 @@ impl Drop for Folder {
 }
 
 /// Carries out the one order that comes over `control`. True if it was done.
-pub fn serve(control: UnixStream, pages: UnixStream) -> bool {
-    let result = wire::read::<Order>(&mut &control)
+pub fn serve(control: &UnixStream) -> bool {
+    let result = wire::read::<Order>(&mut &*control)
         .map_err(|error| format!("there is no order: {error}"))
         .and_then(|order| match order {
-            Order::Send { folder, root } => send(folder, root, &control, pages),
-            Order::Receive { folder, limit } => receive(folder, limit, &control, pages),
+            Order::Send { folder, root, addresses, invitation } => {
+                let line = session::connect(&addresses, &invitation, || !is_gone(control));
+                line.map_err(|trouble| trouble.why).and_then(|line| send(folder, root, control, line))
+            }
+            Order::Receive { folder, limit, ports } => receive(folder, limit, ports, control),
         });
     if let Err(why) = &result {
         // An agent that is gone hears nothing.
-        let _ = tell(&control, &Report::Failed(why.clone()));
+        let _ = tell(control, &Report::Failed(why.clone()));
     }
     result.is_ok()
 }
@@ -88,12 +94,12 @@ fn told(error: &dyn std::error::Error) -> String {
 
 // === the source ===
 
-fn send(folder: PathBuf, root: i32, control: &UnixStream, mut pages: UnixStream) -> Result<(), String> {
+fn send(folder: PathBuf, root: i32, control: &UnixStream, mut line: Line) -> Result<(), String> {
     let failed = |error: TrackError| told(&error);
     // Without it, dumps are slower, and no worse.
     let _perf = held::keep_perf_ready();
     let mut tracker = Tracker::attach(&[root]).map_err(failed)?;
-    let mut sink = PageSink::new(&mut pages).map_err(|error| told(&error))?;
+    let mut sink = PageSink::new(&mut line).map_err(|error| told(&error))?;
     let mut before = None;
     for _ in 0..MOST_ROUNDS {
         let round = tracker.round(&mut sink).map_err(failed)?;
@@ -162,36 +168,57 @@ fn write_library(path: &Path) -> io::Result<()> {
 
 // === the destination ===
 
-fn receive(folder: PathBuf, limit: u64, control: &UnixStream, pages: UnixStream) -> Result<(), String> {
+fn receive(
+    folder: PathBuf,
+    limit: u64,
+    ports: Option<(u16, u16)>,
+    control: &UnixStream,
+) -> Result<(), String> {
     let folder = Folder::make(folder)?;
-    let (asked, line) = (folder.listen(memory::PAGES)?, folder.listen(memory::SOCKET)?);
+    let (asked, steps) = (folder.listen(memory::PAGES)?, folder.listen(memory::SOCKET)?);
+    let listener = Listener::bind(ports).map_err(|trouble| trouble.why)?;
+    let invitation = listener.invitation().map_err(|error| format!("cannot listen: {error}"))?;
+    tell(control, &Report::Listens(invitation))?;
+    let line = listener.accept(|| !is_gone(control)).map_err(|_| "the agent gave up".to_owned())?;
     let store = PageStore::new(limit);
+    let came = Arc::new(AtomicU64::new(0));
     let reader = std::thread::spawn({
-        let store = store.clone();
-        move || store.receive(pages).map_err(|error| told(&error))
+        let (store, line) = (store.clone(), Counted { line, came: came.clone() });
+        move || store.receive(line).map_err(|error| told(&error))
     });
-    let why = |reader: std::thread::JoinHandle<Result<_, String>>| match reader.join() {
-        Ok(Err(why)) => why,
-        _ => "its memory did not come".to_owned(),
+    let failed = |reader: std::thread::JoinHandle<Result<_, String>>| match reader.join() {
+        Ok(Err(why)) => Err(why),
+        _ => Err("its memory did not come".to_owned()),
     };
-    tell(control, &Report::Ready)?;
+    let mut shown = 0;
+    // Not as a whole yet: an agent that is gone gave up, and whoever reads ends with this process.
+    let go_on = |shown: &mut u64| {
+        if is_gone(control) {
+            return Err("the agent gave up".to_owned());
+        }
+        match came.load(Ordering::Relaxed) {
+            bytes if bytes == *shown => Ok(()),
+            bytes => tell(control, &Report::Came { bytes }).map(|()| *shown = bytes),
+        }
+    };
     while !store.wait_listed(LOOK) {
         if reader.is_finished() && !store.wait_listed(Duration::ZERO) {
-            return Err(why(reader));
+            return failed(reader);
         }
-        if is_gone(control) {
-            return Err("the agent gave up".into());
-        }
+        go_on(&mut shown)?;
     }
     // An agent that is gone from here on may come back: the restore is the shim's.
     let serving = std::thread::spawn({
         let store = store.clone();
         move || lazy::serve(&asked, &store, HELD).map_err(|error| told(&error))
     });
-    if !store.wait_complete(PATIENCE) {
-        return Err(why(reader));
+    while !store.wait_complete(LOOK) {
+        if reader.is_finished() && !store.wait_complete(Duration::ZERO) {
+            return failed(reader);
+        }
+        go_on(&mut shown)?;
     }
-    let steps = accept(&line, PATIENCE, || false)?;
+    let steps = accept(&steps, PATIENCE, || false)?;
     let filled = fill(&steps, serving);
     if let Err(why) = &filled {
         steps.fail(why);
@@ -208,6 +235,20 @@ fn fill(
     match filling.wait(FILL)? {
         Some(_) => steps.tell(Step::Filled),
         None => Err(format!("its memory was not there after {} s", FILL.as_secs())),
+    }
+}
+
+/// A line, and how much came over it.
+struct Counted {
+    line: Line,
+    came: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.line.read(buffer)?;
+        self.came.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(bytes)
     }
 }
 

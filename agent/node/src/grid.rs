@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use grid_jobs::home::{self, Home};
 use grid_jobs::host::{self, Host};
 use grid_link::{Incoming, Link, LinkConfig};
+use grid_transfer::session::Invitation;
 use grid_vo::{NodeKey, RevocationList};
 use libgrid::control::{Certificate, Failure, Kind};
 use libgrid::ids::{NodeId, Run, TaskId};
@@ -15,7 +16,6 @@ use libgrid::node::NodeInfo;
 use libgrid::status::{Checkpoint, Obstacle, TaskCheckpoints};
 use libgrid::units::{Bytes, Span};
 use libgrid::wire::stream;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -30,7 +30,7 @@ use crate::membership::{self, Members, News};
 use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
-use crate::runner::{self, Departing, Departure, Keyboard, Outset, Query, Surveyed, moving};
+use crate::runner::{self, Departing, Departure, Keyboard, Outset, Query, Surveyed, Taker, moving};
 use crate::staging::Staging;
 use crate::store::Store;
 
@@ -264,9 +264,10 @@ impl Grid {
     }
 
     /// The memory of a run that is here, for that node, if the run's home says so.
-    pub(crate) async fn memory(&self, run: Run, to: NodeId) -> Result<UnixStream, Outset> {
+    pub(crate) async fn memory(&self, run: Run, node: NodeId, invitation: Invitation) -> Outset {
+        let to = Taker { node, addresses: crate::copy::addresses(self, node), invitation };
         let begun = moving::ask(&self.queries, |reply| Query::Pages { run, to, reply }).await;
-        begun.unwrap_or_else(|| Err(Outset::Not(core::Stopping.to_string())))
+        begun.unwrap_or_else(|| Outset::Not(core::Stopping.to_string()))
     }
 
     /// Takes no more tasks, or takes them again; also after a restart.

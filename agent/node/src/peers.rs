@@ -18,7 +18,7 @@
 //! | `Survey` | one `Result<Surveyed, Failure>` frame |
 //! | `Fits` | one `Result<Vec<Obstacle>, Failure>` frame |
 //! | `Relocate` | one `Result<Moved, Failure>` frame, when it has moved |
-//! | `Pages` | one `Outset` frame, then the stream of [`grid_migrate::pages`] |
+//! | `Pages` | one `Outset` frame; the stream of [`grid_migrate::pages`] goes over a connection of its own |
 //! | `Depart` | one `Departure` frame, when the task stands still; an archive, if its memory came before |
 //! | `Finished` | one `Vec<TaskId>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
@@ -36,6 +36,7 @@ use std::net::IpAddr;
 
 use grid_link::{Duplex, Link};
 use grid_run::protocol::Typed;
+use grid_transfer::session::Invitation;
 use grid_vo::{Admission, RevocationList};
 use libgrid::control::{self, Stream};
 use libgrid::ids::{NodeId, Run, TaskId};
@@ -80,8 +81,8 @@ pub(crate) enum Request {
     Fits { run: Run, there: Box<Surveyed> },
     /// A run of the asked home is to leave the asker, which is drained.
     Relocate(Run),
-    /// The memory of a run that the asker is to take over, while it runs.
-    Pages(Run),
+    /// The memory of a run that the asker is to take over, while it runs, is to be sent to who waits for it there.
+    Pages { run: Run, invitation: Invitation },
     /// The asker takes a run over, as the home told both.
     Depart(Run),
     /// Which of these tasks are done, so that their checkpoints are of no more use.

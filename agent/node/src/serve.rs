@@ -18,7 +18,7 @@ use crate::copy;
 use crate::core::{Letter, View};
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
-use crate::runner::{self, Departing, Outset, finished};
+use crate::runner::{self, Departing, finished};
 use crate::staging;
 
 /// How long a peer may take to say what it wants.
@@ -138,14 +138,9 @@ async fn answer_node(
             }
             finish(&mut duplex).await
         }
-        Request::Pages(run) => match grid.memory(run, node).await {
-            Err(outset) => answer_once(&mut duplex, &outset).await,
-            Ok(mut memory) => {
-                stream::write(&mut duplex, &Outset::Begun).await?;
-                tokio::io::copy(&mut memory, &mut duplex).await?;
-                finish(&mut duplex).await
-            }
-        },
+        Request::Pages { run, invitation } => {
+            answer_once(&mut duplex, &grid.memory(run, node, invitation).await).await
+        }
         // Who may have it is decided there.
         Request::Manifest { task, number } => {
             answer_once(&mut duplex, &exports::answer(grid, node, task, number).await).await

@@ -6,17 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let copy = |stream: &dyn AsFd| stream.as_fd().try_clone_to_owned().map(UnixStream::from);
-    let (control, pages) = (copy(&std::io::stdin()), copy(&std::io::stdout()));
-    // The copies are all there is: an end that is dropped is an end that is closed. Their numbers stay taken.
-    let replaced = File::options().read(true).write(true).open("/dev/null").and_then(|null| {
-        nix::unistd::dup2_stdin(&null)?;
-        Ok(nix::unistd::dup2_stdout(&null)?)
-    });
-    let is_socket = |socket: &UnixStream| socket.local_addr().is_ok();
-    match (control, pages, replaced) {
-        (Ok(control), Ok(pages), Ok(())) if is_socket(&control) && is_socket(&pages) => {
-            if grid_migrate::program::serve(control, pages) {
+    let control = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
+    // The copy is all there is: an end that is dropped is an end that is closed. Its number stays taken.
+    let replaced = File::open("/dev/null").and_then(|null| Ok(nix::unistd::dup2_stdin(&null)?));
+    match (control, replaced) {
+        (Ok(control), Ok(())) if control.local_addr().is_ok() => {
+            if grid_migrate::program::serve(&control) {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   destination                                    source
-//!     gridos-pages takes memory
-//!                      ── Request::Pages ─────▶    gridos-pages sends it, round after round, while the task runs
-//!                      ◀══════════ memory ══
+//!     gridos-pages listens
+//!                      ── Request::Pages ─────▶    gridos-pages sends memory, round after round, while the task runs
+//!                      ◀══════════ memory ══       from the one to the other, over a data connection of their own
 //!                      ── Request::Depart ────▶    not before what is left is little: the shim stops the task; the rest follows
 //!                      ◀────────── Departed ──
 //!                      ◀══ all but the memory ══
@@ -17,6 +17,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
@@ -26,14 +27,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use grid_checkpoint::Description;
 use grid_jobs::host;
 use grid_migrate::order::{self, Order, Report};
+use grid_transfer::session::Invitation;
 use libgrid::ids::{NodeId, Run};
 use libgrid::status::MovePhase;
 use libgrid::units::Bytes;
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -51,13 +52,16 @@ const PIECE: usize = 256 << 10;
 /// How often the home hears how much came.
 const PACE: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// How long a process may take to listen.
+const LISTEN: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// How long the source may take to say why its stream broke.
 const REASON: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The pid of every task's root in its namespace.
 const ROOT: &str = "2";
 
-/// The source's answer to [`Request::Pages`]; after `Begun` the memory comes.
+/// The source's answer to [`Request::Pages`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Outset {
     /// It comes.
@@ -75,21 +79,18 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Starts one; it tells how far it is, its end last. The stream is that of the memory.
+    /// Starts one; it tells how far it is, its end last.
     fn start(
         folder: PathBuf,
         order: Order,
-        tell: impl Fn(Report) + Send + 'static,
-    ) -> io::Result<(Self, UnixStream)> {
+        mut tell: impl FnMut(Report) + Send + 'static,
+    ) -> io::Result<Self> {
         let program = crate::machine::program("gridos-pages");
-        let (command, control, memory) = order::command(&program)?;
+        let (command, control) = order::command(&program)?;
         let mut child = tokio::process::Command::from(command).spawn()?;
         tokio::spawn(async move { child.wait().await });
-        let stream = |stream: StdStream| {
-            stream.set_nonblocking(true)?;
-            UnixStream::from_std(stream)
-        };
-        let (mut control, memory) = (stream(control)?, stream(memory)?);
+        control.set_nonblocking(true)?;
+        let mut control = UnixStream::from_std(control)?;
         let task = tokio::spawn(async move {
             if stream::write(&mut control, &order).await.is_ok() {
                 while let Ok(report) = stream::read::<Report, _>(&mut control).await {
@@ -102,7 +103,7 @@ impl Pages {
             }
             tell(Report::Failed("gridos-pages has ended".into()));
         });
-        Ok((Self { control: task.abort_handle(), folder }, memory))
+        Ok(Self { control: task.abort_handle(), folder })
     }
 }
 
@@ -111,6 +112,14 @@ impl Drop for Pages {
         // Its end of the socket goes with the task.
         self.control.abort();
     }
+}
+
+/// Where memory goes.
+pub(crate) struct Taker {
+    pub(crate) node: NodeId,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Of the process that takes it.
+    pub(crate) invitation: Invitation,
 }
 
 /// Memory that leaves this node.
@@ -138,18 +147,14 @@ impl Leaving {
 
 impl Runner {
     /// Another node asks for the memory of a task that is to move there.
-    pub(super) fn send_ahead(
-        &mut self,
-        run: Run,
-        to: NodeId,
-        reply: oneshot::Sender<Result<UnixStream, Outset>>,
-    ) {
-        let begun = self.begin_ahead(run, to);
+    pub(super) fn send_ahead(&mut self, run: Run, to: Taker, reply: oneshot::Sender<Outset>) {
+        let outset = self.begin_ahead(run, to).err().unwrap_or(Outset::Begun);
         // Whoever asked may be gone; then the memory has nowhere to go.
-        let _ = reply.send(begun);
+        let _ = reply.send(outset);
     }
 
-    fn begin_ahead(&mut self, run: Run, to: NodeId) -> Result<UnixStream, Outset> {
+    fn begin_ahead(&mut self, run: Run, to: Taker) -> Result<(), Outset> {
+        let Taker { node: to, addresses, invitation } = to;
         let folder = self.moving_folder(run, "out");
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let local = self.runs.get_mut(&run).filter(|local| local.departs == Some(to));
@@ -174,11 +179,11 @@ impl Runner {
         let root = root.ok_or_else(|| Outset::Not("it has ended".into()))?;
         let queries = self.queries.clone();
         let tell = move |report| drop(queries.send(Query::Ahead { run, report }));
-        let order = Order::Send { folder: folder.clone(), root };
-        let (pages, memory) = Pages::start(folder, order, tell).map_err(|error| not(&error))?;
+        let order = Order::Send { folder: folder.clone(), root, addresses, invitation };
+        let pages = Pages::start(folder, order, tell).map_err(|error| not(&error))?;
         info!(%run, %to, resident, "memory_sent_ahead");
         local.leaving = Some(Leaving { pages, state: State::Sending });
-        Ok(memory)
+        Ok(())
     }
 
     /// Who sends memory tells how far it is.
@@ -253,50 +258,55 @@ pub(super) struct Coming {
     pub(super) node: NodeId,
     /// How much memory it may have.
     pub(super) limit: u64,
+    /// Where this node may listen.
+    pub(super) ports: Option<(u16, u16)>,
 }
 
 impl Coming {
     /// Has memory sent while the task runs, then all else.
     pub(super) async fn bring(&self, into: &Path) -> Result<(Departed, Arrived), String> {
-        let duplex = self.ask_for_memory().await?;
         let folder = moving_folder(&self.checkpoints, self.run, "in");
-        let order = Order::Receive { folder: folder.clone(), limit: self.limit };
-        let (ready, is_ready) = oneshot::channel::<Result<(), String>>();
-        let ready = std::sync::Mutex::new(Some(ready));
-        let (trouble, troubled) = tokio::sync::watch::channel(None);
-        let tell = move |report| {
-            let first = ready.lock().ok().and_then(|mut ready| ready.take());
-            match (report, first) {
-                (Report::Ready, Some(first)) => drop(first.send(Ok(()))),
-                (Report::Failed(why), Some(first)) => drop(first.send(Err(why))),
-                (Report::Failed(why), None) => drop(trouble.send(Some(why))),
-                _ => (),
+        let order = Order::Receive { folder: folder.clone(), limit: self.limit, ports: self.ports };
+        let (listens, invited) = oneshot::channel();
+        let (trouble, mut troubled) = watch::channel(None);
+        let bytes = Arc::new(AtomicU64::new(0));
+        let tell = {
+            let (mut listens, bytes) = (Some(listens), bytes.clone());
+            move |report| match report {
+                Report::Listens(invitation) => {
+                    // Whoever waited gave up: this process goes, too.
+                    let _ = listens.take().map(|listens| listens.send(invitation));
+                }
+                Report::Came { bytes: came } => bytes.store(came, Ordering::Relaxed),
+                Report::Failed(why) => drop(trouble.send(Some(why))),
+                Report::Round { .. } | Report::Ready => (),
             }
         };
-        let failed = |error: &dyn std::fmt::Display| format!("its memory cannot be taken: {error}");
-        let (pages, memory) = Pages::start(folder, order, tell).map_err(|error| failed(&error))?;
-        is_ready.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-        let bytes = Arc::new(AtomicU64::new(0));
-        // Ends with either side; who takes the memory knows whether it was all.
-        tokio::spawn(carry(duplex, memory, bytes.clone()));
+        let pages = Pages::start(folder, order, tell).map_err(|error| not_taken(&error))?;
+        let invitation = tokio::select! {
+            why = said(&mut troubled) => return Err(not_taken(&why)),
+            invited = tokio::time::timeout(LISTEN, invited) => {
+                invited.ok().and_then(Result::ok).ok_or_else(|| not_taken(&"gridos-pages does not listen"))?
+            }
+        };
+        self.ask_for_memory(&invitation).await?;
         let (departed, unpacked) = self.depart(into, troubled, &bytes).await?;
         Ok((departed, Arrived { unpacked, pages }))
     }
 
-    async fn ask_for_memory(&self) -> Result<grid_link::Duplex, String> {
+    async fn ask_for_memory(&self, invitation: &Invitation) -> Result<(), String> {
         let until = Instant::now() + PATIENCE;
+        let request = Request::Pages { run: self.old, invitation: invitation.clone() };
         loop {
             let asked = async {
-                let mut duplex =
-                    self.peers.ask(self.node, &Request::Pages(self.old)).await.map_err(|e| e.to_string())?;
-                let outset = stream::read::<Outset, _>(&mut duplex).await.map_err(|e| e.to_string())?;
-                Ok::<_, String>((outset, duplex))
+                let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
+                stream::read::<Outset, _>(&mut duplex).await.map_err(|e| e.to_string())
             };
             match asked.await? {
-                (Outset::Begun, duplex) => return Ok(duplex),
-                (Outset::Not(why), _) => return Err(why),
-                (Outset::NotYet(why), _) if Instant::now() >= until => return Err(why),
-                (Outset::NotYet(_), _) => tokio::time::sleep(AGAIN).await,
+                Outset::Begun => return Ok(()),
+                Outset::Not(why) => return Err(why),
+                Outset::NotYet(why) if Instant::now() >= until => return Err(why),
+                Outset::NotYet(_) => tokio::time::sleep(AGAIN).await,
             }
         }
     }
@@ -305,7 +315,7 @@ impl Coming {
     async fn depart(
         &self,
         into: &Path,
-        mut troubled: tokio::sync::watch::Receiver<Option<String>>,
+        mut troubled: watch::Receiver<Option<String>>,
         came: &AtomicU64,
     ) -> Result<(Departed, Unpacked), String> {
         let tell = |phase, stood| {
@@ -330,32 +340,28 @@ impl Coming {
             tell(MovePhase::Restoring, None);
             Ok((departed, unpacked.map_err(|error| format!("it did not come whole: {error}"))?))
         };
-        let trouble = async {
-            let why = troubled.wait_for(Option::is_some).await.map(|why| why.clone());
-            match why {
-                Ok(why) => why.unwrap_or_default(),
-                Err(_) => std::future::pending().await,
-            }
-        };
         tokio::pin!(coming);
         tokio::select! {
             came = &mut coming => came,
-            why = trouble => match tokio::time::timeout(REASON, coming).await {
+            why = said(&mut troubled) => match tokio::time::timeout(REASON, coming).await {
                 // The source knows better why its stream broke.
                 Ok(Err(why)) => Err(why),
-                _ => Err(format!("its memory cannot be taken: {why}")),
+                _ => Err(not_taken(&why)),
             },
         }
     }
 }
 
-/// Passes memory on, and counts it.
-async fn carry(mut from: grid_link::Duplex, mut to: UnixStream, bytes: Arc<AtomicU64>) {
-    let mut piece = vec![0; PIECE];
-    while let Ok(read @ 1..) = from.read(&mut piece).await
-        && to.write_all(&piece[..read]).await.is_ok()
-    {
-        bytes.fetch_add(read as u64, Ordering::Relaxed);
+fn not_taken(why: &dyn std::fmt::Display) -> String {
+    format!("its memory cannot be taken: {why}")
+}
+
+/// What went wrong, once something has.
+async fn said(troubled: &mut watch::Receiver<Option<String>>) -> String {
+    let why = troubled.wait_for(Option::is_some).await.map(|why| why.clone());
+    match why {
+        Ok(why) => why.unwrap_or_default(),
+        Err(_) => std::future::pending().await,
     }
 }
 

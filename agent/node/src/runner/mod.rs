@@ -35,12 +35,11 @@ use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::spec::{self, JobSpec, Net};
 use libgrid::status::{Obstacle, Outcome, TaskCheckpoints, Usage};
 use libgrid::units::{Bytes, Span};
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-pub(crate) use self::ahead::Outset;
+pub(crate) use self::ahead::{Outset, Taker};
 use self::ahead::{Arrived, Leaving};
 pub(crate) use self::environment::end_of;
 use self::environment::environment;
@@ -94,7 +93,7 @@ pub(crate) enum Query {
     /// What came of asking for a run that is to move here.
     Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
     /// That node asks for the memory of a run that is to move there, while it runs.
-    Pages { run: Run, to: NodeId, reply: oneshot::Sender<Result<UnixStream, Outset>> },
+    Pages { run: Run, to: Taker, reply: oneshot::Sender<Outset> },
     /// Who sends a run's memory ahead tells how far it is.
     Ahead { run: Run, report: Report },
     /// What came of the work on the store of checkpoints.

@@ -244,6 +244,7 @@ impl Runner {
             old,
             node: arrival.node,
             limit,
+            ports: self.config.ports(),
         };
         let into = self.checkpoints.unpacked(run);
         tokio::spawn(async move {

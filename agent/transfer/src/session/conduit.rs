@@ -1,7 +1,7 @@
 //! One data connection: plain, or encrypted by TLS 1.3.
 //!
-//! The two ends of an encrypted one show certificates that were made for this transfer alone and told over the control
-//! stream, and believe no other.
+//! The ends of an encrypted one show certificates that were made for this transfer alone and told over the control stream, and
+//! believe no other.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -51,30 +51,12 @@ pub(super) enum Conduit {
 impl Conduit {
     /// The source's end of an encrypted connection.
     pub(super) fn client(socket: Socket, seal: &Seal, theirs: Vec<u8>) -> io::Result<Self> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(io::Error::other)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Pinned::new(theirs, provider)))
-            .with_client_auth_cert(vec![seal.certificate.clone()], seal.key.clone_key())
-            .map_err(io::Error::other)?;
-        let name = ServerName::try_from("transfer.gridos").map_err(io::Error::other)?;
-        let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
-        Ok(Self::Client(Box::new(StreamOwned::new(connection, socket.into_stream()))))
+        client(socket, Some(seal), theirs).map(|stream| Self::Client(Box::new(stream)))
     }
 
     /// The destination's end of an encrypted connection.
     pub(super) fn server(socket: Socket, seal: &Seal, theirs: Vec<u8>) -> io::Result<Self> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(io::Error::other)?
-            .with_client_cert_verifier(Arc::new(Pinned::new(theirs, provider)))
-            .with_single_cert(vec![seal.certificate.clone()], seal.key.clone_key())
-            .map_err(io::Error::other)?;
-        let connection = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
-        Ok(Self::Server(Box::new(StreamOwned::new(connection, socket.into_stream()))))
+        server(socket, seal, Some(theirs)).map(|stream| Self::Server(Box::new(stream)))
     }
 
     /// Writes all of it; `more` tells that something follows at once.
@@ -179,6 +161,52 @@ impl Conduit {
             let _ = stream.shutdown(Shutdown::Write);
         }
     }
+}
+
+/// The end that connects; it may show no certificate.
+pub(super) fn client(
+    socket: Socket,
+    seal: Option<&Seal>,
+    theirs: Vec<u8>,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned::new(theirs, provider)));
+    let config = match seal {
+        Some(seal) => config
+            .with_client_auth_cert(vec![seal.certificate.clone()], seal.key.clone_key())
+            .map_err(io::Error::other)?,
+        None => config.with_no_client_auth(),
+    };
+    let name = ServerName::try_from("transfer.gridos").map_err(io::Error::other)?;
+    let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+    Ok(StreamOwned::new(connection, socket.into_stream()))
+}
+
+/// The end that accepts; it may ask for no certificate.
+pub(super) fn server(
+    socket: Socket,
+    seal: &Seal,
+    theirs: Option<Vec<u8>>,
+) -> io::Result<StreamOwned<ServerConnection, TcpStream>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?;
+    let config = match theirs {
+        Some(theirs) => config.with_client_cert_verifier(Arc::new(Pinned::new(theirs, provider))),
+        None => config.with_no_client_auth(),
+    };
+    let mut config = config
+        .with_single_cert(vec![seal.certificate.clone()], seal.key.clone_key())
+        .map_err(io::Error::other)?;
+    // Nobody comes again. What a client that only writes left unread would reset the connection when it closes it.
+    config.send_tls13_tickets = 0;
+    let connection = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
+    Ok(StreamOwned::new(connection, socket.into_stream()))
 }
 
 /// Believes one certificate.

@@ -24,6 +24,7 @@ mod conduit;
 mod destination;
 mod journal;
 mod landing;
+mod line;
 mod message;
 mod pace;
 mod queue;
@@ -33,12 +34,14 @@ mod source;
 mod spread;
 mod walk;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use libgrid::io::Fixed;
 
 pub use destination::{ReceiveOrder, receive};
+pub use line::{Invitation, Line, Listener, connect};
 pub use message::Trouble;
 pub use source::{SendOrder, send};
 pub use spread::{Spread, discard};
@@ -70,6 +73,26 @@ pub struct Options {
     pub most_streams: usize,
     /// What is not to be found by measuring.
     pub fixed: Fixed,
+}
+
+/// Listens for data connections: at all addresses, and at any port, if none are given.
+fn listen(address: Option<IpAddr>, ports: Option<(u16, u16)>) -> Result<TcpListener, Trouble> {
+    let (first, last) = ports.unwrap_or((0, 0));
+    let mut why = None;
+    for port in first..=last {
+        let bound = match address {
+            Some(address) => TcpListener::bind((address, port)),
+            // A machine without IPv6 has the other.
+            None => TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+                .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
+        };
+        match bound {
+            Ok(listener) => return Ok(listener),
+            Err(error) => why = Some(error),
+        }
+    }
+    let why = why.map_or_else(|| "there is none".to_owned(), |error| error.to_string());
+    Err(Trouble::passing(format!("no port for data from {first} to {last} is free: {why}")))
 }
 
 /// A lock of which a thread that panicked makes no difference: what it guards is whole between two statements.

@@ -17,7 +17,7 @@ mod connections;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufReader, BufWriter};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ use nix::sys::socket::shutdown;
 use self::arrivals::{Claim, Done, Range, Receiving, Waiting};
 use super::conduit::Seal;
 use super::landing::Landing;
-use super::locked;
+use super::{listen, locked};
 use super::message::{FromDestination, FromSource, Trouble};
 use super::queue::Queue;
 use super::record::Key;
@@ -89,25 +89,6 @@ fn say(to: &mut impl io::Write, message: &FromDestination) -> Result<(), Trouble
     to.flush().map_err(Trouble::broken)
 }
 
-fn listen(order: &ReceiveOrder) -> Result<TcpListener, Trouble> {
-    let (first, last) = order.ports.unwrap_or((0, 0));
-    let mut why = None;
-    for port in first..=last {
-        let bound = match order.listen {
-            Some(address) => TcpListener::bind((address, port)),
-            // A machine without IPv6 has the other.
-            None => TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-                .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
-        };
-        match bound {
-            Ok(listener) => return Ok(listener),
-            Err(error) => why = Some(error),
-        }
-    }
-    let why = why.map_or_else(|| "there is none".to_owned(), |error| error.to_string());
-    Err(Trouble::passing(format!("no port for data from {first} to {last} is free: {why}")))
-}
-
 /// What has come so far.
 #[derive(Default)]
 struct State {
@@ -154,7 +135,7 @@ impl Destination {
             _ => return Err(Trouble::confused()),
         };
         let landing = Landing::prepare(order, &offer)?;
-        let listener = if offer.inline { None } else { Some(listen(order)?) };
+        let listener = if offer.inline { None } else { Some(listen(order.listen, order.ports)?) };
         let seal = match offer.certificate {
             Some(_) => {
                 Some(Seal::new().map_err(|error| Trouble::lasting(format!("no key can be made: {error}")))?)

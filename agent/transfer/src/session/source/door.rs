@@ -14,12 +14,12 @@ use crate::session::record::{self, Key};
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// Where data connections go.
-pub(super) struct Door {
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) port: u16,
-    pub(super) key: Key,
-    pub(super) seal: Option<Seal>,
-    pub(super) theirs: Option<Vec<u8>>,
+pub(in crate::session) struct Door {
+    pub(in crate::session) addresses: Vec<IpAddr>,
+    pub(in crate::session) port: u16,
+    pub(in crate::session) key: Key,
+    pub(in crate::session) seal: Option<Seal>,
+    pub(in crate::session) theirs: Option<Vec<u8>>,
 }
 
 impl Door {
@@ -32,7 +32,7 @@ impl Door {
         self.greet(self.connect(plan, wanted)?, connection).map_err(Trouble::broken)
     }
 
-    pub(super) fn connect(&self, plan: &Plan, wanted: impl Fn() -> bool) -> Result<Socket, Trouble> {
+    pub(in crate::session) fn connect(&self, plan: &Plan, wanted: impl Fn() -> bool) -> Result<Socket, Trouble> {
         let mut tried = Vec::new();
         for address in &self.addresses {
             let address = SocketAddr::new(*address, self.port);

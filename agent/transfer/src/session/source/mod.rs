@@ -32,7 +32,7 @@ use libgrid::copy::{Landed, Progress};
 use libgrid::io::{Fixed, Path, Plan, ReadAhead, Tuner};
 use libgrid::wire;
 
-use self::door::Door;
+pub(super) use self::door::Door;
 use self::sending::Sending;
 use super::conduit::{Conduit, Seal};
 use super::message::{FromDestination, FromSource, Held, Offer, RelPath, Shape, Trouble, What};
