@@ -250,7 +250,7 @@ impl fmt::Display for MovePhase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MoveMode {
-    /// As the grid thinks best: by now, it is stopped and copied.
+    /// Hybrid; where its memory cannot be sent while it runs, it is stopped and copied.
     #[default]
     Auto,
     /// It is stopped, written down, copied and made anew: it stands still the longer the more memory it has.

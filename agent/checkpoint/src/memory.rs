@@ -4,7 +4,7 @@
 //! ```text
 //!   source                                        destination
 //!     ◀── Go ─────── what is left is little         ◀── Sent ────── all of it is here
-//!     CRIU stops the task and dumps the rest        the task is let go
+//!     CRIU stops the task and dumps the rest        ── Go ────────▶ the task is let go
 //!     ── Written ──▶                                ◀── Filled ──── the task has it
 //!     ◀── Sent ───── all of it is gone
 //! ```
@@ -43,7 +43,7 @@ const MOST_SAID: u64 = 4096;
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The task is to be stopped now.
+    /// The task is to be stopped now; or it runs.
     Go,
     /// It stands still, and its images are written.
     Written,

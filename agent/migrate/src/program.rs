@@ -232,6 +232,8 @@ fn fill(
 ) -> Result<(), String> {
     steps.tell(Step::Sent)?;
     let filling = serving.join().map_err(|_| "its memory cannot be served".to_owned())??;
+    // An engine that is gone has let it go, or ended it.
+    let _ = steps.expect(Step::Go);
     match filling.wait(FILL)? {
         Some(_) => steps.tell(Step::Filled),
         None => Err(format!("its memory was not there after {} s", FILL.as_secs())),

@@ -165,5 +165,11 @@ fn what_shares_more_memory_than_it_may_have_is_stopped_and_copied() {
         refused.says(&["goes on where it was", "its processes share memory", "it may have 400M"]);
         assert_eq!(hop(grid, 1, job, to)["mode"], "stop-and-copy");
         verdict(grid, job, "memory");
+
+        // What shares nothing is not stopped for its memory.
+        let program = programs::all().into_iter().find(|program| program.name == "counter").unwrap();
+        let other = begin(grid, 2, self::spec(grid, &program));
+        assert_eq!(hop(grid, 1, other, 3)["mode"], "hybrid");
+        verdict(grid, other, "counter");
     });
 }

@@ -152,8 +152,7 @@ fn restore(
     for ((base, _), archive) in folders(&order.workdir).into_iter().zip(packed) {
         files::as_user(order.uid, || files::unpack(base, archive))?;
     }
-    let (gone, leash) =
-        pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
+    let (gone, leash) = pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
     let start = Start::BelowInit(leash);
     criu.prepare(order.uid, &start)?;
     let mut options = criu.libcriu.options(images.as_fd(), c"restore.log")?;
@@ -181,7 +180,10 @@ fn restore(
         let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
         // Before that, the source must not be given up.
         let checked = checked.and_then(|()| memory.as_ref().map_or(Ok(()), |steps| steps.expect(Step::Sent)));
-        checked.and_then(|()| if hold { wait(&shim, done()) } else { Ok(()) }).inspect_err(|why| {
+        let held = checked.and_then(|()| if hold { wait(&shim, done()) } else { Ok(()) });
+        // Its memory may be filled in as a whole now. Who does that takes an end of the line for the same.
+        let _ = memory.as_ref().filter(|_| held.is_ok()).map(|steps| steps.tell(Step::Go));
+        held.inspect_err(|why| {
             // CRIU would let them go all the same. Their end is that of the namespace, and of this process.
             outside.tell::<()>(Err(why.clone()));
             for pid in &tree.processes {
@@ -190,7 +192,8 @@ fn restore(
         })
     };
     let log = path_of(images).join(LOG);
-    let restored = options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log));
+    let restored =
+        options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log));
     drop(start);
     // Its own end follows its last word: until then it would be taken for one of the task's processes.
     let _ = File::from(gone).read(&mut [0]);

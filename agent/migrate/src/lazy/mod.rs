@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!  criu restore ── pid, userfaultfd ──▶ one thread for each process: faults first, events, then filling
-//!       │                                   Waiting ── CRIU's end ──▶ Filling ── nothing left ──▶ closed
-//!       └───────── the end ──────────▶ serve returns, the processes run
+//!       │                                   Waiting ── Filling::wait ──▶ Filling ── nothing left ──▶ closed
+//!       └───────── the end ──────────▶ serve returns; whoever holds the processes lets them run
 //! ```
 //!
 //! One thread serves one process, so what the process does to its mappings and what is filled into them are in one order,
-//! and a fault waits for one piece at the most. Nothing is filled before CRIU's end but what was written last, and little of it:
-//! it would slow CRIU down.
+//! and a fault waits for one piece at the most. Nothing is filled before the processes run but what was written last, and little of
+//! it: it would slow down whoever makes them and lets them go.
 //!
 //! When a process has all its pages, its userfaultfd is closed: from then on the kernel gives it empty pages by itself.
 
@@ -72,6 +72,8 @@ struct Shared {
     store: PageStore,
     /// CRIU is done: every mapping is registered.
     finished: AtomicBool,
+    /// The processes run: all is filled.
+    running: AtomicBool,
     /// Somebody gave up, after the processes were killed.
     stopped: AtomicBool,
     /// Threads that serve.
@@ -91,13 +93,13 @@ struct Counters {
     events: AtomicU64,
 }
 
-/// Processes that run, and are given their memory. When this is dropped, whatever is still missing is lost: kill them first.
+/// Processes that are given their memory. When this is dropped, whatever is still missing is lost: kill them first.
 #[derive(Debug)]
 pub struct Filling {
     shared: Arc<Shared>,
 }
 
-/// Takes CRIU's connection and serves its processes; returns when they are restored and run.
+/// Takes CRIU's connection and serves its processes; returns when they are restored.
 ///
 /// # Errors
 /// Where the restore fails, or takes longer than `limit`; CRIU kills what it made.
@@ -132,6 +134,7 @@ impl Shared {
         Self {
             store,
             finished: AtomicBool::new(false),
+            running: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             active: Mutex::new(0),
             fewer: Condvar::new(),
@@ -172,12 +175,15 @@ impl Shared {
 // === impl Filling ===
 
 impl Filling {
-    /// Waits until every process has all its memory, or has ended. Nothing if that took longer than `limit`.
+    /// Fills what nobody asked for, now that the processes run, and waits until each has all its memory, or has ended. Nothing if
+    /// that took longer than `limit`.
     ///
     /// # Errors
     /// Where a process could not be served: it has to be killed.
     pub fn wait(&self, limit: Duration) -> Result<Option<Served>, String> {
         let deadline = Instant::now() + limit;
+        self.shared.running.store(true, Ordering::Release);
+        self.shared.store.notify();
         let mut active = self.shared.active();
         while *active > 0 {
             let left = deadline.saturating_duration_since(Instant::now());

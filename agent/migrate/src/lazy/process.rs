@@ -22,7 +22,7 @@ const FAULT: u64 = 32 << 10;
 /// Bytes that are filled between two looks for faults: some thirty microseconds.
 const FILL: u64 = 128 << 10;
 
-/// Bytes that are filled before CRIU is done.
+/// Bytes that are filled before the processes run.
 const AHEAD: u64 = 2 << 20;
 
 /// Milliseconds until the next try, while CRIU has not registered the mappings.
@@ -175,8 +175,9 @@ impl Server {
 
     /// Fills some pages that nobody asked for.
     fn fill(&mut self, finished: bool) -> io::Result<Placed> {
+        let running = self.shared.running.load(Ordering::Acquire);
         if let Some(at) = self.pending.first_awaited() {
-            if !finished && self.ahead == 0 {
+            if !running && self.ahead == 0 {
                 return Ok(Placed::Awaited);
             }
             match self.fill_at(at, finished)? {
@@ -188,7 +189,7 @@ impl Server {
                 placed => return Ok(placed),
             }
         }
-        let next = if finished { self.pending.next_here(self.cursor) } else { None };
+        let next = if finished && running { self.pending.next_here(self.cursor) } else { None };
         let Some(at) = next else { return Ok(Placed::Awaited) };
         let placed = self.fill_at(at, finished)?;
         if let Placed::Done(bytes) = placed {

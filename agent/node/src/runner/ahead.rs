@@ -39,7 +39,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::moving::{AGAIN, Departure, PATIENCE};
+use super::moving::{AGAIN, Departure, NotDeparted, PATIENCE};
 use super::{Query, Runner};
 use crate::checkpoint::{About, Departed, Luggage, Unpacked, remove};
 use crate::control::Stream;
@@ -135,12 +135,18 @@ enum State {
 }
 
 impl Leaving {
-    /// The folder of who moves the memory, once the task can be stopped; what to answer till then.
-    pub(super) fn ready(&self) -> Result<PathBuf, Departure> {
-        match &self.state {
+    /// The folder of who moves the memory, if somebody does, once the task can be stopped; what to answer till then. What failed
+    /// is said once.
+    pub(super) fn ready(leaving: &mut Option<Self>) -> Result<Option<PathBuf>, Departure> {
+        let Some(Self { pages, state }) = leaving else { return Ok(None) };
+        match state {
             State::Sending => Err(Departure::Ahead),
-            State::Failed(why) => Err(Departure::Failed(format!("its memory cannot be sent ahead: {why}"))),
-            State::Ready => Ok(self.pages.folder.clone()),
+            State::Ready => Ok(Some(pages.folder.clone())),
+            State::Failed(why) => {
+                let why = format!("its memory cannot be sent ahead: {why}");
+                *leaving = None;
+                Err(Departure::NotAhead(why))
+            }
         }
     }
 }
@@ -264,7 +270,8 @@ pub(super) struct Coming {
 
 impl Coming {
     /// Has memory sent while the task runs, then all else.
-    pub(super) async fn bring(&self, into: &Path) -> Result<(Departed, Arrived), String> {
+    pub(super) async fn bring(&self, into: &Path) -> Result<(Departed, Arrived), NotDeparted> {
+        let not_taken = |why: &dyn std::fmt::Display| NotDeparted::NotAhead(not_taken(why));
         let folder = moving_folder(&self.checkpoints, self.run, "in");
         let order = Order::Receive { folder: folder.clone(), limit: self.limit, ports: self.ports };
         let (listens, invited) = oneshot::channel();
@@ -294,7 +301,7 @@ impl Coming {
         Ok((departed, Arrived { unpacked, pages }))
     }
 
-    async fn ask_for_memory(&self, invitation: &Invitation) -> Result<(), String> {
+    async fn ask_for_memory(&self, invitation: &Invitation) -> Result<(), NotDeparted> {
         let until = Instant::now() + PATIENCE;
         let request = Request::Pages { run: self.old, invitation: invitation.clone() };
         loop {
@@ -302,10 +309,10 @@ impl Coming {
                 let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
                 stream::read::<Outset, _>(&mut duplex).await.map_err(|e| e.to_string())
             };
-            match asked.await? {
+            match asked.await.map_err(NotDeparted::Failed)? {
                 Outset::Begun => return Ok(()),
-                Outset::Not(why) => return Err(why),
-                Outset::NotYet(why) if Instant::now() >= until => return Err(why),
+                Outset::Not(why) => return Err(NotDeparted::NotAhead(why)),
+                Outset::NotYet(why) if Instant::now() >= until => return Err(NotDeparted::Failed(why)),
                 Outset::NotYet(_) => tokio::time::sleep(AGAIN).await,
             }
         }
@@ -317,7 +324,7 @@ impl Coming {
         into: &Path,
         mut troubled: watch::Receiver<Option<String>>,
         came: &AtomicU64,
-    ) -> Result<(Departed, Unpacked), String> {
+    ) -> Result<(Departed, Unpacked), NotDeparted> {
         let tell = |phase, stood| {
             let bytes = came.load(Ordering::Relaxed);
             self.core.host(host::Event::Moving { run: self.run, phase, stood, bytes });
@@ -333,12 +340,14 @@ impl Coming {
                 departed = super::moving::depart(&self.peers, self.old, self.node) => departed?,
                 never = telling => never,
             };
-            let bytes =
-                departed.luggage.ok_or("it comes without its memory, and not as a checkpoint either")?;
+            let bytes = departed.luggage.ok_or_else(|| {
+                NotDeparted::Failed("it comes without its memory, and not as a checkpoint either".into())
+            })?;
             tell(MovePhase::Copying, Some(departed.stood));
             let unpacked = take_luggage(duplex, into, departed.number, bytes).await;
             tell(MovePhase::Restoring, None);
-            Ok((departed, unpacked.map_err(|error| format!("it did not come whole: {error}"))?))
+            let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
+            Ok((departed, unpacked.map_err(failed)?))
         };
         tokio::pin!(coming);
         tokio::select! {
@@ -346,7 +355,7 @@ impl Coming {
             why = said(&mut troubled) => match tokio::time::timeout(REASON, coming).await {
                 // The source knows better why its stream broke.
                 Ok(Err(why)) => Err(why),
-                _ => Err(not_taken(&why)),
+                _ => Err(NotDeparted::Failed(not_taken(&why))),
             },
         }
     }

@@ -39,8 +39,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-pub(crate) use self::ahead::{Outset, Taker};
 use self::ahead::{Arrived, Leaving};
+pub(crate) use self::ahead::{Outset, Taker};
 pub(crate) use self::environment::end_of;
 use self::environment::environment;
 use self::inputs::Inputs;

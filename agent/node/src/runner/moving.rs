@@ -61,6 +61,8 @@ pub(crate) enum Departure {
     NotYet(String),
     /// Its memory is on its way, and will be for as long as it takes.
     Ahead,
+    /// Its memory cannot be sent while it runs: a sentence.
+    NotAhead(String),
     /// It cannot be: a sentence.
     Failed(String),
 }
@@ -179,9 +181,9 @@ impl Runner {
             return drop(reply.send(wait("its home has not said that it moves")));
         }
         let (stored, answer): (DepartReply, _) = oneshot::channel();
-        let leaving = self.runs.get(&run).and_then(|local| local.leaving.as_ref());
+        let leaving = self.runs.get_mut(&run).map(|local| &mut local.leaving);
         let memory = match leaving.map(ahead::Leaving::ready).transpose() {
-            Ok(memory) => memory,
+            Ok(memory) => memory.flatten(),
             Err(departure) => return drop(reply.send(departure.into())),
         };
         match self.checkpoints.depart(run, stored) {
@@ -248,15 +250,25 @@ impl Runner {
         };
         let into = self.checkpoints.unpacked(run);
         tokio::spawn(async move {
-            let departed = match arrival.mode {
-                MoveMode::Hybrid => {
-                    coming.bring(&into).await.map(|(departed, arrived)| (departed, Some(Box::new(arrived))))
-                }
-                // Until the hybrid mode is known to carry every tree of processes, it is for those who ask for it.
-                MoveMode::Auto | MoveMode::StopAndCopy => {
-                    depart(&peers, old, arrival.node).await.map(|(departed, _)| (departed, None))
-                }
+            let stopped = async || match depart(&peers, old, arrival.node).await {
+                // Of the try before.
+                Err(NotDeparted::NotAhead(_)) => depart(&peers, old, arrival.node).await,
+                departed => departed,
             };
+            let ahead = match arrival.mode {
+                MoveMode::Hybrid | MoveMode::Auto => Some(coming.bring(&into).await),
+                MoveMode::StopAndCopy => None,
+            };
+            let departed = match ahead {
+                Some(Ok((departed, arrived))) => Ok((departed, Some(Box::new(arrived)))),
+                Some(Err(NotDeparted::NotAhead(why))) if arrival.mode == MoveMode::Auto => {
+                    info!(%run, why, "memory_not_ahead");
+                    stopped().await.map(|(departed, _)| (departed, None))
+                }
+                Some(Err(why)) => Err(why),
+                None => stopped().await.map(|(departed, _)| (departed, None)),
+            };
+            let departed = departed.map_err(String::from);
             // The runner ends only with the agent.
             let _ = queries.send(Query::Departed { run, from: arrival.node, departed });
         });
@@ -299,8 +311,24 @@ impl Runner {
     }
 }
 
+/// Why a task does not come.
+pub(super) enum NotDeparted {
+    /// Its memory cannot be sent while it runs. It was not stopped, and can be for all of it.
+    NotAhead(String),
+    /// It cannot move.
+    Failed(String),
+}
+
+impl From<NotDeparted> for String {
+    fn from(why: NotDeparted) -> Self {
+        match why {
+            NotDeparted::NotAhead(why) | NotDeparted::Failed(why) => why,
+        }
+    }
+}
+
 /// Asks the source until the task stands still.
-pub(super) async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<(Departed, Duplex), String> {
+pub(super) async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<(Departed, Duplex), NotDeparted> {
     let mut until = Instant::now() + PATIENCE;
     loop {
         let asked = async {
@@ -311,9 +339,12 @@ pub(super) async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<(Dep
         };
         match asked.await {
             Ok((Departure::Ready(departed), duplex)) => return Ok((departed, duplex)),
-            Ok((Departure::Failed(why), _)) => return Err(why),
-            Ok((Departure::NotYet(why), _)) if Instant::now() >= until => return Err(why),
-            Err(why) => return Err(format!("node {node} cannot be asked: {why}")),
+            Ok((Departure::Failed(why), _)) => return Err(NotDeparted::Failed(why)),
+            Ok((Departure::NotAhead(why), _)) => return Err(NotDeparted::NotAhead(why)),
+            Ok((Departure::NotYet(why), _)) if Instant::now() >= until => {
+                return Err(NotDeparted::Failed(why));
+            }
+            Err(why) => return Err(NotDeparted::Failed(format!("node {node} cannot be asked: {why}"))),
             Ok((Departure::NotYet(_), _)) => tokio::time::sleep(AGAIN).await,
             Ok((Departure::Ahead, _)) => {
                 until = Instant::now() + PATIENCE;

@@ -265,7 +265,9 @@ mod tests {
             let begun = Instant::now();
             listener.accept(|| begun.elapsed() < Duration::from_millis(500))
         });
-        assert!(connect(&HERE, &invitation, || true).unwrap_err().why.contains("not the one of this transfer"));
+        assert!(
+            connect(&HERE, &invitation, || true).unwrap_err().why.contains("not the one of this transfer")
+        );
         assert_eq!(accepting.join().unwrap().unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 

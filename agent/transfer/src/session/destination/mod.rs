@@ -33,11 +33,11 @@ use nix::sys::socket::shutdown;
 use self::arrivals::{Claim, Done, Range, Receiving, Waiting};
 use super::conduit::Seal;
 use super::landing::Landing;
-use super::{listen, locked};
 use super::message::{FromDestination, FromSource, Trouble};
 use super::queue::Queue;
 use super::record::Key;
 use super::spread::Spread;
+use super::{listen, locked};
 use crate::root::Root;
 
 /// How often arrivals are told.

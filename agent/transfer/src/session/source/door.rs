@@ -32,7 +32,11 @@ impl Door {
         self.greet(self.connect(plan, wanted)?, connection).map_err(Trouble::broken)
     }
 
-    pub(in crate::session) fn connect(&self, plan: &Plan, wanted: impl Fn() -> bool) -> Result<Socket, Trouble> {
+    pub(in crate::session) fn connect(
+        &self,
+        plan: &Plan,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Socket, Trouble> {
         let mut tried = Vec::new();
         for address in &self.addresses {
             let address = SocketAddr::new(*address, self.port);
