@@ -14,7 +14,7 @@ use grid_tests::{Grid, GridConfig, until_within};
 use crate::report::{RUNS, Report};
 
 /// How long a run is to take.
-const SECONDS: f64 = 60.0;
+const SECONDS: f64 = 180.0;
 
 /// The most that checkpoints shall take of the run time.
 const TARGET: f64 = 3.0;

@@ -15,13 +15,52 @@ use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::units::{Bytes, Cpus};
 
-use crate::report::{RUNS, Report};
+use crate::report::{RUNS, Report, percentile};
 
-/// Resident MiB, and MB dirtied in each second.
-const CASES: [(u32, u32); 6] = [(64, 0), (64, 50), (256, 0), (256, 50), (1024, 0), (1024, 50)];
+/// What a program does.
+#[derive(Clone, Copy)]
+struct Case {
+    /// Resident in each process.
+    mib: u32,
+    /// MB that each process dirties in a second.
+    rate: u32,
+    processes: u32,
+    /// How often it is moved in hybrid mode. The other ways vary less, and take longer.
+    runs: usize,
+}
 
-/// The modes of `gridctl migrate`, and what each is called with.
-const MODES: [(&str, &[&str]); 1] = [("stop-and-copy", &[])];
+const fn alone(mib: u32, rate: u32, runs: usize) -> Case {
+    Case { mib, rate, processes: 1, runs }
+}
+
+const CASES: [Case; 7] = [
+    alone(64, 0, RUNS),
+    alone(64, 50, RUNS),
+    alone(256, 0, RUNS),
+    alone(256, 50, RUNS),
+    alone(1024, 0, RUNS),
+    alone(1024, 50, 20),
+    Case { mib: 50, rate: 0, processes: 20, runs: RUNS },
+];
+
+/// The modes of `gridctl migrate`.
+const MODES: [&str; 2] = ["hybrid", "stop-and-copy"];
+
+impl Case {
+    /// What follows the log among the program's arguments.
+    fn words(self) -> [String; 3] {
+        [self.mib, self.rate, self.processes].map(|word| word.to_string())
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.processes > 1 {
+            write!(f, "{} processes, each ", self.processes)?;
+        }
+        write!(f, "{} MiB, {} MB/s dirtied", self.mib, self.rate)
+    }
+}
 
 /// What a move cost.
 struct Cost {
@@ -33,29 +72,31 @@ struct Cost {
     sent: Option<f64>,
 }
 
-/// Moves a program of so many MiB and MB/s once; the number makes its memory another one than before.
-type Move<'a> = Box<dyn Fn(&Path, (u32, u32)) -> Result<Cost, String> + 'a>;
+/// Moves a program once.
+type Move<'a> = Box<dyn Fn(&Path, Case) -> Result<Cost, String> + 'a>;
 
 pub(crate) fn run(report: &mut Report) {
     let grid = GridConfig { cores: 8.0, memory: "16G", ..GridConfig::new("bench", 2) }.up();
     let mut subjects: Vec<(String, Move<'_>)> = Vec::new();
-    for (name, words) in MODES {
+    for mode in MODES {
         let grid = &grid;
         subjects.push((
-            format!("gridos {name}"),
-            Box::new(move |program, case| of_grid(grid, words, program, case)),
+            format!("gridos {mode}"),
+            Box::new(move |program, case| of_grid(grid, mode, program, case)),
         ));
     }
     subjects.push(("criu dump, cp, restore".into(), Box::new(plain::copy)));
     subjects.push(("criu lazy-pages".into(), Box::new(plain::lazy)));
     let mut serial = 0;
     for case in CASES {
-        let (mib, rate) = case;
-        let name = format!("{mib} MiB, {rate} MB/s dirtied");
+        let name = case.to_string();
         let place = ("migrate", name.as_str());
         let mut costs: Vec<Vec<Cost>> = subjects.iter().map(|_| Vec::new()).collect();
-        for _ in 0..RUNS {
-            for ((subject, once), costs) in subjects.iter().zip(&mut costs) {
+        for run in 0..case.runs {
+            // The first of them is the hybrid mode.
+            let some = if run < RUNS { subjects.len() } else { 1 };
+            for ((subject, once), costs) in subjects.iter().zip(&mut costs).take(some) {
+                // What two runs have in memory must not be the same: a store would send it once.
                 serial += 1;
                 let program = compile(grid.dir(), "dirty", serial);
                 match once(&program, case) {
@@ -68,7 +109,9 @@ pub(crate) fn run(report: &mut Report) {
         let mut gaps = Vec::new();
         for ((subject, _), costs) in subjects.iter().zip(&costs).filter(|(_, costs)| !costs.is_empty()) {
             let of = |what: fn(&Cost) -> f64| costs.iter().map(what).collect::<Vec<_>>();
-            gaps.push((subject, report.note(place, subject, ("downtime", "ms"), &of(|cost| cost.gap))));
+            let downtime = of(|cost| cost.gap);
+            gaps.push((subject, report.note(place, subject, ("downtime", "ms"), &downtime)));
+            report.note(place, subject, ("longest downtime", "ms"), &[percentile(&downtime, 100)]);
             report.note(place, subject, ("total", "s"), &of(|cost| cost.total));
             let sent: Vec<f64> = costs.iter().filter_map(|cost| cost.sent).map(|sent| sent / 1e6).collect();
             if !sent.is_empty() {
@@ -83,7 +126,7 @@ pub(crate) fn run(report: &mut Report) {
     }
 }
 
-/// A program of the tests of moves. What two runs have in memory must not be the same: a store would send it once.
+/// A program of the tests of moves, whose memory depends on a number.
 fn compile(folder: &Path, name: &str, serial: u64) -> PathBuf {
     let verdict = include_str!("../../../../agent/migrate/tests/live/programs/verdict.h");
     let source = match name {
@@ -109,11 +152,10 @@ fn gap(told: &str) -> f64 {
     gap.and_then(|gap| gap.parse().ok()).unwrap_or_else(|| panic!("{told}"))
 }
 
-fn of_grid(grid: &Grid, words: &[&str], program: &Path, (mib, rate): (u32, u32)) -> Result<Cost, String> {
-    let script = format!("{} log {mib} {rate}; cat log", program.display());
-    let spec = JobSpec::command(["sh", "-c", &script])
-        .cpus(Cpus::from_milli(1000))
-        .memory(Bytes(u64::from(mib + 128) << 20));
+fn of_grid(grid: &Grid, mode: &str, program: &Path, case: Case) -> Result<Cost, String> {
+    let script = format!("{} log {}; cat log", program.display(), case.words().join(" "));
+    let memory = u64::from(case.mib * case.processes + 128) << 20;
+    let spec = JobSpec::command(["sh", "-c", &script]).cpus(Cpus::from_milli(1000)).memory(Bytes(memory));
     let job = grid.submit(1, spec);
     // The child of the shell; its folder is where the log is.
     let place = |node| process(grid, node, job);
@@ -127,7 +169,7 @@ fn of_grid(grid: &Grid, words: &[&str], program: &Path, (mib, rate): (u32, u32))
     std::thread::sleep(std::time::Duration::from_millis(300));
     let (start, before) = (Instant::now(), sent(grid, from));
     let (name, to_name) = (job.to_string(), format!("node{to}"));
-    let moved = grid.gridctl(1, ["migrate", &name, "--to", &to_name].iter().chain(words));
+    let moved = grid.gridctl(1, ["migrate", &name, "--to", &to_name, "--mode", mode]);
     let (total, sent) = (start.elapsed().as_secs_f64(), sent(grid, from) - before);
     if moved.status != 0 {
         grid.gridctl(1, ["kill", &name]).ok();

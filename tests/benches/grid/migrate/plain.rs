@@ -12,7 +12,7 @@ use std::time::Instant;
 use grid_checkpoint::Installation;
 use grid_tests::{until, until_some};
 
-use super::{Cost, compile, gap};
+use super::{Case, Cost, compile, gap};
 use crate::report::target;
 
 /// A program that runs in the first of two places.
@@ -69,7 +69,7 @@ impl Place {
 }
 
 impl Rig {
-    fn new(program: &Path, (mib, rate): (u32, u32)) -> Result<Rig, String> {
+    fn new(program: &Path, case: Case) -> Result<Rig, String> {
         let criu = Installation::find(&target().join("release")).ok_or("CRIU is not installed")?;
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         let init = compile(folder.path(), "init", 0);
@@ -79,8 +79,7 @@ impl Rig {
         assert!(places[1].inside(Path::new("sh")).args(["-c", text]).status().unwrap().success());
         let log = folder.path().join("log");
         let mut command = places[0].inside(Path::new("setsid"));
-        let program =
-            command.arg(program).arg(&log).args([mib.to_string(), rate.to_string()]).spawn().unwrap();
+        let program = command.arg(program).arg(&log).args(case.words()).spawn().unwrap();
         until("it is ready", || fs::read_to_string(&log).is_ok_and(|log| log == "ready\n"));
         let pid = child_of(program.id()).unwrap();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -119,7 +118,7 @@ impl Rig {
 }
 
 /// Stopped, written down, copied, made again.
-pub(super) fn copy(program: &Path, case: (u32, u32)) -> Result<Cost, String> {
+pub(super) fn copy(program: &Path, case: Case) -> Result<Cost, String> {
     let rig = Rig::new(program, case)?;
     let (here, there) = (rig.images("here"), rig.folder.path().join("there"));
     let start = Instant::now();
@@ -133,7 +132,7 @@ pub(super) fn copy(program: &Path, case: (u32, u32)) -> Result<Cost, String> {
 }
 
 /// Made again without its memory, which comes when it is asked for, and else by and by.
-pub(super) fn lazy(program: &Path, case: (u32, u32)) -> Result<Cost, String> {
+pub(super) fn lazy(program: &Path, case: Case) -> Result<Cost, String> {
     let rig = Rig::new(program, case)?;
     let images = rig.images("images");
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port().to_string();
