@@ -161,9 +161,8 @@ fn dump(
             }
             let start = Instant::now();
             let streams = ask(&shim)?;
-            for ((base, _), archive) in folders(&order.workdir).into_iter().zip(&packed) {
-                files::as_user(order.uid, || files::pack(base, archive))?;
-            }
+            let mut each = folders(&order.workdir).into_iter().zip(&packed);
+            files::as_user(order.uid, || each.try_for_each(|((base, _), archive)| files::pack(base, archive)))?;
             if order.then == Then::End {
                 // From here on, the checkpoint is all that there is of the task.
                 files::sync(&folder)?;

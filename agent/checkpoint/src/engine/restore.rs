@@ -149,9 +149,8 @@ fn restore(
     for mut entrance in entrances {
         entrance.write_all(b"0").map_err(|error| format!("joining the control group failed: {error}"))?;
     }
-    for ((base, _), archive) in folders(&order.workdir).into_iter().zip(packed) {
-        files::as_user(order.uid, || files::unpack(base, archive))?;
-    }
+    let mut each = folders(&order.workdir).into_iter().zip(packed);
+    files::as_user(order.uid, || each.try_for_each(|((base, _), archive)| files::unpack(base, archive)))?;
     let (gone, leash) = pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
     let start = Start::BelowInit(leash);
     criu.prepare(order.uid, &start)?;
