@@ -371,7 +371,12 @@ fn after_the_machine_went_down_a_task_goes_on() {
 
 /// The numbers that the home, node 1, has.
 fn exported(grid: &Grid, job: JobId) -> Vec<u64> {
-    let folder = store(grid, 1).join(format!("tasks/{job}-0"));
+    kept(grid, 1, job)
+}
+
+/// The numbers that a node has.
+fn kept(grid: &Grid, node: u32, job: JobId) -> Vec<u64> {
+    let folder = store(grid, node).join(format!("tasks/{job}-0"));
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
@@ -446,6 +451,43 @@ fn what_is_damaged_on_its_node_comes_from_its_home() {
         assert!(told.starts_with("went on from checkpoint 1: there is no checkpoint of"), "{told}");
         ends_well(grid, job);
         (1..=2).for_each(|node| until_clean(grid, node));
+    });
+}
+
+#[test]
+fn what_is_lost_on_a_home_that_runs_its_task_comes_from_a_second_node() {
+    let config = GridConfig::new("what_is_lost_on_a_home", 3);
+    checkpointed("what_is_lost_on_a_home_that_runs_its_task_comes_from_a_second_node", config, |grid| {
+        let job = grid.submit(1, counter(grid, 1));
+        grid.until_running(1, job);
+        let another = |number: u64| {
+            until_counted(grid, job, 5);
+            grid.gridctl(1, ["checkpoint", &job.to_string()]).ok();
+            let second = until_some("its home knows that a second node has it", || {
+                let all = grid.gridctl(3, ["checkpoints", &job.to_string(), "--json"]).json();
+                let all = all[0]["checkpoints"].as_array().unwrap();
+                let there = all.iter().find(|each| each["number"] == number && each["node"] != 1);
+                there.map(|each| each["node"].as_u64().unwrap() as u32)
+            });
+            assert!(kept(grid, second, job).contains(&number), "it is not in the store of node {second}");
+            until_counted(grid, job, 5);
+            second
+        };
+        let second = another(1);
+        spoil(grid, 1);
+        kill_shim(grid, 1);
+        let told = until_again(grid, job, 2);
+        assert!(told.starts_with("went on from checkpoint 1: there is no checkpoint of"), "{told}");
+        // The same node as before has the next.
+        assert_eq!(another(2), second);
+        grid.machine(1).kill().unwrap();
+        fs::remove_dir_all(store(grid, 1)).unwrap();
+        grid.machine(1).boot().unwrap();
+        let told = until_again(grid, job, 3);
+        assert_eq!(told, "went on from checkpoint 2");
+        until_counted(grid, job, 5);
+        ends_well(grid, job);
+        (1..=3).for_each(|node| until_clean(grid, node));
     });
 }
 

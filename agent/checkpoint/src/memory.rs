@@ -100,11 +100,12 @@ impl Steps {
     /// Says that it is so far.
     ///
     /// # Errors
-    /// Where nobody hears it: a sentence.
+    /// Where nobody hears it: a sentence, the other side's own if it said why.
     pub fn tell(&self, step: Step) -> Result<(), String> {
-        (&self.0)
-            .write_all(&[step.byte()])
-            .map_err(|error| format!("the move of its memory is given up: {error}"))
+        (&self.0).write_all(&[step.byte()]).map_err(|error| match self.heard() {
+            Ok((TROUBLE, why)) => why,
+            _ => format!("the move of its memory is given up: {error}"),
+        })
     }
 
     /// Says why it will not be.
@@ -121,18 +122,26 @@ impl Steps {
     /// # Errors
     /// A sentence: what the other side said instead, or that it is gone.
     pub fn expect(&self, step: Step) -> Result<(), String> {
-        let mut byte = [0];
-        match (&self.0).read_exact(&mut byte) {
-            Ok(()) if byte[0] == step.byte() => Ok(()),
-            Ok(()) if byte[0] == TROUBLE => {
-                let mut why = Vec::new();
-                // What came of it is enough.
-                let _ = (&self.0).take(MOST_SAID).read_to_end(&mut why);
-                Err(String::from_utf8_lossy(&why).into_owned())
+        match self.heard() {
+            Ok((byte, _)) if byte == step.byte() => Ok(()),
+            Ok((TROUBLE, why)) => Err(why),
+            Ok((byte, _)) => {
+                Err(format!("{step:?} was expected of who moves the task's memory, and {byte:?} came"))
             }
-            Ok(()) => Err(format!("{step:?} was expected of who moves the task's memory, and {byte:?} came")),
             Err(_) => Err("the move of its memory was given up".into()),
         }
+    }
+
+    /// The next that the other side says; if it is trouble, with its reason.
+    fn heard(&self) -> io::Result<(u8, String)> {
+        let mut byte = [0];
+        (&self.0).read_exact(&mut byte)?;
+        let mut why = Vec::new();
+        if byte[0] == TROUBLE {
+            // What came of it is enough.
+            let _ = (&self.0).take(MOST_SAID).read_to_end(&mut why);
+        }
+        Ok((byte[0], String::from_utf8_lossy(&why).into_owned()))
     }
 }
 
@@ -150,6 +159,9 @@ mod tests {
         assert!(theirs.expect(Step::Sent).unwrap_err().contains("Sent was expected"));
         ours.fail("the disk is full");
         assert_eq!(theirs.expect(Step::Sent), Err("the disk is full".into()));
+        let (ours, theirs) = pair();
+        ours.fail("the disk is full");
+        assert_eq!(theirs.tell(Step::Written), Err("the disk is full".into()));
         let (ours, theirs) = pair();
         drop(ours);
         assert!(theirs.expect(Step::Sent).unwrap_err().contains("given up"));

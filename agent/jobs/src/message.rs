@@ -39,8 +39,8 @@ pub struct Placement {
     pub saved: u64,
     /// The last checkpoint to go on from, if its user said so. Otherwise it is the newest that the host has.
     pub from: Option<u64>,
-    /// The number of the newest that its home has.
-    pub exported: Option<u64>,
+    /// The number of the newest that was brought away from its host, and who has that: its home, or another node.
+    pub exported: Option<(u64, NodeId)>,
     /// It runs elsewhere now, and moves here.
     pub arrives: Option<Arrival>,
     /// The number of its address among its home's, if it has a network of its own.

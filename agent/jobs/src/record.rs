@@ -55,8 +55,9 @@ pub struct TaskRecord {
     pub ended: Option<(SystemTime, Outcome, Usage)>,
     /// The number of its newest checkpoint, and where that is.
     pub saved: Option<(u64, NodeId)>,
-    /// The number of the newest that is here, from another node.
-    pub exported: Option<u64>,
+    /// The number of the newest that was brought away from where it was written, and which node has that: this one, or
+    /// another one for a task that runs here.
+    pub exported: Option<(u64, NodeId)>,
     /// Where its user wants it back, until it is there.
     pub back: Option<Back>,
     /// The number of its address among those that its home gives away, from its first placement to its end.

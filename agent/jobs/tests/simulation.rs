@@ -98,8 +98,8 @@ struct Grid {
     /// Runs that went on from a checkpoint, where, and from which.
     resumed: BTreeMap<Run, (NodeId, u64)>,
     collects: Vec<(Duration, NodeId, Run, NodeId)>,
-    /// When, to which home, of which task, the number, from where.
-    exports: Vec<(Duration, NodeId, TaskId, u64, NodeId)>,
+    /// When, of which home, of which task, the number, from where and whereto.
+    exports: Vec<(Duration, NodeId, TaskId, u64, [NodeId; 2])>,
     abandoned: Vec<Run>,
     coming: Vec<Coming>,
     /// How many tasks went on elsewhere without having been started again.
@@ -202,9 +202,9 @@ impl Grid {
                     self.collects.push((at, id, run, node));
                 }
                 home::Action::Abandon { run, .. } => self.abandoned.push(run),
-                home::Action::Export { task, number, node } => {
+                home::Action::Export { task, number, from, to } => {
                     let at = self.now + Duration::from_millis(self.rng.random_range(10..2000));
-                    self.exports.push((at, id, task, number, node));
+                    self.exports.push((at, id, task, number, [from, to]));
                 }
                 home::Action::Accepted { .. }
                 | home::Action::Cut { .. }
@@ -247,11 +247,14 @@ impl Grid {
                     let own = machine.checkpoints.entry(run.task).or_default();
                     let most = placement.from.unwrap_or(u64::MAX);
                     own.retain(|checkpoint| checkpoint.number <= most);
-                    // What its home has is fetched, if it is newer: always there in time here.
-                    if let Some(exported) = placement.exported.filter(|exported| *exported <= most) {
+                    // What was brought away is fetched, if it is newer, from the home or for it: always there in time here.
+                    let home = run.task.job.home;
+                    let there = placement.exported.filter(|(exported, _)| *exported <= most);
+                    if let Some((exported, at)) = there {
+                        let at = if id == home { at } else { home };
                         let own = own.clone();
-                        let theirs = &self.machines[&run.task.job.home].checkpoints[&run.task];
-                        let newer = theirs.iter().filter(|c| {
+                        let theirs = self.machines[&at].checkpoints.get(&run.task);
+                        let newer = theirs.into_iter().flatten().filter(|c| {
                             c.number <= exported && own.last().is_none_or(|last| last.number < c.number)
                         });
                         let newer: Vec<Checkpoint> = newer.copied().collect();
@@ -397,19 +400,21 @@ impl Grid {
         let (ready, coming): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.exports).into_iter().partition(|(at, ..)| due(at, now));
         self.exports = coming;
-        for (_, home, task, number, node) in ready {
-            let reachable = !(self.machines[&home].cut || self.machines[&node].cut);
-            let there = self.machines[&node].agent.is_some() && reachable;
-            let theirs = self.machines[&node].checkpoints.get(&task).into_iter().flatten();
+        for (_, home, task, number, [from, to]) in ready {
+            let there = [from, to].iter().all(|id| {
+                let machine = &self.machines[id];
+                machine.agent.is_some() && (*id == home || !machine.cut && !self.machines[&home].cut)
+            });
+            let theirs = self.machines[&from].checkpoints.get(&task).into_iter().flatten();
             let found = theirs.copied().find(|checkpoint| there && checkpoint.number == number);
             if let Some(checkpoint) = found {
-                let own = self.machines.get_mut(&home).unwrap().checkpoints.entry(task).or_default();
+                let own = self.machines.get_mut(&to).unwrap().checkpoints.entry(task).or_default();
                 own.push(checkpoint);
                 own.sort_by_key(|checkpoint| checkpoint.number);
             }
-            let number = found.map(|checkpoint| checkpoint.number);
+            let at = found.map(|checkpoint| (checkpoint.number, to));
             let rest = Duration::from_secs(5);
-            self.home(home, home::Event::Exported { task, number, rest });
+            self.home(home, home::Event::Exported { task, at, rest });
         }
         self.move_tasks();
         self.run_tasks(&ids);

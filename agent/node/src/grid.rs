@@ -240,6 +240,14 @@ impl Grid {
         })
     }
 
+    /// Brings a checkpoint here from the task's home, to keep it for that.
+    pub(crate) async fn keep(&self, task: TaskId, number: u64) -> Result<(), Failure> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.queries.send(Query::Keep { task, number, reply });
+        let kept = answer.await.map_err(|_| failure(Kind::Unavailable, core::Stopping))?;
+        kept.map_err(|why| Failure::new(Kind::State, why))
+    }
+
     // === tasks that move ===
 
     /// What would stop a run that is here from being moved.

@@ -108,8 +108,8 @@ impl Output {
                     let logs = self.job_logs(job);
                     tokio::task::spawn_blocking(move || fs::remove_dir_all(logs));
                 }
-                Action::Export { task, number, node } => {
-                    let _ = self.queries.send(Query::Export { task, number, node });
+                Action::Export { task, number, from, to } => {
+                    let _ = self.queries.send(Query::Export { task, number, from, to });
                 }
                 Action::Cut { task, number } => {
                     let _ = self.queries.send(Query::Cut { task, number });

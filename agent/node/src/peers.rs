@@ -15,6 +15,7 @@
 //! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |
 //! | `Verify` | one `Result<(), Failure>` frame |
 //! | `Manifest` | one `Result<Bytes, Failure>` frame |
+//! | `Keep` | one `Result<(), Failure>` frame, when it is stored |
 //! | `Survey` | one `Result<Surveyed, Failure>` frame |
 //! | `Fits` | one `Result<Vec<Obstacle>, Failure>` frame |
 //! | `Relocate` | one `Result<Moved, Failure>` frame, when it has moved |
@@ -75,6 +76,8 @@ pub(crate) enum Request {
     Verify { task: TaskId, number: u64 },
     /// What a checkpoint is made of.
     Manifest { task: TaskId, number: u64 },
+    /// A checkpoint of the asker, which runs a task of its own, is to be kept by the asked node, too.
+    Keep { task: TaskId, number: u64 },
     /// What would stop a run from being moved.
     Survey(Run),
     /// What would stop it from going on at the asked node.

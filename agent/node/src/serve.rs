@@ -114,6 +114,9 @@ async fn answer_node(
         Request::Verify { task, number } if task.job.home == node => {
             answer_once(&mut duplex, &grid.verify(task, number).await).await
         }
+        Request::Keep { task, number } if task.job.home == node => {
+            answer_once(&mut duplex, &grid.keep(task, number).await).await
+        }
         Request::Survey(run) if run.task.job.home == node => {
             answer_once(&mut duplex, &grid.survey(run).await).await
         }
@@ -153,6 +156,7 @@ async fn answer_node(
         | Request::Checkpoint(_)
         | Request::Checkpoints(_)
         | Request::Verify { .. }
+        | Request::Keep { .. }
         | Request::Survey(_)
         | Request::Fits { .. } => Ok(()),
         // Of other homes' tasks this one knows nothing.

@@ -78,6 +78,13 @@ fn hop_by(grid: &Grid, from: u32, job: JobId, to: u32, mode: MoveMode) -> Value 
     moved[0]["moved"].clone()
 }
 
+/// How long a task stood still for a move.
+fn stood(moved: &Value) -> String {
+    let stopped = &moved["stopped"];
+    let (whole, rest) = (stopped["secs"].as_u64().unwrap(), stopped["nanos"].as_u64().unwrap());
+    format!("{} ms", whole * 1000 + rest / 1_000_000)
+}
+
 /// The root of the only task on a node that has this name in its environment.
 fn process(grid: &Grid, node: u32, job: JobId) -> Option<i32> {
     let mark = format!("GRIDOS_JOB={job}\0");

@@ -35,9 +35,7 @@ fn over(test: &str, program: &Program, ways: &[&[u32]]) {
             for to in *way {
                 // Asked on a node that need not have to do with it.
                 let moved = hop_by(grid, 3, job, *to, mode);
-                let stood = &moved["stopped"];
-                let (whole, rest) = (stood["secs"].as_u64().unwrap(), stood["nanos"].as_u64().unwrap());
-                stopped.push(format!("{} ms", whole * 1000 + rest / 1_000_000));
+                stopped.push(stood(&moved));
             }
             let printed = verdict(grid, job, name);
             if name == "counter" {

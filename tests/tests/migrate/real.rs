@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Each moves three times while it works.
+/// Each moves three times while it works, in both ways.
 fn moved_while_it_works(test: &str, script: &str, programs: &[&str]) {
     with(test, shared, |grid: &Arc<Grid>| {
         if !moves(grid) {
@@ -17,13 +17,17 @@ fn moved_while_it_works(test: &str, script: &str, programs: &[&str]) {
         let spec = JobSpec::command(["/usr/bin/python3", "-c", &format!("{}{script}", programs::PRELUDE)])
             .cpus(Cpus::from_milli(100))
             .memory(Bytes(512 << 20));
-        let job = begin(grid, 2, spec);
-        for to in [3, 1, 2] {
-            let before = progress(grid, job);
-            until("it goes on", || progress(grid, job) > before + 2);
-            hop(grid, 1, job, to);
+        for mode in [MoveMode::StopAndCopy, MoveMode::Hybrid] {
+            let job = begin(grid, 2, spec.clone());
+            let mut stopped = Vec::new();
+            for to in [3, 1, 2] {
+                let before = progress(grid, job);
+                until("it goes on", || progress(grid, job) > before + 2);
+                stopped.push(stood(&hop_by(grid, 1, job, to, mode)));
+            }
+            verdict(grid, job, test);
+            println!("FIGURE {test}, {mode}: stood still {}", stopped.join(", "));
         }
-        verdict(grid, job, test);
     });
 }
 

@@ -44,6 +44,15 @@ print('sum', sum.hexdigest(), flush=True)
 sys.exit(22)
 ";
 
+/// How they move, and where to.
+const MOVES: [(MoveMode, &[u32]); 5] = [
+    (MoveMode::StopAndCopy, &[3]),
+    (MoveMode::StopAndCopy, &[3, 2]),
+    (MoveMode::StopAndCopy, &[3, 1, 2]),
+    (MoveMode::Hybrid, &[3]),
+    (MoveMode::Hybrid, &[3, 1, 2]),
+];
+
 /// The arguments of `gridctl run` for such a program.
 fn run_of(script: &str) -> Vec<String> {
     ["run", "--cpus", "0.1", "--mem", "64M", "--", "/usr/bin/python3", "-c", script].map(str::to_owned).into()
@@ -141,7 +150,7 @@ fn pty_of_an_interactive_run_moves_while_somebody_types() {
         if !moves(grid) {
             return;
         }
-        for ways in [&[3][..], &[3, 2], &[3, 1, 2]] {
+        for (mode, ways) in MOVES {
             let mut typist = Typist::start(grid);
             let job = job_on(grid, 2, || typist.terminal.screen());
             let stop = AtomicBool::new(false);
@@ -149,7 +158,7 @@ fn pty_of_an_interactive_run_moves_while_somebody_types() {
                 let typing = scope.spawn(|| typist.type_until(&stop));
                 let _stop = StopAtEnd(&stop);
                 for to in ways {
-                    hop(grid, 3, job, *to);
+                    hop_by(grid, 3, job, *to, mode);
                 }
                 drop(_stop);
                 typing.join().unwrap();
@@ -158,11 +167,14 @@ fn pty_of_an_interactive_run_moves_while_somebody_types() {
             typist.terminal.resize(50, 120);
             typist.terminal.until_shown("<size 120 50>");
             let last = ways[ways.len() - 1];
-            hop(grid, 1, job, if last == 3 { 2 } else { 3 });
+            hop_by(grid, 1, job, if last == 3 { 2 } else { 3 }, mode);
             for _ in 0..20 {
                 typist.type_some();
             }
-            println!("FIGURE pty over {ways:?} and one: {} lines, {} interrupts", typist.lines, typist.ints);
+            println!(
+                "FIGURE pty over {ways:?} and one, {mode}: {} lines, {} interrupts",
+                typist.lines, typist.ints
+            );
             typist.end("120 50");
         }
     });
@@ -231,7 +243,7 @@ fn a_pipe_is_fed_while_its_task_moves() {
         if !moves(grid) {
             return;
         }
-        for ways in [&[3][..], &[3, 2], &[3, 1, 2]] {
+        for (mode, ways) in MOVES {
             let mut feeder = Feeder::start(grid);
             let job = job_on(grid, 2, || feeder.running.printed());
             let stop = AtomicBool::new(false);
@@ -239,12 +251,12 @@ fn a_pipe_is_fed_while_its_task_moves() {
                 let feeding = scope.spawn(|| feeder.feed_until(&stop));
                 let _stop = StopAtEnd(&stop);
                 for to in ways {
-                    hop(grid, 3, job, *to);
+                    hop_by(grid, 3, job, *to, mode);
                 }
                 drop(_stop);
                 feeding.join().unwrap();
             });
-            println!("FIGURE pipe over {ways:?}: {} bytes", feeder.fed.len());
+            println!("FIGURE pipe over {ways:?}, {mode}: {} bytes", feeder.fed.len());
             feeder.end();
         }
     });

@@ -130,22 +130,23 @@ impl Home {
 }
 
 impl Home {
-    /// A checkpoint was brought here, or not.
+    /// A checkpoint was brought away from its host, or not.
     pub(super) fn brought(
         &mut self,
         now: Now,
         id: TaskId,
-        number: Option<u64>,
+        at: Option<(u64, NodeId)>,
         rest: Duration,
         actions: &mut Vec<Action>,
     ) {
         let Some(task) = self.jobs.get_mut(&id.job).and_then(|job| job.task_mut(id.index)) else { return };
         task.rests = now.mono.saturating_add(rest);
-        let undone = task.back.is_some_and(|back| number.is_some_and(|number| number > back.to));
-        if matches!(task.state, State::Done { .. }) || undone || number.is_none() {
+        task.exports_to = None;
+        let undone = task.back.is_some_and(|back| at.is_some_and(|(number, _)| number > back.to));
+        if matches!(task.state, State::Done { .. }) || undone || at.is_none() {
             return;
         }
-        task.exported = task.exported.max(number);
+        task.exported = task.exported.max(at);
         if !matches!(task.state, State::Ending { .. }) {
             actions.push(Action::Write(Change::Task(id, Box::new(task.record()))));
         }
@@ -161,7 +162,7 @@ impl Home {
             return;
         }
         task.back = Some(Back { to: number, after: task.epoch });
-        task.exported = task.exported.filter(|exported| *exported <= number);
+        task.exported = task.exported.filter(|(exported, _)| *exported <= number);
         actions.push(Action::Cut { task: id, number });
         // The number goes on from the highest that was ever told.
         task.saved = Some((task.saved.map_or(number, |(newest, _)| newest.max(number)), node));

@@ -83,8 +83,8 @@ pub enum Event {
     Exported {
         /// Of which task.
         task: TaskId,
-        /// The number of the checkpoint, if it is here.
-        number: Option<u64>,
+        /// The number of the checkpoint, and where it is now; nothing if it could not be brought.
+        at: Option<(u64, NodeId)>,
         /// How long none is to be brought, so that they do not take too much of the network.
         rest: Duration,
     },
@@ -160,14 +160,16 @@ pub enum Action {
         /// Whose folder it came to.
         origin: Origin,
     },
-    /// Bring this checkpoint here: [`Event::Exported`] follows.
+    /// Have this checkpoint brought here, or to another node if it is here: [`Event::Exported`] follows.
     Export {
         /// Of which task.
         task: TaskId,
         /// Which.
         number: u64,
         /// From which node.
-        node: NodeId,
+        from: NodeId,
+        /// Whereto.
+        to: NodeId,
     },
     /// Drop the checkpoints of a task that are here with a higher number: they are of another past.
     Cut {
@@ -226,9 +228,11 @@ struct Task {
     /// As in [`TaskRecord::back`].
     back: Option<Back>,
     /// As in [`TaskRecord::exported`].
-    exported: Option<u64>,
-    /// Until when none is brought here; for ever while one is on its way.
+    exported: Option<(u64, NodeId)>,
+    /// Until when none is brought away; for ever while one is on its way.
     rests: Duration,
+    /// The other node that one is on its way to, from here.
+    exports_to: Option<NodeId>,
     /// The checkpoint that the present run went on from.
     resumed: Option<u64>,
     /// When its last run was lost.
@@ -367,7 +371,7 @@ impl Home {
             Event::Kill { job, signal, grace } => self.kill(now, job, signal, grace, &mut actions),
             Event::Restore { task, number, node } => self.take_back(task, number, node, &mut actions),
             Event::Migrate { task, to, mode } => self.migrate(now, task, to, mode, &mut actions),
-            Event::Exported { task, number, rest } => self.brought(now, task, number, rest, &mut actions),
+            Event::Exported { task, at, rest } => self.brought(now, task, at, rest, &mut actions),
             Event::Message { from, message } => self.hear(now, from, message, &mut actions),
             Event::Node(info) => {
                 let free = info.free;
@@ -569,7 +573,10 @@ impl Home {
         if self.place_of(run) != Some(from) {
             return;
         }
-        let me = self.me;
+        let to = match saved {
+            Some(number) if from == self.me => self.second(run.task, number),
+            _ => Some(self.me),
+        };
         let Some(task) = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index)) else {
             return;
         };
@@ -594,13 +601,15 @@ impl Home {
         };
         // It is where its user wanted it: from here on, its newest checkpoint counts again.
         let arrived = news && task.back.take_if(|back| run.epoch > back.after).is_some();
-        if let Some(number) = saved.filter(|saved| task.exported.is_none_or(|exported| exported < *saved))
-            && from != me
+        if let Some(number) =
+            saved.filter(|saved| task.exported.is_none_or(|(exported, _)| exported < *saved))
+            && let Some(to) = to
             && !self.moving.contains_key(&run.task)
             && now.mono >= task.rests
         {
             task.rests = Duration::MAX;
-            actions.push(Action::Export { task: run.task, number, node: from });
+            task.exports_to = (from == self.me).then_some(to);
+            actions.push(Action::Export { task: run.task, number, from, to });
         }
         if newer.is_some() || arrived {
             actions.push(Action::Write(Change::Task(run.task, Box::new(task.record()))));
@@ -608,6 +617,18 @@ impl Home {
         if news {
             actions.push(Action::Changed(run.task.job));
         }
+    }
+
+    /// Which other node keeps the checkpoints of a task that runs here: the one that does, while it is up; else one that the
+    /// number chooses, so that after one that cannot another is asked.
+    fn second(&self, task: TaskId, number: u64) -> Option<NodeId> {
+        let is_second = |id: NodeId| id != self.me && self.nodes.get(&id).is_some_and(|node| node.up);
+        let before = self.task(task)?.exported.map(|(_, node)| node).filter(|node| is_second(*node));
+        before.or_else(|| {
+            let all: Vec<NodeId> = self.nodes.keys().copied().filter(|node| is_second(*node)).collect();
+            let turn = u64::from(task.job.serial) + u64::from(task.index) + number;
+            all.get(turn.checked_rem(all.len() as u64)? as usize).copied()
+        })
     }
 
     /// Whether the run is one that its user wants to end, for the task to go on from a checkpoint.
@@ -666,6 +687,7 @@ impl Task {
             back: None,
             exported: None,
             rests: Duration::ZERO,
+            exports_to: None,
             resumed: None,
             lost: Duration::ZERO,
             moved: None,

@@ -61,9 +61,14 @@ impl Home {
         self.task(task)?.saved
     }
 
-    /// The number of a task's newest checkpoint that is here, from another node.
-    pub fn exported(&self, task: TaskId) -> Option<u64> {
+    /// As in [`crate::record::TaskRecord::exported`].
+    pub fn exported(&self, task: TaskId) -> Option<(u64, NodeId)> {
         self.task(task)?.exported
+    }
+
+    /// Whether a checkpoint of this task is on its way from here to that node.
+    pub fn exports_to(&self, task: TaskId, node: NodeId) -> bool {
+        self.task(task).is_some_and(|task| task.exports_to == Some(node))
     }
 
     /// Whether the task has ended and its logs and results are home.

@@ -10,7 +10,8 @@
 //! `Dirty` names is stale until it comes again: so the destination can serve the rest from `Listed` on.
 //!
 //! **Hostile input.** Every record is bounded ([`MOST_PAGES`], [`MOST_RANGES`], `wire`'s frames), addresses have to be
-//! those of user space, ranges in order, and the store that reads the stream holds no more than it was told to.
+//! those of user space, ranges in order, and the store that reads the stream holds no more than it was told to, nor knows
+//! more of empty pages than a task of that size can have. `fuzz/functions/pages.rs` holds it to that.
 
 mod sink;
 
@@ -28,23 +29,50 @@ pub const MOST_PAGES: u32 = 1024;
 pub const MOST_RANGES: usize = 4096;
 
 /// A range of pages: the address, and how many.
-pub(crate) type Pages = (u64, u32);
+pub type Pages = (u64, u32);
 
 /// What is said in the stream.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Record {
+pub enum Record {
     /// First of all.
-    Begin { version: u16 },
+    Begin {
+        /// [`VERSION`].
+        version: u16,
+    },
     /// The bytes of these pages follow.
-    Pages { pid: i32, at: u64, pages: u32 },
+    Pages {
+        /// The process.
+        pid: i32,
+        /// The address of the first.
+        at: u64,
+        /// How many.
+        pages: u32,
+    },
     /// These pages are empty.
-    Zero { pid: i32, at: u64, pages: u32 },
+    Zero {
+        /// The process.
+        pid: i32,
+        /// The address of the first.
+        at: u64,
+        /// How many.
+        pages: u32,
+    },
     /// A round is over.
     Round,
     /// These pages exist at the freeze; in order, over any number of records.
-    Exists { pid: i32, ranges: Vec<Pages> },
+    Exists {
+        /// The process.
+        pid: i32,
+        /// Where they are.
+        ranges: Vec<Pages>,
+    },
     /// These of them are still to come; in order, over any number of records.
-    Dirty { pid: i32, ranges: Vec<Pages> },
+    Dirty {
+        /// The process.
+        pid: i32,
+        /// Where they are.
+        ranges: Vec<Pages>,
+    },
     /// All that exists was named.
     Listed,
     /// All was sent.

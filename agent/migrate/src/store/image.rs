@@ -63,6 +63,11 @@ impl Image {
         gone
     }
 
+    /// Whether something is known of the slab that this range is in.
+    pub(super) fn has_slab(&self, range: Range) -> bool {
+        self.slabs.contains_key(&(range.start / SLAB))
+    }
+
     fn slab(&mut self, at: u64) -> &mut Slab {
         self.slabs
             .entry(at / SLAB)

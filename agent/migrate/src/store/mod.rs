@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::kernel::Range;
-use pending::{Bytes, Pending};
+use crate::kernel::{PAGE, Range};
+use pending::{Bytes, Held, Pending};
 
 /// How far the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +105,19 @@ impl PageStore {
             Some(bytes) => Arrived::Bytes(bytes.clone(), (origin - start) as usize, left),
             None => Arrived::Empty(left),
         })
+    }
+
+    /// The bytes of the page that a process is to have at this address; none if there is no page, or an empty one.
+    pub fn page(&self, pid: i32, at: u64) -> Option<Vec<u8>> {
+        let (_, held) = self.lock().processes.get(&pid)?.at(at)?;
+        let (bytes, offset) = match held {
+            Held::Here(bytes, offset) => (bytes, offset),
+            Held::Awaited { pid, origin } => match self.arrived(pid, origin)? {
+                Arrived::Bytes(bytes, offset, _) => (bytes, offset),
+                Arrived::Empty(_) => return None,
+            },
+        };
+        bytes.get(offset..offset + PAGE as usize).map(<[u8]>::to_vec)
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -20,6 +20,11 @@ const MOST_NAMED: usize = 16 << 20;
 /// Processes of a stream.
 const MOST_PROCESSES: usize = 65_536;
 
+/// Pieces of memory of which something is known, beyond those of which each page of the limit may have two: 2 MiB before the
+/// freeze, a record after it. Empty pages take no room, but what is known of them does, and each such piece costs the task at
+/// least a page: of memory, or of the kernel's tables for it.
+const SPARE_PIECES: u64 = 65_536;
+
 /// Why the memory of the source is not here.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
@@ -67,9 +72,10 @@ struct Receiver<'s> {
     dirty: HashMap<i32, Vec<Range>>,
     listed: bool,
     named: usize,
-    /// Bytes of dirty pages that did not come yet.
-    owed: u64,
+    /// Bytes of dirty pages that did not come yet; of many processes more than 64 bits can count.
+    owed: u128,
     kept: u64,
+    pieces: u64,
     received: Received,
 }
 
@@ -87,6 +93,7 @@ impl PageStore {
             named: 0,
             owed: 0,
             kept: 0,
+            pieces: 0,
             received: Received::default(),
         };
         let result = receiver.run(&mut BufReader::with_capacity(BUFFER, from));
@@ -119,7 +126,7 @@ impl Receiver<'_> {
                         self.late(pid, range, None)?;
                     } else {
                         for piece in in_slabs(range) {
-                            let gone = self.image(pid)?.empty(piece);
+                            let gone = self.image_with(pid, piece)?.empty(piece);
                             self.kept -= gone * PAGE;
                         }
                     }
@@ -143,7 +150,7 @@ impl Receiver<'_> {
 
     fn pages(&mut self, pid: i32, range: Range, from: &mut impl Read) -> Result<(), ReceiveError> {
         for piece in in_slabs(range) {
-            let (place, new) = self.image(pid)?.place(piece);
+            let (place, new) = self.image_with(pid, piece)?.place(piece);
             from.read_exact(place)?;
             self.keep(new * PAGE)?;
         }
@@ -166,8 +173,8 @@ impl Receiver<'_> {
         if !expected || !self.store.add_late(pid, range, bytes) {
             return Err(ReceiveError::Malformed("pages that it did not announce"));
         }
-        self.owed -= range.bytes();
-        Ok(())
+        self.owed -= u128::from(range.bytes());
+        self.piece()
     }
 
     /// The freeze was told of: what does not exist any more is dropped, the rest is handed on.
@@ -176,7 +183,7 @@ impl Receiver<'_> {
         let mut processes = HashMap::new();
         for (pid, mut image) in self.images.drain() {
             image.dirty = joined(std::mem::take(&mut image.dirty));
-            self.owed += image.dirty.iter().map(|range| range.bytes()).sum::<u64>();
+            self.owed += image.dirty.iter().map(|range| u128::from(range.bytes())).sum::<u128>();
             self.dirty.insert(pid, image.dirty.clone());
             let pending = image.into_pending(pid).map_err(|at| ReceiveError::Missing { pid, at })?;
             processes.insert(pid, pending);
@@ -191,6 +198,22 @@ impl Receiver<'_> {
             return Err(ReceiveError::Malformed("too many processes"));
         }
         Ok(self.images.entry(pid).or_default())
+    }
+
+    /// The same, for it to take a range within one slab.
+    fn image_with(&mut self, pid: i32, piece: Range) -> Result<&mut Image, ReceiveError> {
+        if !self.image(pid)?.has_slab(piece) {
+            self.piece()?;
+        }
+        self.image(pid)
+    }
+
+    fn piece(&mut self) -> Result<(), ReceiveError> {
+        self.pieces += 1;
+        match self.pieces > SPARE_PIECES + 2 * (self.store.limit / PAGE) {
+            true => Err(ReceiveError::Malformed("more pieces of memory than such a task can have")),
+            false => Ok(()),
+        }
     }
 
     fn keep(&mut self, bytes: u64) -> Result<(), ReceiveError> {

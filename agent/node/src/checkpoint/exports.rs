@@ -14,7 +14,20 @@
 //! The home has the newest that it could bring. One at a time for each task, and then so long a rest that they take at most one
 //! part in [`SHARE`] of the time: a task with little memory has each of its checkpoints there, one with much has fewer.
 //!
-//! A task that runs on its home node has none elsewhere: were that node lost, nobody would be there to start it again.
+//! Those of a task that runs on its home node are brought to a second node in the same way, which the home asks to (`Keep`):
+//!
+//! ```text
+//!   home, host                                             second
+//!     saved: 7, Action::Export ─────────────── Keep ───────▶
+//!     ◀───────────────────────────────── Manifest, Stage ──
+//!     ══════════════════════ pieces ═══════════════════════▶ store
+//!     ◀───────────────────────────────────────────── Ok ────
+//!     TaskRecord::exported = (7, second)
+//! ```
+//!
+//! It is there for a home that lost its checkpoints, to damage or with a disk: a home that lost its records has no tasks. The
+//! second node gives them to the home alone, which brings them back when it starts the task again and has none that is
+//! whole, and drops them as any node does, when the home says that the task is done.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -129,6 +142,14 @@ enum BringError {
     Store(#[from] StoreError),
 }
 
+/// Has another node bring a checkpoint that is here to itself, and waits until it has.
+pub(super) async fn hand_on(peers: &Peers, task: TaskId, number: u64, to: NodeId) -> Result<(), String> {
+    let request = Request::Keep { task, number };
+    let mut duplex = peers.ask(to, &request).await.map_err(|error| error.to_string())?;
+    let kept = stream::read::<Result<(), Failure>, _>(&mut duplex).await;
+    kept.map_err(|error| error.to_string())?.map_err(|failure| failure.message)
+}
+
 async fn manifest(peers: &Peers, task: TaskId, number: u64, from: NodeId) -> Result<Vec<u8>, StageError> {
     let unreachable = |error: &dyn std::fmt::Display| StageError::Unreachable(error.to_string());
     let request = Request::Manifest { task, number };
@@ -140,12 +161,17 @@ async fn manifest(peers: &Peers, task: TaskId, number: u64, from: NodeId) -> Res
 
 // === answering ===
 
-/// Nothing if that node may have the checkpoints of this task: its home, one that is to run it, or one that it moves to.
+/// Nothing if that node may have the checkpoints of this task: its home, one that is to run it, one that it moves to, or one
+/// that this home wants to have them.
 pub(crate) async fn may_have(grid: &Grid, node: NodeId, task: TaskId) -> Result<(), Failure> {
     if task.job.home == node {
         return Ok(());
     }
-    let may = move |view: &mut View| view.home.has_run_at(task.job, node) || view.host.departs_to(task, node);
+    let may = move |view: &mut View| {
+        view.home.has_run_at(task.job, node)
+            || view.host.departs_to(task, node)
+            || view.home.exports_to(task, node)
+    };
     let look = grid.core.look(may).await;
     match look.map_err(|error| failure(Kind::Unavailable, error))? {
         true => Ok(()),

@@ -568,21 +568,42 @@ impl Checkpoints {
 
     // === other nodes ===
 
-    /// Brings a checkpoint of a task of this home from its host.
-    pub(crate) fn export(&self, task: TaskId, number: u64, node: NodeId) {
+    /// Has a checkpoint of a task of this home brought from its host: here, or to another node if the host is this one.
+    pub(crate) fn export(&self, task: TaskId, number: u64, from: NodeId, to: NodeId) {
         let (importer, core, work) = (self.importer.clone(), self.core.clone(), self.work.clone());
+        let here = to == self.me;
         tokio::spawn(async move {
-            let brought = importer.bring(task, number, node, false).await;
-            let (number, rest) = match brought {
-                Ok(took) => (Some(number), took * exports::SHARE),
-                Err(error) => {
-                    info!(%task, number, %node, %error, "a checkpoint was not brought here");
+            let begun = Instant::now();
+            let brought = match here {
+                true => importer.bring(task, number, from, false).await.map(drop).map_err(|e| e.to_string()),
+                false => exports::hand_on(&importer.staging.peers, task, number, to).await,
+            };
+            let (at, rest) = match brought {
+                Ok(()) => (Some((number, to)), begun.elapsed() * exports::SHARE),
+                Err(why) => {
+                    info!(%task, number, %from, %to, why, "a checkpoint was not brought to where it is to be kept");
                     (None, exports::REST)
                 }
             };
             // The keeper and the core end only with the agent.
+            if here {
+                let _ = work.send(Work::Imported { task, then: None });
+            }
+            core.home(home::Event::Exported { task, at, rest });
+        });
+    }
+
+    /// Brings a checkpoint here from the task's home, which runs it.
+    pub(crate) fn keep(&self, task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>>) {
+        if self.size > self.limit {
+            return drop(reply.send(Err(self.full())));
+        }
+        let (importer, work) = (self.importer.clone(), self.work.clone());
+        tokio::spawn(async move {
+            let brought = importer.bring(task, number, task.job.home, false).await;
             let _ = work.send(Work::Imported { task, then: None });
-            core.home(home::Event::Exported { task, number, rest });
+            // Whoever asked may be gone.
+            let _ = reply.send(brought.map(drop).map_err(|error| error.to_string()));
         });
     }
 

@@ -21,8 +21,8 @@ struct Known {
     node: Option<NodeId>,
     /// Where its newest checkpoint is.
     saved: Option<NodeId>,
-    /// Whether some are here, from there.
-    exported: bool,
+    /// Where some are, from there.
+    exported: Option<NodeId>,
     done: bool,
     /// Whether its user types into it.
     typed: bool,
@@ -34,7 +34,7 @@ async fn known(grid: &Arc<Grid>, task: TaskId) -> Result<Known, Answer> {
         let (run, node) = view.home.run_of(task)?;
         let node = node.filter(|_| view.home.is_running(task));
         let saved = view.home.saved(task).map(|(_, node)| node);
-        let exported = view.home.exported(task).is_some();
+        let exported = view.home.exported(task).map(|(_, node)| node);
         Some(Known { run, node, saved, exported, done: view.home.is_done(task), typed })
     });
     let known = known.await?.ok_or_else(|| missing(Selector::Task(task)))?;
@@ -66,9 +66,10 @@ pub(super) async fn write(grid: &Arc<Grid>, task: TaskId) -> Result<TaskCheckpoi
 /// Those that there are, as far as their nodes answer.
 pub(super) async fn list(grid: &Arc<Grid>, task: TaskId) -> Result<TaskCheckpoints, Answer> {
     let known = known(grid, task).await?;
-    let here = known.exported.then_some(grid.me);
+    // Of one that ran here, there may be some here as well.
+    let here = known.exported.map(|_| grid.me);
     let mut nodes: Vec<NodeId> = Vec::new();
-    for node in known.node.into_iter().chain(known.saved).chain(here) {
+    for node in known.node.into_iter().chain(known.saved).chain(known.exported).chain(here) {
         if !nodes.contains(&node) {
             nodes.push(node);
         }
@@ -96,12 +97,14 @@ pub(super) async fn list(grid: &Arc<Grid>, task: TaskId) -> Result<TaskCheckpoin
 
 /// Lets a task go on from one of them, after all of it was looked at; returns its number.
 pub(super) async fn restore(grid: &Arc<Grid>, task: TaskId, from: Option<u64>) -> Result<u64, Answer> {
+    let saved = known(grid, task).await?.saved;
     let there = list(grid, task).await?;
     let chosen = match from {
         Some(number) => there.checkpoints.iter().find(|checkpoint| checkpoint.number == number),
-        None => {
-            there.checkpoints.iter().max_by_key(|checkpoint| (checkpoint.number, checkpoint.node != grid.me))
-        }
+        None => there
+            .checkpoints
+            .iter()
+            .max_by_key(|checkpoint| (checkpoint.number, Some(checkpoint.node) == saved)),
     };
     let Some(Checkpoint { number, node, .. }) = chosen.copied() else {
         let which = from.map(|number| format!(" {number}")).unwrap_or_default();

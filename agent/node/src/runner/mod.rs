@@ -98,8 +98,10 @@ pub(crate) enum Query {
     Ahead { run: Run, report: Report },
     /// What came of the work on the store of checkpoints.
     Checkpoints(News),
-    /// To bring a checkpoint here from a task's host.
-    Export { task: TaskId, number: u64, node: NodeId },
+    /// To have a checkpoint of a task of this home brought here from its host, or to another node if that is this one.
+    Export { task: TaskId, number: u64, from: NodeId, to: NodeId },
+    /// To bring a checkpoint here that the task's home, which runs it, wants another node to have.
+    Keep { task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>> },
     /// To drop the checkpoints of a task after this one.
     Cut { task: TaskId, number: u64 },
     /// Nothing will go on from the checkpoints of these tasks.
@@ -601,7 +603,8 @@ impl Runner {
             Query::Checkpoint { run, reply } => self.checkpoints.ask(run, reply),
             Query::Kept { task, reply } => drop(reply.send(self.checkpoints.status(task))),
             Query::Verify { task, number, reply } => self.checkpoints.verify(task, number, reply),
-            Query::Export { task, number, node } => self.checkpoints.export(task, number, node),
+            Query::Export { task, number, from, to } => self.checkpoints.export(task, number, from, to),
+            Query::Keep { task, number, reply } => self.checkpoints.keep(task, number, reply),
             Query::Cut { task, number } => self.checkpoints.cut(task, number),
             Query::Survey { run, reply } => self.survey(run, reply),
             Query::Fits { run, there, reply } => self.fits(run, *there, reply),

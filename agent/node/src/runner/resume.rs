@@ -99,7 +99,8 @@ impl Runner {
         }
     }
 
-    /// Brings what its home has, once, if that is of use; else gives the run back.
+    /// Brings what its home has, or another node has for this one if it is the home: once, if that is of use. Else gives the run
+    /// back.
     fn ask_home(
         &mut self,
         run: Run,
@@ -108,12 +109,15 @@ impl Runner {
     ) -> Option<Box<Resuming>> {
         let Some((_, placement)) = resuming.order.as_ref() else { return Some(resuming) };
         let most = placement.from.unwrap_or(u64::MAX);
-        let there = placement.exported.filter(|number| *number <= most && useful(*number));
-        match there.filter(|_| run.task.job.home != self.me && !resuming.asked) {
-            Some(number) => {
+        let there = placement.exported.filter(|(number, _)| *number <= most && useful(*number));
+        // The home has what others have for it, too: it gives them to other hosts.
+        let home = run.task.job.home;
+        let there = there.map(|(number, node)| (number, if home == self.me { node } else { home }));
+        match there.filter(|(_, node)| *node != self.me && !resuming.asked) {
+            Some((number, node)) => {
                 resuming.asked = true;
                 self.resuming.insert(run, resuming);
-                self.checkpoints.bring(run, number, run.task.job.home);
+                self.checkpoints.bring(run, number, node);
                 None
             }
             None => Some(resuming),
@@ -165,6 +169,9 @@ impl Runner {
                     warn!(%run, why, "its checkpoint was not brought here");
                     let told = match resuming.wanted.take() {
                         Some(_) => format!("it cannot be copied: {why}"),
+                        None if run.task.job.home == self.me => {
+                            format!("the checkpoint that another node keeps cannot be had: {why}")
+                        }
                         None => format!("the checkpoint of its home node cannot be had: {why}"),
                     };
                     resuming.trouble.push(told);
