@@ -4,10 +4,14 @@
 //! ```text
 //!   source                                        destination
 //!     ◀── Go ─────── what is left is little         ◀── Sent ────── all of it is here
-//!     CRIU stops the task and dumps the rest        ── Go ────────▶ the task is let go
-//!     ── Written ──▶                                ◀── Filled ──── the task has it
+//!     ── Stopped ──▶ no thread runs, nor will       ── Go ────────▶ the task is let go
+//!     ◀── Listed ─── what is left is known          ◀── Filled ──── the task has it
+//!     CRIU dumps the rest
+//!     ── Written ──▶
 //!     ◀── Sent ───── all of it is gone
 //! ```
+//!
+//! CRIU waits between `Stopped` and `Listed`: afterwards it runs code of its own in the task's processes, and maps memory for it.
 //!
 //! Each step is one byte; instead of it, [`TROUBLE`] and a sentence may come. An end without a word is a failure, too: the task
 //! at the source runs on, that at the destination is ended.
@@ -45,7 +49,11 @@ const MOST_SAID: u64 = 4096;
 pub enum Step {
     /// The task is to be stopped now; or it runs.
     Go,
-    /// It stands still, and its images are written.
+    /// It stands still.
+    Stopped,
+    /// What is still to be sent is known.
+    Listed,
+    /// Its images are written.
     Written,
     /// Nothing is missing at the destination.
     Sent,
@@ -57,6 +65,8 @@ impl Step {
     fn byte(self) -> u8 {
         match self {
             Step::Go => b'g',
+            Step::Stopped => b'h',
+            Step::Listed => b'l',
             Step::Written => b'w',
             Step::Sent => b's',
             Step::Filled => b'f',

@@ -135,17 +135,13 @@ fn dump(
     let failed = |error: TrackError| told(&error);
     tracker.round(sink).map_err(failed)?;
     steps.tell(Step::Go)?;
-    let frozen = loop {
-        match tracker.wait_frozen(LOOK) {
-            // CRIU has a limit of its own.
-            Err(TrackError::NotFrozen(_)) if !is_gone(steps.socket()) => (),
-            Err(TrackError::NotFrozen(_)) => return Err("the dump was given up".into()),
-            frozen => break frozen.map_err(failed)?,
-        }
-    };
+    // CRIU has a limit of its own.
+    steps.expect(Step::Stopped)?;
+    let listed = tracker.stopped().and_then(|frozen| tracker.list(frozen, sink)).map_err(failed)?;
+    steps.tell(Step::Listed)?;
     let holds = std::thread::scope(|scope| {
         let holds = scope.spawn(|| hidden.holds());
-        let sent = tracker.send_final(frozen, sink).map_err(failed);
+        let sent = tracker.send_rest(listed, sink).map_err(failed);
         let holds = holds.join().map_err(|_| "its mappings cannot be compared".to_owned());
         sent.and(holds)
     })?;

@@ -128,6 +128,12 @@ impl Memory {
     fn connect(folder: &Path) -> Result<Self, String> {
         Ok(Self { folder: open_folder(folder)?, steps: Steps::connect(folder)? })
     }
+
+    /// The task stands still: waits until it was looked at.
+    fn stopped(&self) -> Result<(), String> {
+        self.steps.tell(Step::Stopped)?;
+        self.steps.expect(Step::Listed)
+    }
 }
 
 fn dump(
@@ -156,13 +162,17 @@ fn dump(
         move |stage: &str| {
             match stage {
                 "pre-dump" => return begin(&shim),
+                // The first word after every thread was seized and has stopped (`cr_dump_tasks`).
+                "query-ext-files" => return memory.as_ref().map_or(Ok(()), |memory| memory.stopped()),
                 "post-dump" => (),
                 _ => return Ok(()),
             }
             let start = Instant::now();
             let streams = ask(&shim)?;
             let mut each = folders(&order.workdir).into_iter().zip(&packed);
-            files::as_user(order.uid, || each.try_for_each(|((base, _), archive)| files::pack(base, archive)))?;
+            files::as_user(order.uid, || {
+                each.try_for_each(|((base, _), archive)| files::pack(base, archive))
+            })?;
             if order.then == Then::End {
                 // From here on, the checkpoint is all that there is of the task.
                 files::sync(&folder)?;

@@ -1,7 +1,7 @@
 //! The source: memory copied while its processes run.
 //!
 //! ```text
-//!              attach                round (again and again)                  freeze_final
+//!              attach                round (again and again)                 list, send_rest
 //!  running ───────────▶ tracked ──┬───────────────────────▶ copied, nearly ────────────────▶ copied, frozen by CRIU
 //!     ▲                    │      └──── while it shrinks ◀──────┘  │                              │
 //!     └──── abandon ───────┴───────────────────────────────────────┴──────────────────────────────┘
@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::hide::Hidden;
-use crate::kernel::{PAGE, pagemap, tree};
+use crate::kernel::{PAGE, Range, pagemap, tree};
 use crate::pages::{PageSink, SinkError};
 use process::Process;
 
@@ -115,6 +115,14 @@ pub struct FinalStats {
 pub struct Frozen {
     pids: Vec<i32>,
     took: Duration,
+}
+
+/// What is still to come of a tree that stands still.
+#[derive(Debug)]
+pub struct Listed {
+    /// Of each process, in their order.
+    dirty: Vec<Vec<Range>>,
+    stats: FinalStats,
 }
 
 /// Keeps track of what a process tree writes.
@@ -208,7 +216,8 @@ impl Tracker {
         Ok(RoundStats { bytes: pages * PAGE, took: start.elapsed(), processes: self.processes.len() })
     }
 
-    /// Waits until somebody, CRIU, has stopped every thread of the tree.
+    /// Waits until somebody, CRIU, has stopped every thread of the tree, as far as that can be seen: a thread that stops for a
+    /// signal is let go once more. Who is told by CRIU itself knows: [`stopped`](Self::stopped).
     ///
     /// # Errors
     /// Where it is not frozen in this time.
@@ -226,25 +235,29 @@ impl Tracker {
         }
     }
 
-    /// Waits until CRIU has frozen the tree, and sends the rest: [`wait_frozen`](Self::wait_frozen), then
-    /// [`send_final`](Self::send_final).
+    /// The tree, of which somebody, CRIU, says that he has stopped every thread.
     ///
     /// # Errors
-    /// Where the tree is not frozen in this time, or memory cannot be read or sent.
-    pub fn freeze_final(
-        &mut self,
-        sink: &mut PageSink<'_>,
-        limit: Duration,
-    ) -> Result<FinalStats, TrackError> {
-        let frozen = self.wait_frozen(limit)?;
-        self.send_final(frozen, sink)
+    /// Where it cannot be looked at.
+    pub fn stopped(&self) -> Result<Frozen, TrackError> {
+        let pids = tree::below(&self.proc, &self.roots).map_err(TrackError::Tree)?;
+        Ok(Frozen { pids, took: Duration::ZERO })
     }
 
-    /// Sends the rest: first what exists and what of it is still to come, then that.
+    /// Sends the rest: [`list`](Self::list), then [`send_rest`](Self::send_rest).
     ///
     /// # Errors
-    /// Where memory cannot be read or sent.
+    /// As these.
     pub fn send_final(&mut self, frozen: Frozen, sink: &mut PageSink<'_>) -> Result<FinalStats, TrackError> {
+        let listed = self.list(frozen, sink)?;
+        self.send_rest(listed, sink)
+    }
+
+    /// Tells what exists, and what of it is still to come.
+    ///
+    /// # Errors
+    /// Where memory cannot be looked at, or the destination is gone.
+    pub fn list(&mut self, frozen: Frozen, sink: &mut PageSink<'_>) -> Result<Listed, TrackError> {
         let Frozen { pids, took } = frozen;
         let still = Instant::now();
         self.processes.retain(|process| pids.contains(&process.pid));
@@ -264,13 +277,22 @@ impl Tracker {
             dirty.push(found.dirty);
         }
         sink.listed()?;
-        let listed = Instant::now();
+        stats.scan = still.elapsed();
+        Ok(Listed { dirty, stats })
+    }
+
+    /// Sends what is still to come; the tree stands still as before.
+    ///
+    /// # Errors
+    /// Where memory cannot be read or sent.
+    pub fn send_rest(&self, listed: Listed, sink: &mut PageSink<'_>) -> Result<FinalStats, TrackError> {
+        let Listed { dirty, mut stats } = listed;
+        let begun = Instant::now();
         for (process, dirty) in self.processes.iter().zip(&dirty) {
             stats.bytes += process.send(&self.proc, dirty, sink)? * PAGE;
         }
         sink.end()?;
-        stats.scan = listed - still;
-        stats.copy = listed.elapsed();
+        stats.copy = begun.elapsed();
         Ok(stats)
     }
 
