@@ -13,9 +13,9 @@
 //! ```
 //!
 //! 1. [`Tracker::attach`], and rounds while they shrink: the program runs.
-//! 2. `criu dump` freezes it, and writes everything but its memory, either because it is to be restored later ([`held`]) or because
-//!    it is hidden ([`hide`], much faster); [`Tracker::list`] looks for what was written last,
-//!    and [`Tracker::send_rest`] sends it beside the dump.
+//! 2. `criu dump` freezes it, and writes everything but its memory, either because it is to be restored later ([`held`]) or
+//!    because it is hidden ([`hide`], much faster). [`Tracker::list`] looks for what was written last, and
+//!    [`Tracker::send_rest`] sends it beside the dump.
 //! 3. `criu restore --lazy-pages` makes the processes at the destination, and [`lazy::serve`] gives them their memory: what
 //!    they ask for first, the rest behind their back.
 //! 4. When they run and [`PageStore::wait_complete`] says that nothing is missing, the source is ended ([`held::commit`], [`hide::end`]). Up to then,
