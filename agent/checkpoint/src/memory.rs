@@ -8,7 +8,7 @@
 //!     ◀── Listed ─── what is left is known          ◀── Filled ──── the task has it
 //!     CRIU dumps the rest
 //!     ── Written ──▶
-//!     ◀── Sent ───── all of it is gone
+//!     ◀── Sent ───── all of it is gone, but for the word that it was all
 //! ```
 //!
 //! CRIU waits between `Stopped` and `Listed`: afterwards it runs code of its own in the task's processes, and maps memory for it.
@@ -55,7 +55,7 @@ pub enum Step {
     Listed,
     /// Its images are written.
     Written,
-    /// Nothing is missing at the destination.
+    /// Nothing is missing at the destination; at the source, nothing is to be sent any more.
     Sent,
     /// Nothing is missing in the task.
     Filled,

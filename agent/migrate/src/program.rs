@@ -139,19 +139,16 @@ fn dump(
     steps.expect(Step::Stopped)?;
     let listed = tracker.stopped().and_then(|frozen| tracker.list(frozen, sink)).map_err(failed)?;
     steps.tell(Step::Listed)?;
-    let holds = std::thread::scope(|scope| {
-        let holds = scope.spawn(|| hidden.holds());
-        let sent = tracker.send_rest(listed, sink).map_err(failed);
-        let holds = holds.join().map_err(|_| "its mappings cannot be compared".to_owned());
-        sent.and(holds)
-    })?;
-    match holds {
-        Ok(true) => (),
+    tracker.send_rest(listed, sink).map_err(failed)?;
+    steps.expect(Step::Written)?;
+    steps.tell(Step::Sent)?;
+    // The kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the destination lets
+    // nothing go.
+    match hidden.holds() {
+        Ok(true) => sink.end().map_err(|error| told(&error))?,
         Ok(false) => return Err("the flags of its mappings changed in the same moment: try again".into()),
         Err(error) => return Err(format!("its mappings cannot be looked at: {error}")),
     }
-    steps.expect(Step::Written)?;
-    steps.tell(Step::Sent)?;
     // Tracked until it is ended or goes on.
     let _ = steps.socket().read(&mut [0]);
     tracker.abandon();

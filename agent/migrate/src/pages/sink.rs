@@ -95,6 +95,10 @@ impl<'w> PageSink<'w> {
         Ok(self.to.flush()?)
     }
 
+    pub(crate) fn flush(&mut self) -> Result<(), SinkError> {
+        Ok(self.to.flush()?)
+    }
+
     pub(crate) fn end(&mut self) -> Result<(), SinkError> {
         self.say(&Record::End)?;
         Ok(self.to.flush()?)

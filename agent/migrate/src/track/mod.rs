@@ -244,13 +244,15 @@ impl Tracker {
         Ok(Frozen { pids, took: Duration::ZERO })
     }
 
-    /// Sends the rest: [`list`](Self::list), then [`send_rest`](Self::send_rest).
+    /// Sends the rest, and the end: [`list`](Self::list), then [`send_rest`](Self::send_rest).
     ///
     /// # Errors
     /// As these.
     pub fn send_final(&mut self, frozen: Frozen, sink: &mut PageSink<'_>) -> Result<FinalStats, TrackError> {
         let listed = self.list(frozen, sink)?;
-        self.send_rest(listed, sink)
+        let stats = self.send_rest(listed, sink)?;
+        sink.end()?;
+        Ok(stats)
     }
 
     /// Tells what exists, and what of it is still to come.
@@ -281,7 +283,7 @@ impl Tracker {
         Ok(Listed { dirty, stats })
     }
 
-    /// Sends what is still to come; the tree stands still as before.
+    /// Sends what is still to come; the tree stands still as before. The end of the stream is for who knows that all is well.
     ///
     /// # Errors
     /// Where memory cannot be read or sent.
@@ -291,7 +293,7 @@ impl Tracker {
         for (process, dirty) in self.processes.iter().zip(&dirty) {
             stats.bytes += process.send(&self.proc, dirty, sink)? * PAGE;
         }
-        sink.end()?;
+        sink.flush()?;
         stats.copy = begun.elapsed();
         Ok(stats)
     }
