@@ -12,6 +12,8 @@ mod job_file;
 mod memory;
 #[path = "../../fuzz/functions/mutation.rs"]
 mod mutation;
+#[path = "../../fuzz/functions/random.rs"]
+mod random;
 mod samples;
 #[path = "../../fuzz/functions/wire.rs"]
 mod wire;
@@ -20,74 +22,55 @@ use libgrid::control::{Request, Submission};
 use libgrid::spec::JobSpec;
 use libgrid::wire::MAX_FRAME;
 use proptest::collection::vec;
-use proptest::prelude::{ProptestConfig, any};
+use proptest::prelude::any;
 use proptest::strategy::Strategy;
-use proptest::test_runner::TestRunner;
+
+use self::random::{after, try_all};
 
 /// How many inputs of each sort.
 const CASES: u32 = 40_000;
 
-fn try_all(inputs: impl Strategy<Value = Vec<u8>>, function: fn(&[u8])) {
-    // What fails is printed, to be kept as a test below; files of seeds say nothing to their reader.
-    let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
-    let done = TestRunner::new(config).run(&inputs, |input| {
-        function(&input);
-        Ok(())
-    });
-    if let Err(error) = done {
-        panic!("{error}");
-    }
-}
-
-/// The first byte chooses what the function does with the rest.
-fn after(first: u8, rest: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-    rest.prop_map(move |mut bytes| {
-        bytes.insert(0, first);
-        bytes
-    })
-}
-
 #[test]
 fn random_bytes_are_no_message_or_a_whole_one() {
-    try_all(after(0, vec(any::<u8>(), 0..300)), wire::run);
+    try_all(CASES, after(0, vec(any::<u8>(), 0..300)), wire::run);
 }
 
 #[test]
 fn damaged_messages_are_refused_or_read_whole() {
-    try_all(after(2, vec(any::<u8>(), 1..22)), wire::run);
+    try_all(CASES, after(2, vec(any::<u8>(), 1..22)), wire::run);
 }
 
 #[test]
 fn a_random_stream_ends_at_the_first_wrong_frame() {
-    try_all(after(1, vec(any::<u8>(), 0..300)), wire::run);
-    try_all(after(3, vec(any::<u8>(), 0..22)), wire::run);
+    try_all(CASES, after(1, vec(any::<u8>(), 0..300)), wire::run);
+    try_all(CASES, after(3, vec(any::<u8>(), 0..22)), wire::run);
 }
 
 #[test]
 fn random_text_is_no_job_file() {
-    try_all(after(255, vec(any::<u8>(), 0..300)), job_file::run);
+    try_all(CASES, after(255, vec(any::<u8>(), 0..300)), job_file::run);
     // What a keyboard types gets further.
     let typed = "[ -~\n]{0,200}".prop_map(String::into_bytes);
-    try_all(after(255, typed), job_file::run);
+    try_all(CASES, after(255, typed), job_file::run);
 }
 
 #[test]
 fn a_damaged_job_file_is_refused_with_its_place_or_read_whole() {
     for file in 0..4 {
-        try_all(after(file, vec(any::<u8>(), 1..22)), job_file::run);
+        try_all(CASES, after(file, vec(any::<u8>(), 1..22)), job_file::run);
     }
 }
 
 #[test]
 fn random_bytes_on_a_control_connection_are_commands_or_refused() {
-    try_all(after(0, vec(any::<u8>(), 0..300)), ftp_command::run);
+    try_all(CASES, after(0, vec(any::<u8>(), 0..300)), ftp_command::run);
     let typed = "([A-Za-z]{3,4} [ -~]{0,20}\r?\n){0,5}".prop_map(String::into_bytes);
-    try_all(after(0, typed), ftp_command::run);
+    try_all(CASES, after(0, typed), ftp_command::run);
 }
 
 #[test]
 fn a_damaged_session_is_commands_or_refused() {
-    try_all(after(1, vec(any::<u8>(), 1..22)), ftp_command::run);
+    try_all(CASES, after(1, vec(any::<u8>(), 1..22)), ftp_command::run);
 }
 
 #[test]
@@ -99,7 +82,7 @@ fn a_line_without_an_end_takes_no_more_memory_than_its_limit() {
 
 #[test]
 fn random_block_headers_stay_within_a_file() {
-    try_all(vec(any::<u8>(), 0..200), ftp_block::run);
+    try_all(CASES, vec(any::<u8>(), 0..200), ftp_block::run);
     // Small numbers get further: each header is a byte of flags, a count and an offset.
     let headers = vec((0u8..16, 0u16..999, 0u16..999), 0..12).prop_map(|headers| {
         let header = |(flags, count, offset): (u8, u16, u16)| {
@@ -108,7 +91,7 @@ fn random_block_headers_stay_within_a_file() {
         };
         headers.into_iter().flat_map(header).collect()
     });
-    try_all(headers, ftp_block::run);
+    try_all(CASES, headers, ftp_block::run);
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod memory;
 mod mutation;
 #[path = "../../../fuzz/functions/pages.rs"]
 mod pages;
+#[path = "../../../fuzz/functions/random.rs"]
+mod random;
 
 use std::io::{self, Read};
 
@@ -14,9 +16,9 @@ use grid_migrate::PageStore;
 use grid_migrate::pages::{Record, VERSION};
 use grid_migrate::store::ReceiveError;
 use proptest::collection::vec;
-use proptest::prelude::{ProptestConfig, any};
-use proptest::strategy::Strategy;
-use proptest::test_runner::TestRunner;
+use proptest::prelude::any;
+
+use self::random::{after, try_all};
 
 /// How many inputs of each sort.
 const CASES: u32 = 500;
@@ -24,50 +26,30 @@ const CASES: u32 = 500;
 /// The most that a test takes for a stream that has no end.
 const MOST: usize = 128 << 20;
 
-fn try_all(inputs: impl Strategy<Value = Vec<u8>>, function: fn(&[u8])) {
-    // What fails is printed, to be kept as a test below; files of seeds say nothing to their reader.
-    let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
-    let done = TestRunner::new(config).run(&inputs, |input| {
-        function(&input);
-        Ok(())
-    });
-    if let Err(error) = done {
-        panic!("{error}");
-    }
-}
-
-/// The first byte chooses what the function does with the rest.
-fn after(first: u8, rest: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-    rest.prop_map(move |mut bytes| {
-        bytes.insert(0, first);
-        bytes
-    })
-}
-
 #[test]
 fn random_bytes_are_no_pages() {
-    try_all(after(0, vec(any::<u8>(), 0..300)), pages::run);
-    try_all(after(1, vec(any::<u8>(), 0..300)), pages::run);
+    try_all(CASES, after(0, vec(any::<u8>(), 0..300)), pages::run);
+    try_all(CASES, after(1, vec(any::<u8>(), 0..300)), pages::run);
 }
 
 #[test]
 fn a_valid_stream_leaves_the_pages_that_were_sent() {
-    try_all(after(2, vec(any::<u8>(), 0..24)), pages::run);
+    try_all(CASES, after(2, vec(any::<u8>(), 0..24)), pages::run);
 }
 
 #[test]
 fn a_stream_that_ends_too_early_is_refused() {
-    try_all(vec(any::<u8>(), 1..24), pages::truncated);
+    try_all(CASES, vec(any::<u8>(), 1..24), pages::truncated);
 }
 
 #[test]
 fn an_altered_stream_is_refused_or_means_what_it_says() {
-    try_all(after(3, vec(any::<u8>(), 8..32)), pages::run);
+    try_all(CASES, after(3, vec(any::<u8>(), 8..32)), pages::run);
 }
 
 #[test]
 fn records_that_change_places_come_again_or_are_missing_are_refused_or_mean_what_they_say() {
-    try_all(after(4, vec(any::<u8>(), 8..32)), pages::run);
+    try_all(CASES, after(4, vec(any::<u8>(), 8..32)), pages::run);
 }
 
 /// How many records of one kind come: as good as without an end.
