@@ -25,17 +25,23 @@ impl SmallDisk {
     }
 
     /// Fills it up but for `left` bytes.
+    ///
+    /// Who writes to the disk meanwhile takes of what was counted, so it is
+    /// counted again until the rest could be had.
     pub fn fill(&self, left: u64) {
-        let stat = nix::sys::statvfs::statvfs(&self.0).unwrap();
-        let room = stat.blocks_available() as u64 * stat.fragment_size() as u64;
         let file = fs::File::create(self.filler()).unwrap();
-        nix::fcntl::fallocate(
-            &file,
-            nix::fcntl::FallocateFlags::empty(),
-            0,
-            room.saturating_sub(left) as i64,
-        )
-        .unwrap();
+        loop {
+            let stat = nix::sys::statvfs::statvfs(&self.0).unwrap();
+            let room = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+            let Some(taken) = room.checked_sub(left).filter(|taken| *taken > 0) else {
+                return;
+            };
+            match nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, taken as i64) {
+                Ok(()) => return,
+                Err(nix::errno::Errno::ENOSPC) => {}
+                Err(error) => panic!("{} cannot be filled: {error}", self.0.display()),
+            }
+        }
     }
 
     /// Makes the room free again.
