@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the engine calls, and nothing else.
-const FUNCTIONS: [&str; 28] = [
+const FUNCTIONS: [&str; 29] = [
     "criu_local_init_opts",
     "criu_local_free_opts",
-    "criu_local_set_service_binary",
+    "criu_local_set_service_fd",
     "criu_local_set_pid",
     "criu_local_set_config_file",
     "criu_local_set_images_dir_fd",
+    "criu_local_set_work_dir_fd",
     "criu_local_set_parent_images",
     "criu_local_set_leave_running",
     "criu_local_set_log_level",

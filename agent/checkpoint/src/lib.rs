@@ -4,8 +4,8 @@
 //!  gridos-shim ──socket── gridos-criu (A)            keeps the shim's namespaces
 //!  (the task's parent)       │ fork, into the task's pid, mount, ipc and uts namespaces
 //!                         gridos-criu (B)            speaks libcriu
-//!                            │ fork and execute /proc/self/exe swrk
-//!                         criu swrk 3 (C)            stops, reads, makes processes
+//!                            │ fork
+//!                         criu swrk (C)              stops, reads, makes processes
 //! ```
 //!
 //! A checkpoint is a folder:
@@ -35,7 +35,7 @@
 //!
 //! # What was needed on a kernel in a container-like machine
 //! - Without CAP_SYS_RESOURCE, the kernel tells a process's limits to its own real user alone (CRIU: "Can't get rlimit 0"): so
-//!   CRIU runs with the task's user as its **real** one, root as its effective one. See `engine/mod.rs`.
+//!   CRIU runs with the task's user as its **real** one, root as its effective one. See `engine/service.rs`.
 //! - Then libnftables ends it, when it asks the kernel what it can do: those answers are kept in `/run`. See `engine/cache.rs`.
 //! - Without it, CRIU cannot raise its limit of descriptors either; it says so and goes on.
 //! - A descriptor that was opened in another mount namespace cannot be dumped ("Can't lookup mount"): init opens `/dev/null`

@@ -35,8 +35,14 @@ pub const MAPPINGS_VARIABLE: &str = "GRIDOS_HIDE";
 /// The environment variable that tells it whom to take for the real user of its process, see [`crate::engine`].
 pub const USER_VARIABLE: &str = "GRIDOS_REAL_USER";
 
+/// The environment variable that has the library let CRIU ask for TCP sockets that listen, and no others.
+pub const LISTENERS_VARIABLE: &str = "GRIDOS_LISTENERS";
+
 /// The socket at which CRIU asks for memory at the destination (`criu lazy-pages`).
 pub const PAGES: &str = "lazy-pages.socket";
+
+/// The folder for CRIU's images, if it is there: made by whoever knows that they are small, where it may be in memory.
+pub const IMAGES: &str = "images";
 
 /// Before a sentence that says why it cannot be.
 const TROUBLE: u8 = b'!';

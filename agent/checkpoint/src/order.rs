@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   shim ── Order, descriptors ──▶
+//!        ── Go ──────────────────▶  of a restore that was ordered ahead: the checkpoint is there
 //!        ◀── Report::Begins ──────  of a task with a network of its own: CRIU has started, and has done nothing yet
 //!        closes its lo
 //!        ── Go ──────────────────▶
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use libgrid::wire;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Descriptors of one order at most: init, its mark, three streams, the entrances of control groups.
@@ -84,18 +86,23 @@ pub enum Then {
     Hold,
 }
 
-/// The answer to [`Report::Held`]: the task runs, from here on. As a result, also that to [`Report::Begins`].
+/// The answer to [`Report::Held`]: the task runs, from here on. As a result, also that to [`Report::Begins`]. Without being asked
+/// for: what a restore waits for that was ordered ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Go;
 
 /// Make the processes of a checkpoint below a new init, that waits for them.
 ///
-/// The descriptors after init's: one that init closes once its mounts are made; as many streams as the description
-/// has; the entrances of the control groups.
+/// The descriptors after init's: one that init closes once its mounts are made; the streams; the entrances of the control
+/// groups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restore {
     /// The folder of the checkpoint.
     pub folder: PathBuf,
+    /// Whether the checkpoint will be there later: [`Go`] says when.
+    pub ahead: bool,
+    /// How many streams the task has, as its description says.
+    pub streams: usize,
     /// The task's user, the same that it had.
     pub uid: u32,
     /// Where the task sees its working folder, the same as before.
@@ -209,11 +216,11 @@ pub fn command(program: &Path) -> io::Result<(Command, UnixStream)> {
     Ok((command, ours))
 }
 
-/// Gives an order.
+/// Gives an order, or another message with descriptors.
 ///
 /// # Errors
 /// Where the socket takes it not, or there are too many descriptors.
-pub fn send(socket: &UnixStream, order: &Order, descriptors: &[RawFd]) -> io::Result<()> {
+pub fn send(socket: &UnixStream, order: &impl Serialize, descriptors: &[RawFd]) -> io::Result<()> {
     if descriptors.len() > MOST_DESCRIPTORS {
         return Err(io::Error::other("too many descriptors for one order"));
     }
@@ -224,11 +231,11 @@ pub fn send(socket: &UnixStream, order: &Order, descriptors: &[RawFd]) -> io::Re
     socket.write_all(&frame[1..])
 }
 
-/// Takes an order.
+/// Takes what [`send`] gives.
 ///
 /// # Errors
 /// Where none comes.
-pub(crate) fn receive(socket: &UnixStream) -> io::Result<(Order, Vec<OwnedFd>)> {
+pub(crate) fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut first = [0; 1];
     let mut space = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
     let mut descriptors = Vec::new();
@@ -260,6 +267,8 @@ mod tests {
         let (mut far, near) = UnixStream::pair().unwrap();
         let order = Order::Restore(Restore {
             folder: "/x/y".into(),
+            ahead: false,
+            streams: 2,
             uid: 1_900_000_000,
             workdir: "/w".into(),
             hold: true,
@@ -268,7 +277,7 @@ mod tests {
         });
         send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();
         drop(near);
-        let (received, descriptors) = receive(&theirs).unwrap();
+        let (received, descriptors) = receive::<Order>(&theirs).unwrap();
         assert_eq!((received, descriptors.len()), (order.clone(), 2));
         let mut copy = UnixStream::from(descriptors.into_iter().next_back().unwrap());
         copy.write_all(b"x").unwrap();
@@ -277,7 +286,7 @@ mod tests {
         assert_eq!(byte, *b"x");
         assert!(send(&ours, &order, &[0; MOST_DESCRIPTORS + 1]).is_err());
         drop(ours);
-        assert!(receive(&theirs).is_err());
+        assert!(receive::<Order>(&theirs).is_err());
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub mod lazy;
 pub mod order;
 pub mod pages;
 pub mod program;
+pub mod ram;
 pub mod store;
 pub mod track;
 

@@ -47,6 +47,9 @@ pub struct Launch {
     /// The folder of the checkpoint to go on from, instead of starting the program. `work` and `tmp` are to be empty,
     /// and the user, the working folder and the kind of input the same as when it was written.
     pub restore: Option<PathBuf>,
+    /// Whether the checkpoint will be there later, of a task that is still on its way: [`ToShim::Arrived`] says when. All is made
+    /// ready until then. Should the agent go before, nothing is left of it.
+    pub ahead: bool,
     /// Whether what is made from a checkpoint waits for [`ToShim::LetGo`] before its first instruction.
     pub hold: bool,
     /// Where its memory is, if it is not in the checkpoint: see [`grid_checkpoint::memory`].
@@ -110,6 +113,13 @@ pub enum ToShim {
         then: Then,
         /// Who moves its memory, which then is not in the checkpoint: see [`grid_checkpoint::memory`].
         memory: Option<PathBuf>,
+    },
+    /// The checkpoint of a task that was launched ahead is there.
+    Arrived {
+        /// Which.
+        run: Run,
+        /// How long it may run.
+        time: Option<Duration>,
     },
     /// Let a task run that is held; [`ToShim::Fence`] ends it.
     LetGo(Run),

@@ -1,4 +1,4 @@
-//! One dump or restore; started by the shim, and by libcriu: see [`grid_checkpoint::engine`].
+//! One dump or restore; started by the shim: see [`grid_checkpoint::engine`].
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -8,11 +8,6 @@ use std::process::ExitCode;
 use grid_checkpoint::engine;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1).peekable();
-    if arguments.peek().is_some() {
-        eprintln!("gridos-criu: {}", engine::become_criu(arguments));
-        return ExitCode::FAILURE;
-    }
     let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
     // The copy is all there is: an end that is dropped is an end that is closed. Its number stays taken.
     let replaced = File::open("/dev/null").and_then(|null| Ok(nix::unistd::dup2_stdin(null)?));

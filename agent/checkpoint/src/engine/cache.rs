@@ -2,7 +2,7 @@
 //!
 //! CRIU asks the kernel some fifty questions at each start (40 ms), or reads the answers in `/run/criu.kdat`. It writes
 //! that file only where `/run` is a tmpfs, for the answers must not outlive the boot. One question cannot be asked by a
-//! CRIU whose real user is the task's ([`super::become_criu`]): libnftables ends the process when the real and the
+//! CRIU whose real user is the task's ([`super::service`]): libnftables ends the process when the real and the
 //! effective user differ. So where CAP_SYS_RESOURCE is missing and `/run` is on a disk, as in some containers,
 //! the file is made here: by `criu check` with a tmpfs of its own at `/run`, in a mount namespace that ends with it. One
 //! that is older than the boot is made anew.
@@ -17,7 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
-use super::files;
+use super::{files, service};
 use crate::installation::Installation;
 
 /// Where CRIU looks.
@@ -30,7 +30,7 @@ const NAME: &str = "criu.kdat";
 /// A sentence.
 pub(super) fn ensure(installation: &Installation) -> Result<(), String> {
     let on_tmpfs = statfs(RUN).is_ok_and(|run| run.filesystem_type() == TMPFS_MAGIC);
-    if super::may_ask_for_limits() || (on_tmpfs && Path::new(RUN).join(NAME).exists()) || is_fresh() {
+    if service::may_ask_for_limits() || (on_tmpfs && Path::new(RUN).join(NAME).exists()) || is_fresh() {
         return Ok(());
     }
     files::in_process(|| make(installation))

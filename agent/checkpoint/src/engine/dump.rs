@@ -20,7 +20,8 @@ use std::time::Instant;
 
 use libgrid::wire;
 
-use super::{Criu, Start, archives, explain, files, folders, inside, open_folder, size};
+use super::service::{Service, Start};
+use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
 use crate::Description;
 use crate::memory::{Step, Steps};
 use crate::order::{Done, Dump, Go, Report, Streams, Then};
@@ -39,7 +40,7 @@ pub(super) fn run(
     let [init]: [OwnedFd; 1] =
         descriptors.try_into().map_err(|_| "the order names no task to dump".to_owned())?;
     let needs = preflight(order, &init)?;
-    let images = order.folder.join("images");
+    let images = super::images(&order.folder, order.memory.as_deref());
     let make = |path: &Path| {
         DirBuilder::new()
             .mode(0o700)
@@ -47,7 +48,8 @@ pub(super) fn run(
             .map_err(|error| format!("cannot make {}: {error}", path.display()))
     };
     make(&order.folder)?;
-    let result = make(&images).and_then(|()| {
+    let made = if images.is_dir() { Ok(()) } else { make(&images) };
+    let result = made.and_then(|()| {
         let memory = order.memory.as_deref().map(Memory::connect).transpose()?;
         // Opened here: where the task's own mounts hide the folder, its path leads elsewhere.
         let opened = open_folder(&images)?;
@@ -57,8 +59,7 @@ pub(super) fn run(
         // From here on, the task is stopped as soon as CRIU is started.
         memory.as_ref().map(|memory| memory.steps.expect(Step::Go)).transpose()?;
         let opened = Opened { images: &opened, folder: &folder, packed, memory };
-        inside::run(init.as_fd(), None, None, |_| dump(order, opened, needs, shim, criu))
-            .map_err(String::from)
+        inside::run(init.as_fd(), None, |_| dump(order, opened, needs, shim, criu)).map_err(String::from)
     });
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
     let result = match (result, Description::read(&order.folder)) {
@@ -144,13 +145,16 @@ fn dump(
     criu: &Criu,
 ) -> Result<(), String> {
     let Opened { images, folder, packed, memory } = opened;
-    let start = memory.as_ref().map_or(Start::Child, |memory| Start::WithoutMemory(&memory.folder));
-    criu.prepare(order.uid, &start)?;
+    let connections = order.connections;
+    let start = memory
+        .as_ref()
+        .map_or(Start::Child, |Memory { folder, .. }| Start::WithoutMemory { folder, connections });
+    let service = Service::start(&criu.open, order.uid, start)?;
     let mut options = criu.libcriu.options(images.as_fd(), c"dump.log")?;
     for stream in &order.stdio {
         options.external(&stream.key())?;
     }
-    options.connections(order.connections);
+    options.connections(connections);
     let begun = Instant::now();
     let here = path_of(folder);
     let log = path_of(images).join("dump.log");
@@ -196,7 +200,7 @@ fn dump(
         }
     };
     let leave_running = order.then == Then::RunOn;
-    match options.dump(ROOT, leave_running, Box::new(hook)) {
+    match options.dump(service, ROOT, leave_running, Box::new(hook)) {
         Err(_) if let_go.load(Ordering::Relaxed) => Ok(()),
         result => result.map_err(|failure| explain("dump", failure, &log)),
     }

@@ -56,51 +56,93 @@ impl Teller {
     }
 }
 
+/// A process beside the task.
+#[derive(Debug)]
+pub(super) struct Inside {
+    /// That which entered the namespaces.
+    between: Option<Pid>,
+    result: OwnedFd,
+}
+
 /// Runs `act` in a process of its own in the namespaces of `init`, as the first pid of that namespace that is free, or as
-/// `pid`, and returns what it returned. With a time limit, the process is killed when it is over.
-///
-/// A process between enters the namespaces and starts it, for whoever enters a pid namespace does so with its children
-/// alone, and this process stays outside.
+/// `pid`, and returns what it returned.
 ///
 /// # Errors
 /// [`Failure`].
 pub(super) fn run<T: Serialize + DeserializeOwned>(
     init: BorrowedFd<'_>,
     pid: Option<i32>,
-    limit: Option<Duration>,
     act: impl FnOnce(&Teller) -> Result<T, String>,
 ) -> Result<T, Failure> {
-    let (result, end) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
-    let between = match fork(None).map_err(|error| format!("cannot start a process: {error}"))? {
-        None => {
-            drop(result);
-            let end = Teller(File::from(end));
-            match enter(init, pid) {
-                Ok(None) => {
-                    let prepared = own_streams().and_then(|()| number_children());
-                    end.tell(prepared.and_then(|()| act(&end)));
+    Inside::start(init, pid, act)?.finish(None)
+}
+
+impl Inside {
+    /// Starts one, as [`run`] does. It ends with this value.
+    ///
+    /// A process between enters the namespaces and starts it, for whoever enters a pid namespace does so with its children
+    /// alone, and this process stays outside.
+    ///
+    /// # Errors
+    /// A sentence, where there is no process to be had; what fails after that comes with the result.
+    pub(super) fn start<T: Serialize>(
+        init: BorrowedFd<'_>,
+        pid: Option<i32>,
+        act: impl FnOnce(&Teller) -> Result<T, String>,
+    ) -> Result<Self, String> {
+        let (result, end) =
+            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let between = match fork(None).map_err(|error| format!("cannot start a process: {error}"))? {
+            None => {
+                drop(result);
+                let end = Teller(File::from(end));
+                // Who is to hear of it may be killed.
+                let entered = set_pdeathsig(Signal::SIGKILL).map_err(|error| error.to_string());
+                match entered.and_then(|()| enter(init, pid)) {
+                    Ok(None) => {
+                        let prepared = own_streams().and_then(|()| number_children());
+                        end.tell(prepared.and_then(|()| act(&end)));
+                    }
+                    Ok(Some(inside)) => {
+                        drop(end);
+                        wait(inside);
+                    }
+                    Err(why) => end.tell::<T>(Err(why)),
                 }
-                Ok(Some(inside)) => {
-                    drop(end);
-                    wait(inside);
-                }
-                Err(why) => end.tell::<T>(Err(why)),
+                std::process::exit(0)
             }
-            std::process::exit(0)
+            Some(between) => between,
+        };
+        Ok(Self { between: Some(between), result })
+    }
+
+    /// Its result comes here: readable when it is there, or will never be.
+    pub(super) fn result(&self) -> BorrowedFd<'_> {
+        self.result.as_fd()
+    }
+
+    /// Its result. With a time limit, it is killed when that is over.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) fn finish<T: DeserializeOwned>(mut self, limit: Option<Duration>) -> Result<T, Failure> {
+        let said = listen(self.result(), limit)?;
+        self.between.take().map(wait);
+        // The first counts.
+        match wire::read(&mut said.as_slice()) {
+            Ok(result) => Result::map_err(result, Failure::Said),
+            Err(_) => Err(Failure::Cut),
         }
-        Some(between) => between,
-    };
-    drop(end);
-    let said = listen(result, limit).inspect_err(|_| {
-        // The process inside dies with it.
-        let _ = kill(between, Signal::SIGKILL);
-    });
-    wait(between);
-    // The first counts.
-    match wire::read(&mut said?.as_slice()) {
-        Ok(result) => Result::map_err(result, Failure::Said),
-        Err(_) => Err(Failure::Cut),
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(between) = self.between {
+            // The process inside dies with it.
+            let _ = kill(between, Signal::SIGKILL);
+            wait(between);
+        }
     }
 }
 
@@ -164,26 +206,27 @@ fn number_children() -> Result<(), String> {
         .map_err(|error| format!("cannot write {path}: {error}"))
 }
 
-fn listen(result: OwnedFd, limit: Option<Duration>) -> Result<Vec<u8>, String> {
+fn listen(result: BorrowedFd<'_>, limit: Option<Duration>) -> Result<Vec<u8>, String> {
     let timeout = match limit {
         Some(limit) => PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX),
         None => PollTimeout::NONE,
     };
     // All is said at once, or the end comes.
-    let mut ready = [PollFd::new(result.as_fd(), PollFlags::POLLIN)];
+    let mut ready = [PollFd::new(result, PollFlags::POLLIN)];
     match poll(&mut ready, timeout) {
         Ok(0) => return Err(format!("it took longer than {} s", limit.unwrap_or_default().as_secs())),
         Ok(_) => (),
         Err(error) => return Err(format!("cannot wait: {error}")),
     }
     let mut said = Vec::new();
-    File::from(result)
-        .take(wire::MAX_FRAME as u64)
-        .read_to_end(&mut said)
+    let heard = result.try_clone_to_owned().map(File::from);
+    heard
+        .and_then(|result| result.take(wire::MAX_FRAME as u64).read_to_end(&mut said))
         .map_err(|error| format!("cannot hear of it: {error}"))?;
     Ok(said)
 }
 
-fn wait(child: Pid) {
+/// Waits for a child's end.
+pub(super) fn wait(child: Pid) {
     while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
 }

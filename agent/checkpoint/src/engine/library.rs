@@ -1,11 +1,12 @@
 //! libcriu, safely: options, a hook, and what to do.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::sync::Mutex;
 
 use criu_sys::{Criu, criu_notify_arg_t, criu_opts};
 
+use super::service::{End, Service};
 use crate::installation::Installation;
 use crate::order::Connections;
 
@@ -71,7 +72,6 @@ impl Library {
             criu.criu_local_set_images_dir_fd(raw, images.as_raw_fd());
             criu.criu_local_set_log_level(raw, LOG_LEVEL);
             criu.criu_local_set_log_file(raw, log.as_ptr());
-            criu.criu_local_set_service_binary(raw, c"/proc/self/exe".as_ptr());
             criu.criu_local_set_manage_cgroups_mode(raw, criu_sys::CRIU_CG_MODE_IGNORE);
             criu.criu_local_set_ghost_limit(raw, MOST_GHOST);
             criu.criu_local_set_link_remap(raw, true);
@@ -102,6 +102,12 @@ impl Options<'_> {
         }
     }
 
+    /// Where CRIU writes its log, and looks for sockets.
+    pub(super) fn work_in(&mut self, folder: BorrowedFd<'_>) {
+        // SAFETY: valid options; the descriptor is borrowed for as long as the caller restores.
+        unsafe { self.criu.criu_local_set_work_dir_fd(self.raw, folder.as_raw_fd()) };
+    }
+
     /// Reads more options from a file, in the words of the command line: those that libcriu has no function for.
     pub(super) fn configure(&mut self, file: &str) -> Result<(), String> {
         let file = CString::new(file).map_err(|error| error.to_string())?;
@@ -126,23 +132,42 @@ impl Options<'_> {
         }
     }
 
-    /// Dumps the tree below `pid`.
-    pub(super) fn dump(self, pid: i32, leave_running: bool, hook: Hook) -> Result<(), Failure> {
+    /// Has this CRIU dump the tree below `pid`.
+    pub(super) fn dump(
+        self,
+        service: Service,
+        pid: i32,
+        leave_running: bool,
+        hook: Hook,
+    ) -> Result<(), Failure> {
         set_hook(hook);
+        let end = self.tell(service);
         // SAFETY: valid options.
         let result = unsafe {
             self.criu.criu_local_set_pid(self.raw, pid);
             self.criu.criu_local_set_leave_running(self.raw, leave_running);
             self.criu.criu_local_dump(self.raw)
         };
+        end.wait();
         finish(result).map(drop)
     }
 
-    /// Restores; returns the pid of the root.
-    pub(super) fn restore(self, hook: Hook) -> Result<i32, Failure> {
+    /// Has this CRIU restore; returns the pid of the root.
+    pub(super) fn restore(self, service: Service, hook: Hook) -> Result<i32, Failure> {
         set_hook(hook);
+        let end = self.tell(service);
         // SAFETY: valid options.
-        finish(unsafe { self.criu.criu_local_restore(self.raw) })
+        let result = unsafe { self.criu.criu_local_restore(self.raw) };
+        end.wait();
+        finish(result)
+    }
+
+    /// Whom to tell: libcriu closes the socket when that is done.
+    fn tell(&self, service: Service) -> End {
+        let (socket, end) = service.into_parts();
+        // SAFETY: valid options.
+        unsafe { self.criu.criu_local_set_service_fd(self.raw, socket.into_raw_fd()) };
+        end
     }
 }
 

@@ -1,10 +1,15 @@
 //! Making a task from a checkpoint.
 //!
 //! ```text
-//!  init has made its mounts ─▶ control groups joined ─▶ archives unpacked ─▶ CRIU makes the processes
+//!  init has made its mounts ─▶ control groups joined ─▶ CRIU waits [─▶ Go: the checkpoint is there]
+//!     ─▶ archives unpacked ─▶ CRIU makes the processes
 //!     ─ pre-resume ─▶ user and capabilities compared [─▶ Held ─▶ Go] ─▶ they run, the root as a child of init
 //! ```
 //! What fails on this way is ended together with init, by the shim.
+//!
+//! Of a task whose memory comes while it runs elsewhere, all is made ready ahead: while it stands still, nothing is started that
+//! could have been started before. Which pids it will have is not known then. The pids of our own processes are guessed, and
+//! should one of them be the task's, they are ended, and started anew with others.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,21 +18,27 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
+use libgrid::wire;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::dump::{begin, path_of, wait};
-use super::inside::Teller;
-use super::{Criu, Start, archives, explain, files, folders, inside, keep, library, open_folder, size};
+use super::inside::{Inside, Teller};
+use super::service::{Service, Start};
+use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
 use crate::Description;
 use crate::images::Tree;
-use crate::memory::{self, Step, Steps};
-use crate::order::{Connections, Done, Restore};
+use crate::memory::{Step, Steps};
+use crate::order::{self, Connections, Done, External, Go, Restore};
 use crate::preflight::{self, needs::Needs};
 
 /// A restore that takes longer is ended. Memory comes from the disk at 100 MB/s at the least.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// How many pids our own processes may take: who unpacks, CRIU, and what that starts for itself.
+const OURS: i32 = 256;
 
 /// CRIU's log, among the images.
 const LOG: &str = "restore.log";
@@ -41,162 +52,218 @@ pub(super) fn run(
     shim: &UnixStream,
     criu: &Criu,
 ) -> Result<Done, String> {
-    let start = Instant::now();
+    let mut start = Instant::now();
     if order.uid == 0 {
         return Err("jobs never run as root".into());
     }
-    let description = Description::read(&order.folder).map_err(|error| error.to_string())?;
-    if (description.uid, &description.workdir) != (order.uid, &order.workdir) {
-        return Err(format!(
-            "the checkpoint is of user {} with its folder at {}: it can be restored to no other",
-            description.uid,
-            description.workdir.display()
-        ));
-    }
-    if description.apart != order.memory.is_some() {
-        return Err("the task's memory moves apart from it, and belongs to no other move".into());
-    }
-    let here = Needs::of_machine(Path::new("/proc"))
-        .map_err(|error| format!("this machine cannot be looked at: {error}"))?;
-    let blockers = description.needs.blockers(&here, Path::new("/"));
-    if !blockers.is_empty() {
-        return Err(preflight::sentence(&blockers));
-    }
-    let images = order.folder.join("images");
-    let tree = Tree::read(&images).map_err(|error| error.to_string())?;
+    let here = (!order.ahead).then(|| Checkpoint::open(order)).transpose()?;
     let mut descriptors = descriptors.into_iter();
     let (init, mark) = descriptors.next().zip(descriptors.next()).ok_or("the order names no init")?;
-    let streams: Vec<OwnedFd> = descriptors.by_ref().take(description.stdio.len()).collect();
-    if streams.len() != description.stdio.len() {
-        return Err(format!(
-            "the checkpoint is of a task with {} streams, and {} are given",
-            description.stdio.len(),
-            streams.len()
-        ));
-    }
+    let streams: Vec<OwnedFd> = descriptors.by_ref().take(order.streams).collect();
     let entrances: Vec<File> = descriptors.map(File::from).collect();
-    let opened = open_folder(&images)?;
-    let names = folders(&order.workdir).map(|(_, name)| name);
-    let packed = archives(&order.folder, names, File::options().read(true))?;
     // Init closes its end when its mounts are made, or when it fails, which the shim hears from itself.
     let mut nothing = Vec::new();
     File::from(mark).read_to_end(&mut nothing).map_err(|error| format!("init is not heard: {error}"))?;
-    let memory = order.memory.as_deref().map(|folder| ready_for_pages(folder, &images)).transpose()?;
-    let lazy = if memory.is_some() { "lazy-pages\n" } else { "" };
-    fs::write(images.join(OPTIONS), format!("restore-sibling\n{lazy}"))
-        .map_err(|error| format!("cannot write {OPTIONS}: {error}"))?;
-    let pid = Some(tree.free(pid_max()));
-    let log = images.join(LOG);
-    // What an earlier restore left: it would speak for this one.
-    let _ = fs::remove_file(&log);
-    inside::run(init.as_fd(), pid, Some(LIMIT), |outside| {
-        let opened = Opened {
-            images: &opened,
-            streams: &streams,
-            entrances: &entrances,
-            packed: &packed,
-            memory: memory.as_ref(),
-        };
-        restore(order, &description, tree, opened, shim, criu, outside)
-    })
-    .map_err(|failure| match failure {
+    let (ours, its) = UnixStream::pair().map_err(|error| format!("cannot make a socket: {error}"))?;
+    let place = Place { order, shim, criu, streams: &streams, entrances: &entrances };
+    let begin = |pid| Inside::start(init.as_fd(), Some(pid), |outside| place.restore(&its, outside));
+    let mut pid = here.as_ref().map_or_else(Tree::default, |here| here.tree.clone()).free(pid_max());
+    let mut inside = begin(pid)?;
+    let checkpoint = match here {
+        Some(here) => here,
+        None => {
+            if !may_go(&inside, shim)? {
+                // It says why.
+                let ended = inside.finish::<()>(None).map_err(String::from);
+                return ended.and(Err("the process beside the task ended early".into()));
+            }
+            start = Instant::now();
+            Checkpoint::open(order)?
+        }
+    };
+    if checkpoint.tree.taken.range(pid..pid.saturating_add(OURS)).next().is_some() && order.ahead {
+        drop(inside);
+        pid = checkpoint.tree.free(pid_max());
+        inside = begin(pid)?;
+    }
+    // One that is gone has said why.
+    let _ = checkpoint.pass(&ours);
+    inside.finish::<()>(Some(LIMIT)).map_err(|failure| match failure {
         // CRIU ends what it made before it says why: with the first of these processes go init, the namespace, and whoever
         // would have told.
-        inside::Failure::Cut if crate::log::first_error(&log).is_some() => {
-            explain("restore", library::Failure::Criu, &log)
+        inside::Failure::Cut if crate::log::first_error(&checkpoint.log).is_some() => {
+            explain("restore", library::Failure::Criu, &checkpoint.log)
         }
         failure => failure.into(),
     })?;
     // Only then it is like any other task.
-    memory.map(|steps| steps.expect(Step::Filled)).transpose()?;
+    checkpoint.memory.map(|steps| steps.expect(Step::Filled)).transpose()?;
     Ok(Done { took: start.elapsed(), held: Duration::ZERO, bytes: size(&order.folder) })
 }
 
-/// Lets CRIU ask who has the memory for it.
-fn ready_for_pages(folder: &Path, images: &Path) -> Result<Steps, String> {
-    let ready = || {
-        let here = images.join(memory::PAGES);
-        match fs::remove_file(&here) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => (),
+/// Waits until the checkpoint is there; false if the process inside has ended before.
+fn may_go(inside: &Inside, shim: &UnixStream) -> Result<bool, String> {
+    let lost = |error: &dyn std::fmt::Display| format!("the shim does not answer: {error}");
+    let mut ready =
+        [PollFd::new(inside.result(), PollFlags::POLLIN), PollFd::new(shim.as_fd(), PollFlags::POLLIN)];
+    while let Err(error) = poll(&mut ready, PollTimeout::NONE) {
+        if error != nix::errno::Errno::EINTR {
+            return Err(lost(&error));
         }
-        // By another name for the same socket: the folder is not to be seen from where CRIU is.
-        fs::hard_link(folder.join(memory::PAGES), here)
-    };
-    ready().map_err(|error| format!("who has the task's memory cannot be reached: {error}"))?;
-    Steps::connect(folder)
+    }
+    if ready[0].any() == Some(true) {
+        return Ok(false);
+    }
+    let mut shim = shim;
+    wire::read::<Go>(&mut shim).map(|Go| true).map_err(|error| lost(&error))
 }
 
-/// What was opened outside.
-struct Opened<'o> {
-    images: &'o OwnedFd,
-    streams: &'o [OwnedFd],
-    entrances: &'o [File],
-    packed: &'o [File],
-    memory: Option<&'o Steps>,
-}
-
-fn restore(
-    order: &Restore,
-    description: &Description,
+/// A checkpoint, opened where its folder is seen.
+struct Checkpoint {
     tree: Tree,
-    opened: Opened<'_>,
-    shim: &UnixStream,
-    criu: &Criu,
-    outside: &Teller,
-) -> Result<(), String> {
-    let Opened { images, streams, entrances, packed, memory } = opened;
-    for mut entrance in entrances {
-        entrance.write_all(b"0").map_err(|error| format!("joining the control group failed: {error}"))?;
-    }
-    let mut each = folders(&order.workdir).into_iter().zip(packed);
-    files::as_user(order.uid, || each.try_for_each(|((base, _), archive)| files::unpack(base, archive)))?;
-    let (gone, leash) = pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
-    let start = Start::BelowInit(leash);
-    criu.prepare(order.uid, &start)?;
-    let mut options = criu.libcriu.options(images.as_fd(), c"restore.log")?;
-    options.configure(&format!("/proc/{}/fd/{}/{OPTIONS}", std::process::id(), images.as_raw_fd()))?;
-    let memory =
-        memory.map(Steps::another).transpose().map_err(|error| format!("no descriptor is left: {error}"))?;
-    for (stream, external) in streams.iter().zip(&description.stdio) {
-        keep(stream)?;
-        options.inherit(stream.as_fd(), &external.key())?;
-    }
-    let connections = order.connections;
-    options.connections(connections);
-    let (uid, hold, outside) = (order.uid, order.hold, outside.another()?);
-    let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
-    let (begun, bytes) = (Instant::now(), size(&path_of(images)));
-    let hook = move |stage: &str| {
-        if stage == "pre-restore" && connections != Connections::Refused {
-            return begin(&shim);
+    stdio: Vec<External>,
+    images: OwnedFd,
+    /// CRIU's working folder.
+    work: OwnedFd,
+    packed: Vec<File>,
+    memory: Option<Steps>,
+    log: std::path::PathBuf,
+}
+
+/// What the process inside has to know of it. The descriptors that come with it: the images, CRIU's working folder, the archives, and the line to who
+/// has the memory.
+#[derive(Serialize, Deserialize)]
+struct Passed {
+    processes: Vec<i32>,
+    stdio: Vec<External>,
+}
+
+impl Checkpoint {
+    /// Opens it, if it is what the order says and can be restored here.
+    fn open(order: &Restore) -> Result<Self, String> {
+        let description = Description::read(&order.folder).map_err(|error| error.to_string())?;
+        if (description.uid, &description.workdir) != (order.uid, &order.workdir) {
+            return Err(format!(
+                "the checkpoint is of user {} with its folder at {}: it can be restored to no other",
+                description.uid,
+                description.workdir.display()
+            ));
         }
-        if stage != "pre-resume" {
-            return Ok(());
+        if description.apart != order.memory.is_some() {
+            return Err("the task's memory moves apart from it, and belongs to no other move".into());
         }
-        // They have their users by now, and are stopped before their first instruction.
-        let checked = tree.processes.iter().try_for_each(|pid| check_user(*pid, uid));
-        let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
-        // Before that, the source must not be given up.
-        let checked = checked.and_then(|()| memory.as_ref().map_or(Ok(()), |steps| steps.expect(Step::Sent)));
-        let held = checked.and_then(|()| if hold { wait(&shim, done()) } else { Ok(()) });
-        // Its memory may be filled in as a whole now. Who does that takes an end of the line for the same.
-        let _ = memory.as_ref().filter(|_| held.is_ok()).map(|steps| steps.tell(Step::Go));
-        held.inspect_err(|why| {
-            // CRIU would let them go all the same. Their end is that of the namespace, and of this process.
-            outside.tell::<()>(Err(why.clone()));
-            for pid in &tree.processes {
-                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        if order.streams != description.stdio.len() {
+            return Err(format!(
+                "the checkpoint is of a task with {} streams, and {} are given",
+                description.stdio.len(),
+                order.streams
+            ));
+        }
+        let here = Needs::of_machine(Path::new("/proc"))
+            .map_err(|error| format!("this machine cannot be looked at: {error}"))?;
+        let blockers = description.needs.blockers(&here, Path::new("/"));
+        if !blockers.is_empty() {
+            return Err(preflight::sentence(&blockers));
+        }
+        let images = super::images(&order.folder, order.memory.as_deref());
+        let tree = Tree::read(&images).map_err(|error| error.to_string())?;
+        let opened = open_folder(&images)?;
+        let names = folders(&order.workdir).map(|(_, name)| name);
+        let packed = archives(&order.folder, names, File::options().read(true))?;
+        let memory = order.memory.as_deref().map(Steps::connect).transpose()?;
+        let lazy = if memory.is_some() { "lazy-pages\n" } else { "" };
+        fs::write(images.join(OPTIONS), format!("restore-sibling\n{lazy}"))
+            .map_err(|error| format!("cannot write {OPTIONS}: {error}"))?;
+        // There CRIU finds the socket to ask for memory at.
+        let work = order.memory.clone().unwrap_or(images);
+        let log = work.join(LOG);
+        // What an earlier restore left: it would speak for this one.
+        let _ = fs::remove_file(&log);
+        let work = open_folder(&work)?;
+        Ok(Self { tree, stdio: description.stdio, images: opened, work, packed, memory, log })
+    }
+
+    /// Passes it to the process inside.
+    fn pass(&self, inside: &UnixStream) -> io::Result<()> {
+        let memory = self.memory.iter().map(|steps| steps.socket().as_raw_fd());
+        let files = self.packed.iter().map(AsRawFd::as_raw_fd);
+        let folders = [&self.images, &self.work].map(AsRawFd::as_raw_fd);
+        let descriptors: Vec<_> = folders.into_iter().chain(files).chain(memory).collect();
+        let passed = Passed { processes: self.tree.processes.clone(), stdio: self.stdio.clone() };
+        order::send(inside, &passed, &descriptors)
+    }
+}
+
+/// Where a task is to be made.
+#[derive(Clone, Copy)]
+struct Place<'p> {
+    order: &'p Restore,
+    shim: &'p UnixStream,
+    criu: &'p Criu,
+    streams: &'p [OwnedFd],
+    entrances: &'p [File],
+}
+
+impl Place<'_> {
+    /// Makes it from the checkpoint that is passed here; in the process inside.
+    fn restore(self, passed: &UnixStream, outside: &Teller) -> Result<(), String> {
+        let Self { order, shim, criu, streams, entrances } = self;
+        for mut entrance in entrances {
+            entrance.write_all(b"0").map_err(|error| format!("joining the control group failed: {error}"))?;
+        }
+        streams.iter().try_for_each(keep)?;
+        let service = Service::start(&criu.open, order.uid, Start::BelowInit)?;
+        let lost = |error: &dyn std::fmt::Display| format!("the checkpoint was not passed on: {error}");
+        let (Passed { processes, stdio }, descriptors) =
+            order::receive(passed).map_err(|error| lost(&error))?;
+        let mut descriptors = descriptors.into_iter();
+        let (images, work) =
+            descriptors.next().zip(descriptors.next()).ok_or_else(|| lost(&"it has no images"))?;
+        let folders = folders(&order.workdir);
+        let packed: Vec<File> = descriptors.by_ref().take(folders.len()).map(File::from).collect();
+        let memory = descriptors.next().map(|line| Steps::new(line.into()));
+
+        let mut each = folders.into_iter().zip(&packed);
+        files::as_user(order.uid, || each.try_for_each(|((base, _), archive)| files::unpack(base, archive)))?;
+        let mut options = criu.libcriu.options(images.as_fd(), c"restore.log")?;
+        options.work_in(work.as_fd());
+        options.configure(&format!("/proc/{}/fd/{}/{OPTIONS}", std::process::id(), images.as_raw_fd()))?;
+        for (stream, external) in streams.iter().zip(&stdio) {
+            options.inherit(stream.as_fd(), &external.key())?;
+        }
+        let connections = order.connections;
+        options.connections(connections);
+        let (uid, hold, outside) = (order.uid, order.hold, outside.another()?);
+        let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
+        let (begun, bytes) = (Instant::now(), size(&path_of(&images)));
+        let hook = move |stage: &str| {
+            if stage == "pre-restore" && connections != Connections::Refused {
+                return begin(&shim);
             }
-        })
-    };
-    let log = path_of(images).join(LOG);
-    let restored =
-        options.restore(Box::new(hook)).map(drop).map_err(|failure| explain("restore", failure, &log));
-    drop(start);
-    // Its own end follows its last word: until then it would be taken for one of the task's processes.
-    let _ = File::from(gone).read(&mut [0]);
-    restored
+            if stage != "pre-resume" {
+                return Ok(());
+            }
+            // They have their users by now, and are stopped before their first instruction.
+            let checked = processes.iter().try_for_each(|pid| check_user(*pid, uid));
+            let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
+            // Before that, the source must not be given up.
+            let checked =
+                checked.and_then(|()| memory.as_ref().map_or(Ok(()), |steps| steps.expect(Step::Sent)));
+            let held = checked.and_then(|()| if hold { wait(&shim, done()) } else { Ok(()) });
+            // Its memory may be filled in as a whole now. Who does that takes an end of the line for the same.
+            let _ = memory.as_ref().filter(|_| held.is_ok()).map(|steps| steps.tell(Step::Go));
+            held.inspect_err(|why| {
+                // CRIU would let them go all the same. Their end is that of the namespace, and of this process.
+                outside.tell::<()>(Err(why.clone()));
+                for pid in &processes {
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
+            })
+        };
+        let log = path_of(&work).join(LOG);
+        let restored = options.restore(service, Box::new(hook));
+        restored.map(drop).map_err(|failure| explain("restore", failure, &log))
+    }
 }
 
 /// Whether a process, which has not run yet, is what the task may be.

@@ -92,11 +92,24 @@ pub(crate) struct Departed {
 }
 
 /// All of a task but its memory: a folder that goes with this.
-pub(crate) struct Luggage(pub(crate) PathBuf);
+pub(crate) struct Luggage {
+    pub(crate) folder: PathBuf,
+    /// Its images, where they are elsewhere: they go with who moves the memory.
+    pub(crate) images: Option<PathBuf>,
+}
+
+impl Luggage {
+    /// Adds images that are elsewhere; returns their bytes.
+    pub(crate) fn add(&mut self, images: PathBuf) -> io::Result<u64> {
+        let bytes = size(&images)?;
+        self.images = Some(images);
+        Ok(bytes)
+    }
+}
 
 impl Drop for Luggage {
     fn drop(&mut self) {
-        remove(&self.0);
+        remove(&self.folder);
     }
 }
 
@@ -438,7 +451,7 @@ impl Checkpoints {
                     let departs = departs.as_mut().filter(|departs| departs.number == number);
                     let asked = departs.and_then(|departs| Some((departs.reply.take()?, departs.since)));
                     watched.writing.take_if(|writing| writing.number == number);
-                    let luggage = Luggage(folder);
+                    let luggage = Luggage { folder, images: None };
                     drop(tokio::task::spawn_blocking(move || pack(luggage, number, &output, &about, asked)));
                     return self.schedule(run);
                 }
@@ -692,9 +705,9 @@ impl Checkpoints {
 /// Gets all of a task but its memory ready for the node that asked for it, if one did: without that, it is of no use.
 fn pack(luggage: Luggage, number: u64, output: &Path, about: &About, asked: Option<(DepartReply, Instant)>) {
     let Some((reply, since)) = asked else { return };
-    let packed = about::keep_output(output, &luggage.0)
-        .and_then(|()| about.write(&luggage.0))
-        .and_then(|()| size(&luggage.0));
+    let packed = about::keep_output(output, &luggage.folder)
+        .and_then(|()| about.write(&luggage.folder))
+        .and_then(|()| size(&luggage.folder));
     let answer = match packed {
         Ok(bytes) => Ok((Departed { number, stood: since.elapsed(), luggage: Some(bytes) }, Some(luggage))),
         Err(error) => Err(format!("it cannot be packed: {error}")),

@@ -15,18 +15,20 @@
 //! What has no memory in it is no checkpoint: it is neither stored nor told of, and a task never goes on from it anywhere
 //! else.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use grid_checkpoint::Description;
+use grid_checkpoint::memory;
 use grid_jobs::host;
 use grid_migrate::order::{self, Order, Report};
+use grid_migrate::ram::Ram;
 use grid_transfer::session::Invitation;
 use libgrid::ids::{NodeId, Run};
 use libgrid::status::MovePhase;
@@ -34,7 +36,7 @@ use libgrid::units::Bytes;
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -48,6 +50,9 @@ use crate::peers::{Peers, Request};
 
 /// Bytes that are passed on at once.
 const PIECE: usize = 256 << 10;
+
+/// Bytes of images that may lie in memory.
+const MOST_IN_MEMORY: u64 = 64 << 20;
 
 /// How often the home hears how much came.
 const PACE: std::time::Duration = std::time::Duration::from_millis(200);
@@ -64,8 +69,8 @@ const ROOT: &str = "2";
 /// The source's answer to [`Request::Pages`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Outset {
-    /// It comes.
-    Begun,
+    /// It comes; so does its local user, who must be free there.
+    Begun(u32),
     /// Not yet: ask again.
     NotYet(String),
     /// It does not: a sentence.
@@ -126,6 +131,8 @@ pub(crate) struct Taker {
 pub(super) struct Leaving {
     pages: Pages,
     state: State,
+    /// Whether little else than its memory will be in its images.
+    small: bool,
 }
 
 enum State {
@@ -138,10 +145,16 @@ impl Leaving {
     /// The folder of who moves the memory, if somebody does, once the task can be stopped; what to answer till then. What failed
     /// is said once.
     pub(super) fn ready(leaving: &mut Option<Self>) -> Result<Option<PathBuf>, Departure> {
-        let Some(Self { pages, state }) = leaving else { return Ok(None) };
+        let Some(Self { pages, state, small }) = leaving else { return Ok(None) };
         match state {
             State::Sending => Err(Departure::Ahead),
-            State::Ready => Ok(Some(pages.folder.clone())),
+            State::Ready => {
+                if *small {
+                    // Where it cannot be made, they are written beside the rest.
+                    let _ = DirBuilder::new().mode(0o700).create(pages.folder.join(memory::IMAGES));
+                }
+                Ok(Some(pages.folder.clone()))
+            }
             State::Failed(why) => {
                 let why = format!("its memory cannot be sent ahead: {why}");
                 *leaving = None;
@@ -154,14 +167,15 @@ impl Leaving {
 impl Runner {
     /// Another node asks for the memory of a task that is to move there.
     pub(super) fn send_ahead(&mut self, run: Run, to: Taker, reply: oneshot::Sender<Outset>) {
-        let outset = self.begin_ahead(run, to).err().unwrap_or(Outset::Begun);
+        let outset = self.begin_ahead(run, to).map_or_else(|outset| outset, Outset::Begun);
         // Whoever asked may be gone; then the memory has nowhere to go.
         let _ = reply.send(outset);
     }
 
-    fn begin_ahead(&mut self, run: Run, to: Taker) -> Result<(), Outset> {
+    /// Its local user, once memory is on its way.
+    fn begin_ahead(&mut self, run: Run, to: Taker) -> Result<u32, Outset> {
         let Taker { node: to, addresses, invitation } = to;
-        let folder = self.moving_folder(run, "out");
+        let folder = self.moves.from_here(run);
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let local = self.runs.get_mut(&run).filter(|local| local.departs == Some(to));
         let local = local.ok_or_else(|| Outset::NotYet("its home has not said that it moves".into()))?;
@@ -172,7 +186,7 @@ impl Runner {
         local.leaving = None;
         let not = |error: &dyn std::fmt::Display| Outset::Not(format!("its memory cannot be sent: {error}"));
         let pids = groups.map_err(|error| not(&error))?.group(&local.slot.name()).processes();
-        let (root, resident) = root_of(&pids.map_err(|error| not(&error))?);
+        let Tree { root, resident, apart } = look_at(&pids.map_err(|error| not(&error))?);
         let limit = local.limits.0.0;
         if resident > limit {
             return Err(Outset::Not(format!(
@@ -188,8 +202,9 @@ impl Runner {
         let order = Order::Send { folder: folder.clone(), root, addresses, invitation };
         let pages = Pages::start(folder, order, tell).map_err(|error| not(&error))?;
         info!(%run, %to, resident, "memory_sent_ahead");
-        local.leaving = Some(Leaving { pages, state: State::Sending });
-        Ok(())
+        let small = apart <= MOST_IN_MEMORY;
+        local.leaving = Some(Leaving { pages, state: State::Sending, small });
+        Ok(local.slot.uid())
     }
 
     /// Who sends memory tells how far it is.
@@ -204,16 +219,46 @@ impl Runner {
             _ => (),
         }
     }
+}
 
-    /// A folder for one move, beside the store.
-    pub(super) fn moving_folder(&self, run: Run, way: &str) -> PathBuf {
-        moving_folder(&self.config.checkpoints_dir(), run, way)
+/// Where each move has a folder of its own.
+#[derive(Clone)]
+pub(super) struct Moves {
+    root: PathBuf,
+    /// Where that is, if it is in memory.
+    _ram: Option<Arc<Ram>>,
+}
+
+impl Moves {
+    /// In memory where the kernel has that, else beside the store.
+    pub(super) fn open(checkpoints: &Path) -> Self {
+        match Ram::new() {
+            Ok(ram) => Self { root: ram.path(), _ram: Some(Arc::new(ram)) },
+            Err(error) => {
+                debug!(%error, "moves_beside_the_store");
+                Self { root: on_disk(checkpoints), _ram: None }
+            }
+        }
+    }
+
+    /// Of a run that leaves.
+    fn from_here(&self, run: Run) -> PathBuf {
+        self.folder(run, "out")
+    }
+
+    /// Of a run that is to be.
+    pub(super) fn into_here(&self, run: Run) -> PathBuf {
+        self.folder(run, "in")
+    }
+
+    fn folder(&self, run: Run, way: &str) -> PathBuf {
+        let task = run.task;
+        self.root.join(format!("{}-{}-{}-{way}", task.job, task.index, run.epoch))
     }
 }
 
-fn moving_folder(checkpoints: &Path, run: Run, way: &str) -> PathBuf {
-    let task = run.task;
-    checkpoints.join("moving").join(format!("{}-{}-{}-{way}", task.job, task.index, run.epoch))
+fn on_disk(checkpoints: &Path) -> PathBuf {
+    checkpoints.join("moving")
 }
 
 /// Makes the folder of all moves anew, without what earlier agents left.
@@ -221,25 +266,44 @@ fn moving_folder(checkpoints: &Path, run: Run, way: &str) -> PathBuf {
 /// # Errors
 /// Where it cannot be made.
 pub(super) fn sweep(checkpoints: &Path) -> io::Result<()> {
-    let folder = checkpoints.join("moving");
+    let folder = on_disk(checkpoints);
     remove(&folder);
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Of these processes of a task, its root, and how much memory they have that is in no file; what they share counts for each.
-fn root_of(pids: &[u32]) -> (Option<i32>, u64) {
-    let (mut root, mut resident) = (None, 0);
+/// The processes of a task.
+#[derive(Default)]
+struct Tree {
+    root: Option<i32>,
+    /// Bytes of memory that are in no file; what they share counts for each.
+    resident: u64,
+    /// Bytes that CRIU writes to its images all the same: memory that is shared, files without a name.
+    apart: u64,
+}
+
+fn look_at(pids: &[u32]) -> Tree {
+    let mut tree = Tree::default();
     for pid in pids {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
-        let kib =
-            field("RssAnon:").and_then(|text| text.split_ascii_whitespace().next()?.parse::<u64>().ok());
-        resident += kib.unwrap_or(0) << 10;
+        let bytes = |name| {
+            let kib = field(name).and_then(|text| text.split_ascii_whitespace().next()?.parse::<u64>().ok());
+            kib.unwrap_or(0) << 10
+        };
+        tree.resident += bytes("RssAnon:");
+        tree.apart += bytes("RssShmem:") + nameless(*pid);
         if field("NSpid:").and_then(|numbers| numbers.split_ascii_whitespace().next_back()) == Some(ROOT) {
-            root = i32::try_from(*pid).ok();
+            tree.root = i32::try_from(*pid).ok();
         }
     }
-    (root, resident)
+    tree
+}
+
+/// Bytes of the files without a name that a process has open.
+fn nameless(pid: u32) -> u64 {
+    let opened = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let files = opened.filter_map(|entry| fs::metadata(entry.path()).ok());
+    files.filter(|meta| meta.is_file() && meta.nlink() == 0).map(|meta| meta.blocks() * 512).sum()
 }
 
 // === to here ===
@@ -255,8 +319,9 @@ pub(crate) struct Arrived {
 /// What is needed to bring one here.
 pub(super) struct Coming {
     pub(super) peers: Peers,
+    pub(super) queries: mpsc::UnboundedSender<Query>,
     pub(super) core: Core,
-    pub(super) checkpoints: PathBuf,
+    pub(super) moves: Moves,
     /// The run that is to be.
     pub(super) run: Run,
     /// The run that is, and where.
@@ -272,7 +337,8 @@ impl Coming {
     /// Has memory sent while the task runs, then all else.
     pub(super) async fn bring(&self, into: &Path) -> Result<(Departed, Arrived), NotDeparted> {
         let not_taken = |why: &dyn std::fmt::Display| NotDeparted::NotAhead(not_taken(why));
-        let folder = moving_folder(&self.checkpoints, self.run, "in");
+        let folder = self.moves.into_here(self.run);
+        let images = folder.join(memory::IMAGES);
         let order = Order::Receive { folder: folder.clone(), limit: self.limit, ports: self.ports };
         let (listens, invited) = oneshot::channel();
         let (trouble, mut troubled) = watch::channel(None);
@@ -296,12 +362,15 @@ impl Coming {
                 invited.ok().and_then(Result::ok).ok_or_else(|| not_taken(&"gridos-pages does not listen"))?
             }
         };
-        self.ask_for_memory(&invitation).await?;
-        let (departed, unpacked) = self.depart(into, troubled, &bytes).await?;
+        let uid = self.ask_for_memory(&invitation).await?;
+        // The runner ends only with the agent.
+        let _ = self.queries.send(Query::Comes { run: self.run, uid });
+        let (departed, unpacked) = self.depart(into, &images, troubled, &bytes).await?;
         Ok((departed, Arrived { unpacked, pages }))
     }
 
-    async fn ask_for_memory(&self, invitation: &Invitation) -> Result<(), NotDeparted> {
+    /// Its local user, once memory is on its way.
+    async fn ask_for_memory(&self, invitation: &Invitation) -> Result<u32, NotDeparted> {
         let until = Instant::now() + PATIENCE;
         let request = Request::Pages { run: self.old, invitation: invitation.clone() };
         loop {
@@ -310,7 +379,7 @@ impl Coming {
                 stream::read::<Outset, _>(&mut duplex).await.map_err(|e| e.to_string())
             };
             match asked.await.map_err(NotDeparted::Failed)? {
-                Outset::Begun => return Ok(()),
+                Outset::Begun(uid) => return Ok(uid),
                 Outset::Not(why) => return Err(NotDeparted::NotAhead(why)),
                 Outset::NotYet(why) if Instant::now() >= until => return Err(NotDeparted::Failed(why)),
                 Outset::NotYet(_) => tokio::time::sleep(AGAIN).await,
@@ -322,6 +391,7 @@ impl Coming {
     async fn depart(
         &self,
         into: &Path,
+        images: &Path,
         mut troubled: watch::Receiver<Option<String>>,
         came: &AtomicU64,
     ) -> Result<(Departed, Unpacked), NotDeparted> {
@@ -344,7 +414,8 @@ impl Coming {
                 NotDeparted::Failed("it comes without its memory, and not as a checkpoint either".into())
             })?;
             tell(MovePhase::Copying, Some(departed.stood));
-            let unpacked = take_luggage(duplex, into, departed.number, bytes).await;
+            let images = (bytes <= MOST_IN_MEMORY).then_some(images);
+            let unpacked = take_luggage(duplex, into, images, departed.number, bytes).await;
             tell(MovePhase::Restoring, None);
             let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
             Ok((departed, unpacked.map_err(failed)?))
@@ -382,7 +453,10 @@ pub(crate) async fn send_luggage(luggage: Luggage, to: &mut impl Stream) -> io::
         let packed = (|| {
             let mut archive = tar::Builder::new(io::BufWriter::with_capacity(PIECE, end));
             archive.follow_symlinks(false);
-            archive.append_dir_all(".", &luggage.0)?;
+            archive.append_dir_all(".", &luggage.folder)?;
+            if let Some(images) = &luggage.images {
+                archive.append_dir_all(memory::IMAGES, images)?;
+            }
             archive.into_inner()?.into_inner().map(drop).map_err(io::IntoInnerError::into_error)
         })();
         drop(luggage);
@@ -396,20 +470,28 @@ pub(crate) async fn send_luggage(luggage: Luggage, to: &mut impl Stream) -> io::
 async fn take_luggage(
     mut from: grid_link::Duplex,
     into: &Path,
+    images: Option<&Path>,
     number: u64,
     bytes: u64,
 ) -> io::Result<Unpacked> {
     let (mut to, end) = UnixStream::pair()?;
     let end = blocking_end(end)?;
-    let into = into.to_owned();
-    let unpacking = tokio::task::spawn_blocking(move || unpack(end, &into, number, bytes));
+    let (into, images) = (into.to_owned(), images.map(Path::to_owned));
+    let unpacking = tokio::task::spawn_blocking(move || unpack(end, &into, images.as_deref(), number, bytes));
     // One that cannot be unpacked says why itself.
     let _ = tokio::io::copy(&mut from, &mut to).await;
     drop(to);
     unpacking.await.map_err(io::Error::other)?
 }
 
-fn unpack(from: StdStream, into: &Path, number: u64, bytes: u64) -> io::Result<Unpacked> {
+/// Into this folder; the images to another, if there is one for them.
+fn unpack(
+    from: StdStream,
+    into: &Path,
+    images: Option<&Path>,
+    number: u64,
+    bytes: u64,
+) -> io::Result<Unpacked> {
     remove(into);
     DirBuilder::new().recursive(true).mode(0o700).create(into)?;
     let unpacked = (|| {
@@ -421,8 +503,19 @@ fn unpack(from: StdStream, into: &Path, number: u64, bytes: u64) -> io::Result<U
             left = left
                 .checked_sub(entry.size())
                 .ok_or_else(|| io::Error::other("it is larger than was said"))?;
-            if !(kind.is_file() || kind.is_dir()) || !entry.unpack_in(into)? {
-                return Err(io::Error::other("it holds what does not belong there"));
+            let name = entry.path()?.into_owned();
+            let stays =
+                name.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+            // Nothing but these is made there: no name leads out of the folder. Modes and times are of no use.
+            let path = match images.zip(name.strip_prefix(memory::IMAGES).ok()) {
+                Some((images, name)) if name == Path::new("") => images.to_owned(),
+                Some((images, name)) => images.join(name),
+                None => into.join(name),
+            };
+            match (kind.is_file(), kind.is_dir()) {
+                (true, _) if stays => drop(io::copy(&mut entry, &mut File::create_new(path)?)?),
+                (_, true) if stays => DirBuilder::new().recursive(true).mode(0o700).create(path)?,
+                _ => return Err(io::Error::other("it holds what does not belong there")),
             }
         }
         let description = Description::read(into).map_err(io::Error::other)?;
@@ -464,7 +557,7 @@ mod tests {
             // One that reads no more says why.
             let _ = io::Write::write_all(&mut &far, &packed);
         });
-        let unpacked = unpack(near, &into, 5, bytes);
+        let unpacked = unpack(near, &into, None, 5, bytes);
         sending.join().unwrap();
         if unpacked.is_err() {
             assert!(!into.exists(), "nothing is left");

@@ -9,6 +9,7 @@ mod environment;
 pub(crate) mod inputs;
 mod keyboard;
 pub(crate) mod moving;
+mod ready;
 mod recover;
 mod resume;
 mod shim;
@@ -39,13 +40,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use self::ahead::{Arrived, Leaving};
+use self::ahead::{Arrived, Leaving, Moves};
 pub(crate) use self::ahead::{Outset, Taker};
 pub(crate) use self::environment::end_of;
 use self::environment::environment;
 use self::inputs::Inputs;
 pub(crate) use self::keyboard::Keyboard;
 pub(crate) use self::moving::{Departing, Departure, Surveyed};
+use self::ready::Ready;
 use self::recover::remove;
 pub(crate) use self::recover::{Found, find, shim_program};
 use self::resume::Resuming;
@@ -94,6 +96,8 @@ pub(crate) enum Query {
     Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
     /// That node asks for the memory of a run that is to move there, while it runs.
     Pages { run: Run, to: Taker, reply: oneshot::Sender<Outset> },
+    /// The memory of a run that is to move here is on its way, and so is its local user.
+    Comes { run: Run, uid: u32 },
     /// Who sends a run's memory ahead tells how far it is.
     Ahead { run: Run, report: Report },
     /// What came of the work on the store of checkpoints.
@@ -152,6 +156,8 @@ struct Local {
     saved: u64,
     /// What is left of its time limit.
     left: Option<Duration>,
+    /// All is ready for it, and it is still on its way.
+    ready: Option<Ready>,
     /// While it is made from a checkpoint.
     resuming: Option<Box<Resuming>>,
     /// What its user is to be told of its start.
@@ -180,6 +186,7 @@ pub(crate) struct Runner {
     inputs: Inputs,
     network: Network,
     checkpoints: Checkpoints,
+    moves: Moves,
     /// Runs that wait for their checkpoints to be unpacked, or for the places of their users.
     resuming: HashMap<Run, Box<Resuming>>,
     queries: mpsc::UnboundedSender<Query>,
@@ -218,6 +225,7 @@ pub(crate) fn start(
     let kept: Vec<Run> = found.kept.iter().map(|kept| kept.run).collect();
     let checkpoints =
         Checkpoints::open(&config, me, &kept, (core.clone(), staging.clone()), queries.clone())?;
+    let moves = Moves::open(&config.checkpoints_dir());
     let mut slots = Slots::new(config.tasks_dir(), me);
     slots.reserve(checkpoints.uids());
     let cleaner = start_cleaner(config.tasks_dir(), queries.clone());
@@ -231,6 +239,7 @@ pub(crate) fn start(
         inputs,
         network,
         checkpoints,
+        moves,
         resuming: HashMap::new(),
         queries,
         live: BTreeMap::new(),
@@ -358,7 +367,8 @@ impl Runner {
 
     fn signal(&mut self, run: Run, signal: i32, grace: Option<Duration>) {
         let at = self.backlog.iter().position(|(waiting, ..)| *waiting == run);
-        if at.is_none() && !self.resuming.contains_key(&run) {
+        let waits = self.resuming.contains_key(&run) && !self.runs.contains_key(&run);
+        if at.is_none() && !waits {
             return self.tell(run, ToShim::Signal { run, signal, grace });
         }
         // It has no processes: what would end a program that handles nothing ends it before it begins.
@@ -454,6 +464,7 @@ impl Runner {
             log_limit: spec.log_limit.0,
             stdin: order.stdin,
             restore: None,
+            ahead: false,
             hold: false,
             memory: None,
             checkpoint: when,
@@ -529,6 +540,7 @@ impl Runner {
             return self.core.host(host::Event::Gone(run));
         };
         local.fenced = true;
+        self.resuming.remove(&run);
         if local.departs.is_some() {
             self.checkpoints.went(run.task, local.slot.uid());
             self.slots.reserve(self.checkpoints.uids());
@@ -611,6 +623,7 @@ impl Runner {
             Query::Depart { run, to, reply } => self.depart(run, to, reply),
             Query::Departed { run, from, departed } => self.departed(run, from, departed),
             Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
+            Query::Comes { run, uid } => self.comes(run, uid),
             Query::Ahead { run, report } => self.sent_ahead(run, report),
             Query::Checkpoints(news) => self.checkpointed(news),
             Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),
@@ -656,7 +669,7 @@ impl Runner {
             }
             FromShim::Ended { run, end } => {
                 self.checkpoints.unwatch(run);
-                if self.resume_failed(run, &end) {
+                if self.ready_ended(run, &end) || self.resume_failed(run, &end) {
                     return;
                 }
                 self.starting.remove(&run);
@@ -705,6 +718,7 @@ impl Runner {
     fn lose(&mut self, id: ShimId) {
         let Some(shim) = self.live.remove(&id) else { return };
         for run in shim.runs {
+            self.resuming.remove(&run);
             if let Some(local) = self.runs.get_mut(&run) {
                 local.shim = None;
                 let ended = local.progress.borrow().ended;
@@ -772,6 +786,7 @@ impl Local {
             when: spec::Checkpoints::Off,
             saved: 0,
             left: None,
+            ready: None,
             resuming: None,
             note: None,
             progress: watch::Sender::new(Progress::default()),

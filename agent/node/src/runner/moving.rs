@@ -13,7 +13,7 @@
 //!
 //! The copy goes through the store of checkpoints on both sides: what an earlier checkpoint or move brought is not sent again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use grid_checkpoint::Installation;
@@ -33,6 +33,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::ahead::{self, Arrived, Coming};
+use super::ready::Unready;
 use super::{Query, Resuming, Runner};
 use crate::checkpoint::{DepartReply, Departed, Luggage};
 use crate::peers::{Peers, Request};
@@ -186,6 +187,7 @@ impl Runner {
             Ok(memory) => memory.flatten(),
             Err(departure) => return drop(reply.send(departure.into())),
         };
+        let images = memory.as_deref().map(|folder| folder.join(grid_checkpoint::memory::IMAGES));
         match self.checkpoints.depart(run, stored) {
             Err(_) => drop(reply.send(wait("another checkpoint of it is being written"))),
             Ok(folder) => {
@@ -193,9 +195,7 @@ impl Runner {
                 self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold, memory });
                 tokio::spawn(async move {
                     let departing = match answer.await {
-                        Ok(Ok((departed, luggage))) => {
-                            Departing { departure: Departure::Ready(departed), luggage }
-                        }
+                        Ok(Ok((departed, luggage))) => with_images(departed, luggage, images),
                         Ok(Err(why)) => Departure::Failed(why).into(),
                         Err(_) => Departure::Failed("the agent there is stopping".into()).into(),
                     };
@@ -240,8 +240,9 @@ impl Runner {
         let old = Run { task: run.task, epoch: arrival.epoch };
         let coming = Coming {
             peers: peers.clone(),
+            queries: queries.clone(),
             core: self.core.clone(),
-            checkpoints: self.config.checkpoints_dir(),
+            moves: self.moves.clone(),
             run,
             old,
             node: arrival.node,
@@ -294,6 +295,7 @@ impl Runner {
             }
             Ok((Departed { number, stood, .. }, None)) => {
                 resuming.wanted = Some(number);
+                self.unready(run, Unready::Otherwise);
                 let phase = MovePhase::Copying;
                 self.core.host(host::Event::Moving { run, phase, stood: Some(stood), bytes: 0 });
                 self.checkpoints.bring(run, number, from);
@@ -304,10 +306,27 @@ impl Runner {
 
     /// A task cannot move here. Whatever is here of it goes.
     pub(super) fn not_moved(&mut self, run: Run, why: String) {
+        if self.unready(run, Unready::NotMoved(why.clone())) {
+            return;
+        }
         info!(%run, why, "task_not_moved");
         self.starting.remove(&run);
         self.resuming.remove(&run);
         self.core.host(host::Event::NotMoved { run, why });
+    }
+}
+
+/// What stands still, with its images, should they be elsewhere.
+fn with_images(mut departed: Departed, luggage: Option<Luggage>, images: Option<PathBuf>) -> Departing {
+    let mut luggage = luggage;
+    let images = images.filter(|images| images.is_dir());
+    let bytes = luggage.as_mut().zip(images).map(|(luggage, images)| luggage.add(images)).transpose();
+    match bytes {
+        Ok(bytes) => {
+            departed.luggage = departed.luggage.map(|rest| rest + bytes.unwrap_or(0));
+            Departing { departure: Departure::Ready(departed), luggage }
+        }
+        Err(error) => Departure::Failed(format!("its images cannot be looked at: {error}")).into(),
     }
 }
 

@@ -19,6 +19,7 @@
 //! The checkpoints of tasks that are done are dropped: nodes that have some and do not run their tasks ask the tasks' homes.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use grid_jobs::host;
@@ -31,6 +32,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::ahead::{Arrived, Pages};
+use super::ready::Unready;
 use super::{Local, Query, Runner};
 use crate::checkpoint::{Checkpoints, News, Task, Unpacked};
 use crate::core::View;
@@ -64,6 +66,11 @@ pub(super) struct Resuming {
 }
 
 impl Resuming {
+    /// What to run.
+    pub(super) fn order(&self) -> Option<(Order, Placement)> {
+        self.order.clone()
+    }
+
     /// Whether it runs elsewhere as long as it does not here.
     pub(super) fn arrives(&self) -> bool {
         self.order.as_ref().is_some_and(|(_, placement)| placement.arrives.is_some())
@@ -242,14 +249,35 @@ impl Runner {
         else {
             return;
         };
+        let (number, arrival) = (unpacked.number, placement.arrives);
+        if arrival.is_some() && resuming.wanted != Some(number) {
+            resuming.trouble.extend(
+                unpacked.passed.into_iter().map(|(number, why)| format!("checkpoint {number}: {why}")),
+            );
+            return self.resume(run, resuming, 0);
+        }
+        let uid = unpacked.about.uid;
+        let ready = self.runs.get(&run);
+        let ready =
+            ready.filter(|local| local.is_ready() && resuming.pages.is_some()).map(|local| &local.slot);
+        if let Some(slot) = ready.filter(|slot| slot.uid() == uid) {
+            let folder = self.slots.folder(slot);
+            let time = self.goes_on(run, resuming, unpacked, &folder);
+            return self.tell(run, ToShim::Arrived { run, time });
+        }
+        if self.runs.contains_key(&run) {
+            // It is another's, or being cleaned.
+            self.unready(run, Unready::Otherwise);
+            resuming.unpacked = Some(unpacked);
+            return drop(self.resuming.insert(run, resuming));
+        }
         let address = match self.address_of(run, &order, &placement) {
             Ok(address) => address,
-            Err(why) if placement.arrives.is_some() => return self.not_moved(run, why),
+            Err(why) if arrival.is_some() => return self.not_moved(run, why),
             Err(why) => return self.not_started(run, why),
         };
         let spec = &order.spec;
         let limits = grid_qos::Limits { cpu: spec.cpus.milli(), memory: spec.memory.0, pids: spec.pids };
-        let uid = unpacked.about.uid;
         let Some((slot, group_ready)) = self.slots.take_user(uid, limits) else {
             let other =
                 self.runs.iter().find(|(other, local)| local.slot.uid() == uid && other.task != run.task);
@@ -262,39 +290,49 @@ impl Runner {
             self.resuming.insert(run, resuming);
             return;
         };
-        let (folder, number) = (self.slots.folder(&slot), unpacked.number);
-        let saved = placement.saved.max(number);
-        let arrival = placement.arrives;
-        if arrival.is_some() && resuming.wanted != Some(number) {
-            resuming.trouble.extend(
-                unpacked.passed.into_iter().map(|(number, why)| format!("checkpoint {number}: {why}")),
-            );
-            return self.resume(run, resuming, 0);
+        let folder = self.slots.folder(&slot);
+        self.insert(run, &order, placement.saved, None, slot);
+        let (restore, hold) = (Some(unpacked.folder.clone()), arrival.is_some());
+        let memory = resuming.pages.as_ref().map(|pages| pages.folder.clone());
+        let time = self.goes_on(run, resuming, unpacked, &folder);
+        let launch = self.launch_of(run, &order, (folder, uid), address);
+        let launch = Launch { group_ready, time, restore, hold, memory, ..launch };
+        let launch = self.with_address(launch);
+        self.hand_over(launch);
+    }
+
+    /// A run that has its place goes on from what was unpacked; what is left of its time.
+    fn goes_on(
+        &mut self,
+        run: Run,
+        mut resuming: Box<Resuming>,
+        unpacked: Unpacked,
+        folder: &Path,
+    ) -> Option<Duration> {
+        if let Err(error) = Checkpoints::give_output(&unpacked, folder) {
+            // The task counts for more than what it said.
+            warn!(%run, %error, "the output before the checkpoint cannot be put back");
         }
+        let number = unpacked.number;
+        info!(%run, number, "task_resumed");
+        let arrival = resuming.order.as_ref().and_then(|(_, placement)| placement.arrives);
         let note = match arrival {
             Some(Arrival { node, .. }) => format!("moved here from node {node}"),
             None => format!("went on from checkpoint {number}"),
         };
         let note = resuming.note().map_or_else(|| note.clone(), |why| format!("{note}: {why}"));
-        self.insert(run, &order, saved, Some(note), slot);
-        if let Err(error) = Checkpoints::give_output(&unpacked, &folder) {
-            // The task counts for more than what it said.
-            warn!(%run, %error, "the output before the checkpoint cannot be put back");
-        }
-        info!(%run, number, "task_resumed");
-        let time = unpacked.about.left.or(spec.time.map(|limit| limit.0));
-        let launch = self.launch_of(run, &order, (folder, uid), address);
-        let (restore, hold) = (Some(unpacked.folder), arrival.is_some());
-        let memory = resuming.pages.as_ref().map(|pages| pages.folder.clone());
-        let launch = Launch { group_ready, time, restore, hold, memory, ..launch };
+        let limit = resuming.order.as_ref().and_then(|(order, _)| order.spec.time);
+        let time = unpacked.about.left.or(limit.map(|limit| limit.0));
         resuming.number = Some(number);
         if let Some(local) = self.runs.get_mut(&run) {
+            local.note = Some(note);
+            local.saved = local.saved.max(number);
             local.left = time;
             local.printed = true;
+            local.ready = None;
             local.resuming = Some(resuming);
         }
-        let launch = self.with_address(launch);
-        self.hand_over(launch);
+        time
     }
 
     /// Whether this end is that of a restore that failed, so that the task goes another way.
@@ -310,14 +348,7 @@ impl Runner {
             return true;
         };
         resuming.trouble.push(format!("checkpoint {number} cannot be restored: {why}"));
-        self.tell(run, ToShim::Forget(run));
-        let Some(mut local) = self.runs.remove(&run) else { return true };
-        if let Some(shim) = local.shim.and_then(|id| self.live.get_mut(&id)) {
-            shim.runs.remove(&run);
-        }
-        local.slot.forget_group();
-        // Fails only when the agent stops; the next one sweeps.
-        let _ = self.cleaner.send((local.slot, true));
+        self.leave(run);
         // One that moves here has no other.
         resuming.wanted = None;
         self.resume(run, resuming, number - 1);

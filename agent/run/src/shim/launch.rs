@@ -166,12 +166,19 @@ fn make_folders(launch: &Launch) -> Result<(), String> {
     Ok(())
 }
 
-fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
-    // A checkpoint that cannot be read is told by who restores it.
-    let before = launch.restore.as_deref().and_then(|folder| Description::read(folder).ok());
-    let streams = before.map(|description| description.streams).unwrap_or_default();
-    let [stdout, stderr] = streams.printed;
+/// Where a task's output is kept, that has printed so much before.
+pub(super) fn writers(launch: &Launch, printed: [u64; 2]) -> io::Result<[logs::Writer; 2]> {
+    let [stdout, stderr] = printed;
     let keep = |stream, printed| logs::Writer::resume(&launch.folder, stream, launch.log_limit, printed);
+    Ok([keep(Stream::Stdout, stdout)?, keep(Stream::Stderr, stderr)?])
+}
+
+fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
+    // A checkpoint that cannot be read is told by who restores it. One that is not there yet is looked at when it is.
+    let folder = launch.restore.as_deref().filter(|_| !launch.ahead);
+    let before = folder.and_then(|folder| Description::read(folder).ok());
+    let streams = before.map(|description| description.streams).unwrap_or_default();
+    let [stdout, stderr] = writers(launch, streams.printed)?;
     if let Some(Stdin::Terminal { rows, cols }) = launch.stdin {
         let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None)?;
@@ -187,7 +194,7 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         let stat = nix::sys::stat::fstat(&pty.slave)?;
         let external = vec![External::Terminal { device: stat.st_rdev, filesystem: stat.st_dev }];
         let ours = Streams {
-            outputs: vec![(pty.master.try_clone()?, keep(Stream::Stdout, stdout)?)],
+            outputs: vec![(pty.master.try_clone()?, stdout)],
             input: Some(pty.master.try_clone()?),
             unread: None,
             terminal: Some(pty.master),
@@ -215,7 +222,7 @@ fn open_streams(launch: &Launch) -> io::Result<(Streams, Theirs)> {
         .iter()
         .map(|end| Ok(External::Pipe { inode: nix::sys::stat::fstat(end)?.st_ino }))
         .collect::<io::Result<_>>()?;
-    let outputs = vec![(out, keep(Stream::Stdout, stdout)?), (err, keep(Stream::Stderr, stderr)?)];
+    let outputs = vec![(out, stdout), (err, stderr)];
     Ok((Streams { outputs, input, unread, terminal: None }, Theirs { stdio, mode, external, open }))
 }
 

@@ -208,12 +208,10 @@ impl Shim {
         if !same_user {
             return;
         }
-        if let Some(old) = self.agent.take() {
-            self.unlisten(old.stream());
-        }
+        self.drop_agent();
         // Those that wait to be launched, too: they will run.
         let queued = self.queue.iter().map(|launch| Kept::queued(launch));
-        let kept = self.tasks.values().map(Task::kept).chain(queued).collect();
+        let kept = self.tasks.values().filter(|task| !task.forgotten).map(Task::kept).chain(queued).collect();
         let Ok(mut link) = Link::new(stream) else { return };
         link.send(&FromShim::Tasks(kept));
         if self.listen(link.stream(), Source::Agent, EpollFlags::EPOLLIN).is_ok() {
@@ -238,7 +236,21 @@ impl Shim {
     fn drop_agent(&mut self) {
         if let Some(agent) = self.agent.take() {
             self.unlisten(agent.stream());
+            self.forget_ahead();
         }
+    }
+
+    /// Who brings what was launched ahead is gone.
+    fn forget_ahead(&mut self) {
+        self.queue.retain(|launch| !launch.ahead);
+        for task in self.tasks.values_mut().filter(|task| task.launch.ahead) {
+            task.forgotten = true;
+            task.signal(libc::SIGKILL, Some(How::Fenced));
+        }
+        // Of those that ended before, nobody has to be heard.
+        let ended = |task: &Task| task.forgotten && task.end.is_some();
+        let runs: Vec<Run> = self.tasks.values().filter(|task| ended(task)).map(Task::run).collect();
+        runs.into_iter().for_each(|run| self.forget(run));
     }
 
     fn tell(&mut self, message: &FromShim) {
@@ -286,6 +298,7 @@ impl Shim {
                 self.report_output(run);
             }
             ToShim::Checkpoint { run, folder, then, memory } => self.checkpoint(run, folder, then, memory),
+            ToShim::Arrived { run, time } => self.arrived(run, time),
             ToShim::LetGo(run) => {
                 let frozen = self.frozen;
                 self.with(run, |task| task.let_go(frozen));
@@ -415,7 +428,7 @@ impl Shim {
         if self.frozen {
             task.freeze(true);
         }
-        let limit = task.time_limit();
+        let (limit, ahead) = (task.time_limit(), task.launch.ahead);
         let restored = self.restore(&mut task, slot);
         self.slots.insert(run, slot);
         let ended = task.end.clone();
@@ -428,20 +441,44 @@ impl Shim {
         }
         match ended {
             Some(end) => self.tell(&FromShim::Ended { run, end }),
+            // It waits for more.
+            None if ahead => (),
+            None if restored => self.resumes(slot, limit),
             None => {
-                if let Some(limit) = limit {
-                    self.schedule(now() + nanos(limit), Due::TimeLimit(slot));
-                }
-                if restored {
-                    // It has started when it runs again; what was typed before waits for it in its pipe.
-                    if let Some(typed) = self.tasks.get(&slot).map(|task| task.typing.typed()) {
-                        self.tell(&FromShim::Typed { run, typed });
-                    }
-                    self.input(slot, Task::pump_input);
-                } else {
-                    self.tell(&FromShim::Started { run, at });
-                }
+                self.limit(slot, limit);
+                self.tell(&FromShim::Started { run, at });
             }
+        }
+    }
+
+    fn limit(&mut self, slot: u32, limit: Option<Duration>) {
+        if let Some(limit) = limit {
+            self.schedule(now() + nanos(limit), Due::TimeLimit(slot));
+        }
+    }
+
+    /// A task is being made from its checkpoint. It has started when it runs again; what was typed before waits for it in its
+    /// pipe.
+    fn resumes(&mut self, slot: u32, limit: Option<Duration>) {
+        self.limit(slot, limit);
+        if let Some(task) = self.tasks.get(&slot) {
+            let (run, typed) = (task.run(), task.typing.typed());
+            self.tell(&FromShim::Typed { run, typed });
+        }
+        self.input(slot, Task::pump_input);
+    }
+
+    /// The checkpoint of a task is there that was launched ahead.
+    fn arrived(&mut self, run: Run, time: Option<Duration>) {
+        let Some(slot) = self.slots.get(&run).copied() else { return };
+        let waits = |task: &&mut Task| task.launch.ahead && task.end.is_none();
+        let Some(task) = self.tasks.get_mut(&slot).filter(waits) else { return };
+        match task.arrived(time) {
+            Ok(()) => {
+                let limit = task.time_limit();
+                self.resumes(slot, limit);
+            }
+            Err(why) => task.signal(libc::SIGKILL, Some(How::NotStarted { why, status: 126 })),
         }
     }
 
@@ -509,6 +546,10 @@ impl Shim {
             }
         }
         task.finish();
+        if task.forgotten {
+            let run = task.run();
+            return self.forget(run);
+        }
         let (run, watched, end) = (task.run(), task.watched, task.end.clone());
         if watched {
             self.report_output(run);

@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, tee};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::launch::Launched;
+use super::launch::{self, Launched};
 use super::line;
 use super::network::Network;
 use super::typing::Typing;
@@ -48,6 +48,8 @@ pub(super) struct Task {
     pub(super) worker: Option<Worker>,
     /// It ended while somebody worked for it, who is heard first.
     pub(super) end_waits: bool,
+    /// Nobody will ask what became of it.
+    pub(super) forgotten: bool,
 }
 
 impl Task {
@@ -76,6 +78,7 @@ impl Task {
             killed: false,
             worker: None,
             end_waits: false,
+            forgotten: false,
         }
     }
 
@@ -370,18 +373,22 @@ impl Task {
         let Some(folder) = self.launch.restore.clone() else { return Ok(None) };
         let Some(live) = self.live.as_mut() else { return Ok(None) };
         let Some(restoring) = live.restoring.take() else { return Ok(None) };
+        let (ahead, streams) = (self.launch.ahead, restoring.streams.len());
         let (uid, workdir, hold) = (self.launch.uid, self.launch.workdir.clone(), self.launch.hold);
         // Of one that moves, the other ends wait; those of an earlier moment have gone on.
         let own = if hold { Connections::Kept } else { Connections::Ended };
         let connections = live.network.as_ref().map_or(Connections::Refused, |_| own);
         let memory = self.launch.memory.clone();
-        let order = Order::Restore(Restore { folder, uid, workdir, hold, memory, connections });
+        let order =
+            Order::Restore(Restore { folder, ahead, streams, uid, workdir, hold, memory, connections });
         let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
         descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));
         let worker = Worker::start(program, &order, &descriptors)?;
-        // One that cannot be read is told by the worker.
-        if let Ok(Description { streams, .. }) = Description::read(&worker.folder) {
+        if ahead {
+            live.restoring = Some(restoring);
+        } else if let Ok(Description { streams, .. }) = Description::read(&worker.folder) {
+            // One that cannot be read is told by the worker.
             self.typing = Typing::resumed(streams.typed, streams.typed_end, streams.position);
         }
         if self.is_terminal() {
@@ -389,6 +396,38 @@ impl Task {
             self.typing.stop();
         }
         Ok(Some(self.worker.insert(worker)))
+    }
+
+    /// The checkpoint that it waits for is there.
+    ///
+    /// # Errors
+    /// Where its streams cannot go on as they were: a sentence.
+    pub(super) fn arrived(&mut self, time: Option<Duration>) -> Result<(), String> {
+        self.launch.ahead = false;
+        self.launch.time = time;
+        let terminal = self.is_terminal();
+        let Some((live, worker)) = self.live.as_mut().zip(self.worker.as_mut()) else { return Ok(()) };
+        let Some(restoring) = live.restoring.take() else { return Ok(()) };
+        // One that cannot be read is told by the worker.
+        if let Ok(Description { streams, .. }) = Description::read(&worker.folder) {
+            let mut go_on = || -> io::Result<()> {
+                let writers = launch::writers(&self.launch, streams.printed)?;
+                for ((_, writer), resumed) in live.outputs.iter_mut().zip(writers) {
+                    *writer = resumed;
+                }
+                match streams.line.as_ref().zip(restoring.streams.first()) {
+                    Some((line, terminal)) if live.terminal.is_some() => line::put_back(terminal, line),
+                    _ => Ok(()),
+                }
+            };
+            go_on().map_err(|error| format!("cannot make the task's streams: {error}"))?;
+            self.typing = Typing::resumed(streams.typed, streams.typed_end, streams.position);
+            if terminal {
+                self.typing.stop();
+            }
+        }
+        worker.arrived();
+        Ok(())
     }
 
     /// Its own network, if it has one and has not ended.

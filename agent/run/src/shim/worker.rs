@@ -104,6 +104,11 @@ impl Worker {
         self.say(&isolated.map(|()| Go));
     }
 
+    /// The checkpoint that it waits for is there.
+    pub(super) fn arrived(&mut self) {
+        self.say(&Go);
+    }
+
     /// Lets a task go that it holds.
     pub(super) fn let_go(&mut self) {
         if self.held.take().is_some() {

@@ -112,6 +112,7 @@ impl Bench {
             log_limit: 1 << 20,
             stdin: None,
             restore: None,
+            ahead: false,
             hold: false,
             memory: None,
             checkpoint: Checkpoints::Off,

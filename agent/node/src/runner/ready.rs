@@ -1,0 +1,101 @@
+//! A place that is made ready for a task while that still runs elsewhere: its folder, its control groups, its init, and a CRIU that
+//! waits. A task stands still for no more than what could not be done before.
+//!
+//! ```text
+//!   its memory is on its way ─▶ a place [─▶ launched ahead] ─▶ it stands still, and all of it is here ─▶ made there, and held
+//!                                 │ its user's is not free         │ it does not come, or comes otherwise
+//!                                 ▼                                ▼
+//!                               as without                       ended, and cleaned
+//! ```
+//!
+//! Whatever goes wrong here costs time, and nothing else: the task goes the way of those for which nothing was ready.
+
+use grid_run::protocol::{Ending, How, Launch, ToShim};
+use libgrid::ids::Run;
+use tracing::{debug, info};
+
+use super::{Local, Runner};
+
+/// A place that is ready.
+#[derive(Default)]
+pub(super) struct Ready {
+    /// It is being ended, and why.
+    unready: Option<Unready>,
+}
+
+/// Why a place that is ready is not needed.
+pub(super) enum Unready {
+    /// The task comes in another way.
+    Otherwise,
+    /// It does not come: a sentence.
+    NotMoved(String),
+}
+
+impl Local {
+    /// Whether its place waits for it.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.unready.is_none()) && !self.fenced
+    }
+}
+
+impl Runner {
+    /// The memory of a run that is to be is on its way, and so is its local user.
+    pub(super) fn comes(&mut self, run: Run, uid: u32) {
+        let Some((order, placement)) = self.resuming.get(&run).and_then(|resuming| resuming.order()) else {
+            return;
+        };
+        // Who cannot have one is told when the task is here.
+        let Ok(address) = self.address_of(run, &order, &placement) else { return };
+        let spec = &order.spec;
+        let limits = grid_qos::Limits { cpu: spec.cpus.milli(), memory: spec.memory.0, pids: spec.pids };
+        let Some((slot, group_ready)) = self.slots.take_user(uid, limits) else { return };
+        debug!(%run, "place_ready");
+        let folder = self.slots.folder(&slot);
+        self.insert(run, &order, placement.saved, None, slot);
+        let launch = self.launch_of(run, &order, (folder, uid), address);
+        let (restore, memory) = (Some(self.checkpoints.unpacked(run)), Some(self.moves.into_here(run)));
+        let launch = Launch { group_ready, restore, memory, ahead: true, hold: true, ..launch };
+        if let Some(local) = self.runs.get_mut(&run) {
+            local.ready = Some(Ready::default());
+        }
+        let launch = self.with_address(launch);
+        self.hand_over(launch);
+    }
+
+    /// Ends what is ready for this run, if anything is: then true, and the rest follows its end.
+    pub(super) fn unready(&mut self, run: Run, why: Unready) -> bool {
+        let Some(local) = self.runs.get_mut(&run).filter(|local| !local.fenced) else { return false };
+        let Some(ready) = &mut local.ready else { return false };
+        ready.unready = Some(why);
+        self.tell(run, ToShim::Fence(run));
+        true
+    }
+
+    /// Whether this is the end of what was ready for a run that is not here.
+    pub(super) fn ready_ended(&mut self, run: Run, end: &Ending) -> bool {
+        let Some(local) = self.runs.get_mut(&run).filter(|local| !local.fenced) else { return false };
+        let Some(ready) = local.ready.take() else { return false };
+        if let How::NotStarted { why, .. } = &end.how {
+            info!(%run, why, "place_not_ready");
+        }
+        self.leave(run);
+        match ready.unready {
+            Some(Unready::NotMoved(why)) => self.not_moved(run, why),
+            // What is unpacked meanwhile waits for the place to be clean.
+            Some(Unready::Otherwise) | None => (),
+        }
+        true
+    }
+
+    /// Nothing of this run is in its place any more: it goes another way.
+    pub(super) fn leave(&mut self, run: Run) {
+        self.tell(run, ToShim::Forget(run));
+        let Some(mut local) = self.runs.remove(&run) else { return };
+        if let Some(shim) = local.shim.and_then(|id| self.live.get_mut(&id)) {
+            shim.runs.remove(&run);
+        }
+        local.slot.forget_group();
+        // Fails only when the agent stops; the next one sweeps.
+        let _ = self.cleaner.send((local.slot, true));
+    }
+}
