@@ -1,5 +1,7 @@
 //! What goes wrong on the way.
 
+use std::path::{Path, PathBuf};
+
 use super::*;
 
 /// How many moves are disturbed, half of them of each mode.
@@ -74,13 +76,22 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
                 until("no process is left", || grid.task_processes(node).is_empty());
                 until("no file is left", || grid.task_files(node).is_empty());
                 // Each move's folder goes with the process that moved the memory.
-                for part in ["moving", "fresh", "unpacked"] {
-                    let folder = grid.machine(node).dir().join("state/checkpoints").join(part);
+                let parts = ["moving", "fresh", "unpacked"];
+                let store = grid.machine(node).dir().join("state/checkpoints");
+                for folder in parts.map(|part| store.join(part)).into_iter().chain(in_memory(grid, node)) {
                     until("nothing is left of a move", || fs::read_dir(&folder).unwrap().next().is_none());
                 }
             }
         },
     );
+}
+
+/// The folder of moves that an agent has in memory, and that no other path leads to.
+fn in_memory(grid: &Grid, node: u32) -> Option<PathBuf> {
+    let agent = grid.machine(node).agent_pid().unwrap().unwrap();
+    let opened = fs::read_dir(format!("/proc/{agent}/fd")).unwrap().flatten().map(|entry| entry.path());
+    let mut folders = opened.filter(|fd| fs::read_link(fd).is_ok_and(|path| path == Path::new("/")));
+    folders.find(|fd| fs::metadata(fd).is_ok_and(|meta| meta.is_dir()))
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::bench::{Bench, UID, bench, run};
 use crate::programs::{self, Program, TERMINAL, THREADS};
 
 /// A bench with CRIU. `None`, with the reason printed, where there is none that works.
-fn bench_with_criu() -> Option<Bench> {
+pub(crate) fn bench_with_criu() -> Option<Bench> {
     let bench = bench()?;
     let skip = |why: &str| {
         let _ = writeln!(io::stdout(), "SKIPPED: {why}");
@@ -38,7 +38,7 @@ fn bench_with_criu() -> Option<Bench> {
 }
 
 impl Bench {
-    fn program(&self, index: u32, program: &Program) -> Launch {
+    pub(crate) fn program(&self, index: u32, program: &Program) -> Launch {
         let mut launch = self.launch(index, &["sh", "-c", &program.script]);
         launch.limits.memory = program.memory << 20;
         launch.pids = 128;
@@ -60,16 +60,16 @@ impl Bench {
         work
     }
 
-    fn go(&self, index: u32) {
+    pub(crate) fn go(&self, index: u32) {
         fs::write(self.folder(index).join("tmp/go"), "").unwrap();
     }
 
-    fn ready(&self, index: u32) {
+    pub(crate) fn ready(&self, index: u32) {
         self.until("it is ready", || self.output(index, Stream::Stdout).contains("ready"));
     }
 
     /// Writes a checkpoint; its end is waited for where it is to be ended.
-    fn checkpoint(&mut self, index: u32, name: &str, then: Then) -> Result<(PathBuf, Done), String> {
+    pub(crate) fn checkpoint(&mut self, index: u32, name: &str, then: Then) -> Result<(PathBuf, Done), String> {
         let folder = self.folder.path().join(name);
         self.send(&ToShim::Checkpoint { run: run(index), folder: folder.clone(), then, memory: None });
         loop {
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// Lets it see the end, and asserts its verdict; returns all that it printed to standard output.
-    fn verdict(&mut self, index: u32, name: &str) -> String {
+    pub(crate) fn verdict(&mut self, index: u32, name: &str) -> String {
         self.go(index);
         let how = self.ended(index).how;
         let (out, err) = (self.output(index, Stream::Stdout), self.output(index, Stream::Stderr));
@@ -103,7 +103,7 @@ impl Bench {
 }
 
 /// What must be the same before and after: mounts, control groups, processes of the task's user.
-fn left_behind(bench: &Bench) -> (usize, Vec<String>, usize) {
+pub(crate) fn left_behind(bench: &Bench) -> (usize, Vec<String>, usize) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
     let groups = Cgroups::open(Path::new(ROOT), &bench.shims.cgroup_parent).unwrap();
     let parent = bench.child.id();
@@ -238,7 +238,7 @@ fn a_terminal_is_restored() {
 }
 
 /// Says what it reads, line by line; what is typed meanwhile waits in its terminal, shown once, and edited.
-const READER: &str = r#"exec /usr/bin/python3 -c "$(cat <<'END'
+pub(crate) const READER: &str = r#"exec /usr/bin/python3 -c "$(cat <<'END'
 import os, time
 print('ready', flush=True)
 while not os.path.exists('/tmp/go'): time.sleep(0.001)

@@ -1,6 +1,7 @@
 //! A real shim with real tasks: what the kernel does with them, as root, on this machine's control groups.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod ahead;
 mod bench;
 mod checkpoint;
 mod programs;
