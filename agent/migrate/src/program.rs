@@ -143,8 +143,7 @@ fn dump(
     steps.expect(Step::Written)?;
     steps.tell(Step::Sent)?;
     // The kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the destination lets
-    // nothing go. Whatever brings the task there meanwhile comes first.
-    give_way();
+    // nothing go.
     match hidden.holds() {
         Ok(true) => sink.end().map_err(|error| told(&error))?,
         Ok(false) => return Err("the flags of its mappings changed in the same moment: try again".into()),
@@ -154,13 +153,6 @@ fn dump(
     let _ = steps.socket().read(&mut [0]);
     tracker.abandon();
     Ok(())
-}
-
-/// Lets others have the processor.
-fn give_way() {
-    const LAST: libc::c_int = 19;
-    // SAFETY: numbers alone. Where it cannot be, it takes its turn as others do.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LAST) };
 }
 
 fn write_library(path: &Path) -> io::Result<()> {

@@ -172,6 +172,8 @@ fn dump(
                 _ => return Ok(()),
             }
             let start = Instant::now();
+            // Who moves the memory looks at the task once more, beside what follows here.
+            memory.as_ref().map(|memory| memory.steps.tell(Step::Written)).transpose()?;
             let streams = ask(&shim)?;
             let mut each = folders(&order.workdir).into_iter().zip(&packed);
             files::as_user(order.uid, || {
@@ -187,10 +189,7 @@ fn dump(
             let mut description = Description::new(order.uid, workdir, stdio, streams, held, needs);
             description.apart = memory.is_some();
             description.write(&here).map_err(|error| error.to_string())?;
-            if let Some(Memory { steps, .. }) = &memory {
-                steps.tell(Step::Written)?;
-                steps.expect(Step::Sent)?;
-            }
+            memory.as_ref().map(|memory| memory.steps.expect(Step::Sent)).transpose()?;
             if order.then != Then::Hold {
                 return Ok(());
             }

@@ -127,7 +127,9 @@ impl Inside {
     /// [`Failure`].
     pub(super) fn finish<T: DeserializeOwned>(mut self, limit: Option<Duration>) -> Result<T, Failure> {
         let said = listen(self.result(), limit)?;
-        self.between.take().map(wait);
+        if let Some(between) = self.between.take() {
+            wait(between);
+        }
         // The first counts.
         match wire::read(&mut said.as_slice()) {
             Ok(result) => Result::map_err(result, Failure::Said),

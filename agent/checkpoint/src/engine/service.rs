@@ -107,8 +107,8 @@ fn execute(
     leash: Option<OwnedFd>,
 ) -> io::Error {
     let own = open.own.iter().flat_map(|(loader, libraries)| [loader.as_fd(), libraries.as_fd()]);
-    let kept = own.chain([open.program.as_fd(), socket.as_fd()]).chain(leash.as_ref().map(AsFd::as_fd));
-    if let Err(why) = kept.map(keep).collect::<Result<(), _>>() {
+    let mut kept = own.chain([open.program.as_fd(), socket.as_fd()]).chain(leash.as_ref().map(AsFd::as_fd));
+    if let Err(why) = kept.try_for_each(keep) {
         return io::Error::other(why);
     }
     let path = |fd: RawFd| format!("/proc/self/fd/{fd}");

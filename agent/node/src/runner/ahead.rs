@@ -5,12 +5,16 @@
 //!     gridos-pages listens
 //!                      ── Request::Pages ─────▶    gridos-pages sends memory, round after round, while the task runs
 //!                      ◀══════════ memory ══       from the one to the other, over a data connection of their own
+//!     all is made ready for it (`ready.rs`)
 //!                      ── Request::Depart ────▶    not before what is left is little: the shim stops the task; the rest follows
 //!                      ◀────────── Departed ──
 //!                      ◀══ all but the memory ══
 //!     made by the shim, whose CRIU asks gridos-pages for memory, and held
 //!     ── Held ──▶ home
 //! ```
+//!
+//! Each end has a folder for each move, made and removed by its `gridos-pages`, in memory where the kernel has that ([`Moves`]):
+//! the images of the task lie in it, where they are small.
 //!
 //! What has no memory in it is no checkpoint: it is neither stored nor told of, and a task never goes on from it anywhere
 //! else.
@@ -175,7 +179,7 @@ impl Runner {
     /// Its local user, once memory is on its way.
     fn begin_ahead(&mut self, run: Run, to: Taker) -> Result<u32, Outset> {
         let Taker { node: to, addresses, invitation } = to;
-        let folder = self.moves.from_here(run);
+        let folder = self.moves.leaves(run);
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let local = self.runs.get_mut(&run).filter(|local| local.departs == Some(to));
         let local = local.ok_or_else(|| Outset::NotYet("its home has not said that it moves".into()))?;
@@ -242,12 +246,12 @@ impl Moves {
     }
 
     /// Of a run that leaves.
-    fn from_here(&self, run: Run) -> PathBuf {
+    fn leaves(&self, run: Run) -> PathBuf {
         self.folder(run, "out")
     }
 
     /// Of a run that is to be.
-    pub(super) fn into_here(&self, run: Run) -> PathBuf {
+    pub(super) fn arrives(&self, run: Run) -> PathBuf {
         self.folder(run, "in")
     }
 
@@ -337,7 +341,7 @@ impl Coming {
     /// Has memory sent while the task runs, then all else.
     pub(super) async fn bring(&self, into: &Path) -> Result<(Departed, Arrived), NotDeparted> {
         let not_taken = |why: &dyn std::fmt::Display| NotDeparted::NotAhead(not_taken(why));
-        let folder = self.moves.into_here(self.run);
+        let folder = self.moves.arrives(self.run);
         let images = folder.join(memory::IMAGES);
         let order = Order::Receive { folder: folder.clone(), limit: self.limit, ports: self.ports };
         let (listens, invited) = oneshot::channel();

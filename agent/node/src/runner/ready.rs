@@ -53,7 +53,7 @@ impl Runner {
         let folder = self.slots.folder(&slot);
         self.insert(run, &order, placement.saved, None, slot);
         let launch = self.launch_of(run, &order, (folder, uid), address);
-        let (restore, memory) = (Some(self.checkpoints.unpacked(run)), Some(self.moves.into_here(run)));
+        let (restore, memory) = (Some(self.checkpoints.unpacked(run)), Some(self.moves.arrives(run)));
         let launch = Launch { group_ready, restore, memory, ahead: true, hold: true, ..launch };
         if let Some(local) = self.runs.get_mut(&run) {
             local.ready = Some(Ready::default());

@@ -69,7 +69,12 @@ impl Bench {
     }
 
     /// Writes a checkpoint; its end is waited for where it is to be ended.
-    pub(crate) fn checkpoint(&mut self, index: u32, name: &str, then: Then) -> Result<(PathBuf, Done), String> {
+    pub(crate) fn checkpoint(
+        &mut self,
+        index: u32,
+        name: &str,
+        then: Then,
+    ) -> Result<(PathBuf, Done), String> {
         let folder = self.folder.path().join(name);
         self.send(&ToShim::Checkpoint { run: run(index), folder: folder.clone(), then, memory: None });
         loop {
