@@ -173,3 +173,23 @@ fn what_shares_more_memory_than_it_may_have_is_stopped_and_copied() {
         verdict(grid, other, "counter");
     });
 }
+
+#[test]
+fn a_place_is_ready_before_a_task_stands_still() {
+    with("a_place_is_ready_before_a_task_stands_still", shared, |grid: &Arc<Grid>| {
+        if !moves(grid) {
+            return;
+        }
+        // Its processes share what each has of its own afterwards.
+        let spec = JobSpec { memory: Bytes(2 << 30), ..spec(grid, &programs::memory(512)) };
+        let job = begin(grid, 2, spec);
+        let moving = grid.start(1, ["migrate", &job.to_string(), "--to", "node3", "--mode", "hybrid"]);
+        // Init, a process beside it, and CRIU, which waits for the images.
+        let fresh = grid.machine(2).dir().join("state/checkpoints/fresh");
+        until("CRIU waits on the other node", || grid.task_processes(3).len() > 2);
+        assert!(fs::read_dir(&fresh).unwrap().next().is_none(), "the task stands still already");
+        assert_eq!(moving.wait().status, 0);
+        verdict(grid, job, "memory");
+        until("no process is left", || grid.task_processes(3).is_empty());
+    });
+}
