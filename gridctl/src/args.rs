@@ -127,7 +127,7 @@ pub(crate) enum Command {
         /// The node, by name or number; the one with the most room if absent
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
-        /// How: hybrid (its memory is sent while it runs), stop-and-copy, or auto: hybrid where that can be
+        /// How: hybrid or pre-copy (its memory is sent while it runs), stop-and-copy, or auto: the first of these that can be
         #[arg(long, value_name = "MODE", default_value_t)]
         mode: MoveMode,
         /// Only look whether it can be, and tell what stops it

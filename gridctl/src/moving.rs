@@ -90,7 +90,7 @@ fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, mode: MoveMode, js
         let begun = Instant::now();
         let moved = grid.migrate(*task, to, mode, |Moving { from, to, phase, bytes }| {
             let mut message = format!("{task} from node {from} to node {to}: {phase}");
-            if phase == MovePhase::Ahead {
+            if matches!(phase, MovePhase::Ahead | MovePhase::Rounds) {
                 let rate = (bytes as f64 / begun.elapsed().as_secs_f64()) as u64;
                 message.push_str(&format!(" ({}, {}/s)", HumanBytes(bytes), HumanBytes(rate)));
             }

@@ -206,8 +206,8 @@ pub struct JobStatus {
 /// How far a task is that moves to another node while it runs.
 ///
 /// ```text
-///  Reserving ─▶ Ahead ─▶ Departing ─▶ Copying ─▶ Restoring ─▶ (it runs there)
-///      └──────────┴──────────┴───────────┴───────────┴──────▶ (it runs on where it was)
+///  Reserving ─▶ Ahead, or Rounds ─▶ Departing ─▶ Copying ─▶ Restoring ─▶ (it runs there)
+///      └───────────────┴────────────────┴───────────┴───────────┴──────▶ (it runs on where it was)
 /// ```
 ///
 /// ```
@@ -226,6 +226,8 @@ pub enum MovePhase {
     Copying,
     /// It is made at the destination.
     Restoring,
+    /// As `Ahead`, but as images of CRIU, round after round (pre-copy).
+    Rounds,
 }
 
 impl fmt::Display for MovePhase {
@@ -236,6 +238,7 @@ impl fmt::Display for MovePhase {
             MovePhase::Departing => "it is stopped and written down",
             MovePhase::Copying => "it is copied",
             MovePhase::Restoring => "it is made there",
+            MovePhase::Rounds => "its memory is sent in rounds while it runs",
         })
     }
 }
@@ -250,7 +253,7 @@ impl fmt::Display for MovePhase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MoveMode {
-    /// Hybrid; where its memory cannot be sent while it runs, it is stopped and copied.
+    /// Hybrid; where that cannot be, pre-copy; where that cannot be either, it is stopped and copied.
     #[default]
     Auto,
     /// It is stopped, written down, copied and made anew: it stands still the longer the more memory it has.
@@ -258,11 +261,18 @@ pub enum MoveMode {
     /// Its memory is sent while it runs; it is stopped for the rest, and runs on while the last of its memory comes. Needs Linux
     /// 6.7 or newer on both sides (userfaultfd with asynchronous write protection, `PAGEMAP_SCAN`).
     Hybrid,
+    /// Its memory is sent round by round while it runs, what it wrote to since the last round alone; it is stopped for the rest.
+    /// Needs soft-dirty bits where it runs (`CONFIG_MEM_SOFT_DIRTY`; Debian's kernels have them).
+    PreCopy,
 }
 
 impl MoveMode {
-    const ALL: [(Self, &str); 3] =
-        [(Self::Auto, "auto"), (Self::StopAndCopy, "stop-and-copy"), (Self::Hybrid, "hybrid")];
+    const ALL: [(Self, &str); 4] = [
+        (Self::Auto, "auto"),
+        (Self::StopAndCopy, "stop-and-copy"),
+        (Self::Hybrid, "hybrid"),
+        (Self::PreCopy, "pre-copy"),
+    ];
 }
 
 impl fmt::Display for MoveMode {
@@ -277,7 +287,9 @@ impl FromStr for MoveMode {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.iter().find(|(_, name)| *name == text).map(|(mode, _)| *mode);
-        found.ok_or_else(|| format!("there is no mode {text:?}: auto, stop-and-copy and hybrid are the ones"))
+        found.ok_or_else(|| {
+            format!("there is no mode {text:?}: auto, hybrid, pre-copy and stop-and-copy are the ones")
+        })
     }
 }
 

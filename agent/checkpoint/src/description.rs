@@ -34,8 +34,8 @@ pub struct Description {
     pub held: Duration,
     /// What a machine must have to restore it.
     pub needs: Needs,
-    /// Whether its memory is not here, but moves by itself ([`crate::memory`]): then this is no checkpoint, and good for
-    /// nothing but that move.
+    /// Whether its memory is not all here, but moves by itself ([`crate::memory`]), or did before ([`crate::rounds`]): then this
+    /// is no checkpoint, and good for nothing but that move.
     pub apart: bool,
 }
 

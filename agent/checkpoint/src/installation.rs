@@ -50,11 +50,15 @@ pub struct Missing {
     pub cost: &'static str,
 }
 
+/// Soft-dirty bits, as `criu check --feature` names them.
+pub const SOFT_DIRTY: &str = "mem_dirty_track";
+
 /// What is asked besides the plain check.
 const FEATURES: [Missing; 3] = [
     Missing {
-        feature: "mem_dirty_track",
-        cost: "no soft-dirty bits: each checkpoint writes all memory, and pre-copy is done by userfaultfd",
+        feature: SOFT_DIRTY,
+        cost: "no soft-dirty bits: each checkpoint writes all memory, and no task moves from here by pre-copy; hybrid moves do \
+               without them",
     },
     Missing {
         feature: "uffd-noncoop",
@@ -146,12 +150,20 @@ impl Installation {
         };
         let mut missing = Vec::new();
         for piece in FEATURES {
-            let mut ask = self.command(&["check", "--feature", piece.feature]);
-            if !ask.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
+            if !self.has(piece.feature)? {
                 missing.push(piece);
             }
         }
         Ok(Capabilities { version: version.to_owned(), trouble, missing })
+    }
+
+    /// Whether this kernel has a feature, as `criu check --feature` names it. Needs root.
+    ///
+    /// # Errors
+    /// Where the program cannot be started.
+    pub fn has(&self, feature: &str) -> io::Result<bool> {
+        let mut ask = self.command(&["check", "--feature", feature]);
+        Ok(ask.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success())
     }
 
     /// Why a plain `criu check` fails, if it does.

@@ -14,6 +14,7 @@
 //! | --- | --- |
 //! | `images/` | what CRIU writes: processes, memory, descriptors; and its logs |
 //! | `work.tar`, `tmp.tar`, `shm.tar` | the task's working folder, its `/tmp` and its `/dev/shm`, read while it was stopped |
+//! | `rounds/` | of a task that moves by pre-copy: what was written of its memory before ([`rounds`]) |
 //! | `task` | [`Description`]; written last: without it, a folder is no checkpoint |
 //!
 //! **Why inside the namespaces.** The tree below `gridos-init` is dumped, not init: the namespaces and mounts are made
@@ -55,6 +56,7 @@ mod log;
 pub mod memory;
 pub mod order;
 pub mod preflight;
+pub mod rounds;
 pub mod store;
 
 pub use description::Description;

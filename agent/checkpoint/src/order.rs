@@ -42,6 +42,21 @@ pub enum Order {
     Dump(Dump),
     /// Make a task from one.
     Restore(Restore),
+    /// Write memory of a task that runs on.
+    PreDump(PreDump),
+}
+
+/// Write a round of a task's memory: see [`crate::rounds`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreDump {
+    /// The folder to write its images to; it is made.
+    pub folder: PathBuf,
+    /// The task's user.
+    pub uid: u32,
+    /// Where the task sees its working folder.
+    pub workdir: PathBuf,
+    /// The folder of the round before; all memory is written if absent.
+    pub parent: Option<PathBuf>,
 }
 
 /// Write a checkpoint of a task.
@@ -59,6 +74,8 @@ pub struct Dump {
     pub then: Then,
     /// The folder of who moves the task's memory, see [`crate::memory`]; it then is in no image.
     pub memory: Option<PathBuf>,
+    /// The folder of the last round of its memory, if there were some: what is in them is left out. See [`crate::rounds`].
+    pub parent: Option<PathBuf>,
     /// Of its TCP connections: [`Connections::Refused`] or [`Connections::Kept`].
     pub connections: Connections,
 }

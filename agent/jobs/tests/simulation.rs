@@ -15,7 +15,7 @@ use grid_jobs::record::{Change, JobRecord, Origin, TaskRecord};
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::spec::{JobSpec, Net};
-use libgrid::status::{MoveMode, MovePhase, Outcome, Usage};
+use libgrid::status::{MoveMode, MovePhase, Moved, Outcome, Usage};
 use libgrid::units::Cpus;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -102,6 +102,8 @@ struct Grid {
     exports: Vec<(Duration, NodeId, TaskId, u64, [NodeId; 2])>,
     abandoned: Vec<Run>,
     coming: Vec<Coming>,
+    /// What a destination tells of the memory that comes while a task runs, and how much.
+    ahead: Vec<(MovePhase, u64)>,
     /// How many tasks went on elsewhere without having been started again.
     moved: u32,
 }
@@ -137,6 +139,7 @@ impl Grid {
             exports: Vec::new(),
             abandoned: Vec::new(),
             coming: Vec::new(),
+            ahead: Vec::new(),
             moved: 0,
         }
     }
@@ -337,6 +340,9 @@ impl Grid {
                     self.host(arrival.node, host::Event::Held(old));
                     let at = self.soon();
                     self.coming.push(Coming { at, copy, ..coming });
+                    for (phase, bytes) in self.ahead.clone() {
+                        self.host(to, host::Event::Moving { run, phase, stood: None, bytes });
+                    }
                     let (phase, stood) = (MovePhase::Copying, Some(Duration::ZERO));
                     self.host(to, host::Event::Moving { run, phase, stood, bytes: 0 });
                 }
@@ -348,6 +354,22 @@ impl Grid {
     /// A user wants a task on another node.
     fn migrate(&mut self, task: TaskId, to: NodeId) {
         self.home(task.job.home, home::Event::Migrate { task, to, mode: MoveMode::Auto });
+    }
+
+    /// And waits until it is there, and known to be.
+    fn moves(&mut self, task: TaskId, to: NodeId) -> Moved {
+        self.migrate(task, to);
+        let moved = loop {
+            self.step();
+            let (home, _) = self.machines[&task.job.home].agent.as_ref().unwrap();
+            match home.last_move(task) {
+                Some(home::Move::Moved(moved)) => break moved,
+                Some(home::Move::Stayed(why)) => panic!("it stayed: {why}"),
+                _ => (),
+            }
+        };
+        (0..2 * 20).for_each(|_| self.step());
+        moved
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, wire: Wire) {
@@ -943,6 +965,26 @@ fn one_task(seed: u64, seconds: u64) -> (Grid, TaskId, NodeId, NodeId) {
     let from = home.run_of(task).unwrap().1.unwrap();
     let to = [2, 3].map(NodeId).into_iter().find(|id| *id != from).unwrap();
     (grid, task, from, to)
+}
+
+#[test]
+fn a_move_is_told_as_the_way_that_it_took_at_last() {
+    use libgrid::status::MovePhase::{Ahead, Departing, Rounds};
+    let ways = [
+        (vec![], MoveMode::StopAndCopy, 0),
+        (vec![(Ahead, 5), (Ahead, 7)], MoveMode::Hybrid, 7),
+        (vec![(Ahead, 7), (Rounds, 0), (Rounds, 3)], MoveMode::PreCopy, 3),
+        (vec![(Ahead, 7), (Rounds, 3), (Departing, 0)], MoveMode::StopAndCopy, 0),
+    ];
+    for (ahead, mode, bytes) in ways {
+        let (mut grid, task, from, to) = one_task(15, 30);
+        assert_eq!(from, NodeId(1));
+        // Back to its home, where nothing overtakes.
+        grid.moves(task, to);
+        grid.ahead.clone_from(&ahead);
+        let moved = grid.moves(task, from);
+        assert_eq!((moved.mode, moved.ahead), (mode, bytes), "{ahead:?}");
+    }
 }
 
 #[test]

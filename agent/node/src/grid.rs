@@ -30,7 +30,9 @@ use crate::membership::{self, Members, News};
 use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
-use crate::runner::{self, Departing, Departure, Keyboard, Outset, Query, Surveyed, Taker, moving};
+use crate::runner::{
+    self, Departing, Departure, Keyboard, Outset, Query, Round, Rounding, Surveyed, Taker, moving,
+};
 use crate::staging::Staging;
 use crate::store::Store;
 
@@ -276,6 +278,28 @@ impl Grid {
         let to = Taker { node, addresses: crate::copy::addresses(self, node), invitation };
         let begun = moving::ask(&self.queries, |reply| Query::Pages { run, to, reply }).await;
         begun.unwrap_or_else(|| Outset::Not(core::Stopping.to_string()))
+    }
+
+    /// The same in rounds, as long as nobody says that the request of this key is over.
+    pub(crate) async fn rounds(&self, run: Run, to: NodeId) -> (Outset, u64) {
+        let key = rand::random();
+        if !blocking(machine::soft_dirty).await {
+            return (Outset::Not(moving::no_soft_dirty(self.me)), key);
+        }
+        let begun = moving::ask(&self.queries, |reply| Query::Rounds { run, to, key, reply }).await;
+        (begun.unwrap_or_else(|| Outset::Not(core::Stopping.to_string())), key)
+    }
+
+    /// The next of them.
+    pub(crate) async fn round(&self, run: Run, to: NodeId, round: u32) -> Rounding {
+        let written = moving::ask(&self.queries, |reply| Query::Round { run, to, round, reply }).await;
+        written.unwrap_or_else(|| (Round::Not("it has ended, or moves no more".into()), None))
+    }
+
+    /// Nobody wants more of them.
+    pub(crate) fn rounds_over(&self, run: Run, key: u64) {
+        // The runner ends only with the agent.
+        let _ = self.queries.send(Query::RoundsOver { run, key });
     }
 
     /// Takes no more tasks, or takes them again; also after a restart.

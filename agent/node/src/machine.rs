@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 
+use grid_checkpoint::Installation;
+use grid_checkpoint::installation::SOFT_DIRTY;
 use libgrid::node::{Resources, Tier};
 
 /// Memory that is left to the machine itself, in bytes.
@@ -36,6 +39,17 @@ pub(crate) fn tier() -> Tier {
 pub(crate) fn room(folder: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(folder).ok()?;
     Some(stat.blocks_available() * stat.fragment_size())
+}
+
+/// Whether the kernel notes which pages a program writes to, as CRIU can use it. Asked once, which takes some ten milliseconds.
+pub(crate) fn soft_dirty() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    let ask = || {
+        let programs = program("gridos-criu");
+        let criu = Installation::find(programs.parent().unwrap_or(Path::new("/")));
+        criu.is_some_and(|criu| criu.has(SOFT_DIRTY).unwrap_or(false))
+    };
+    *HAS.get_or_init(ask)
 }
 
 /// The value in kB of a line of `/proc/meminfo`, in bytes.

@@ -20,7 +20,9 @@
 //! | `Fits` | one `Result<Vec<Obstacle>, Failure>` frame |
 //! | `Relocate` | one `Result<Moved, Failure>` frame, when it has moved |
 //! | `Pages` | one `Outset` frame; the stream of [`grid_migrate::pages`] goes over a connection of its own |
-//! | `Depart` | one `Departure` frame, when the task stands still; an archive, if its memory came before |
+//! | `Rounds` | one `Outset` frame, and nothing until the asker ends it |
+//! | `Round` | one `Round` frame, when it is written; an archive of it |
+//! | `Depart` | one `Departure` frame, when the task stands still; an archive, if its memory came before, or most of it |
 //! | `Finished` | one `Vec<TaskId>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
@@ -86,6 +88,10 @@ pub(crate) enum Request {
     Relocate(Run),
     /// The memory of a run that the asker is to take over, while it runs, is to be sent to who waits for it there.
     Pages { run: Run, invitation: Invitation },
+    /// The same in rounds, which last as long as this request does.
+    Rounds(Run),
+    /// The next of them; that with this number, from 1.
+    Round { run: Run, round: u32 },
     /// The asker takes a run over, as the home told both.
     Depart(Run),
     /// Which of these tasks are done, so that their checkpoints are of no more use.

@@ -9,6 +9,7 @@ use grid_link::{Duplex, Incoming, Peer};
 use libgrid::control::{Failure, Kind};
 use libgrid::ids::NodeId;
 use libgrid::wire::{WireError, stream};
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -18,7 +19,7 @@ use crate::copy;
 use crate::core::{Letter, View};
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
-use crate::runner::{self, Departing, finished};
+use crate::runner::{self, Departing, Outset, finished};
 use crate::staging;
 
 /// How long a peer may take to say what it wants.
@@ -143,6 +144,24 @@ async fn answer_node(
         }
         Request::Pages { run, invitation } => {
             answer_once(&mut duplex, &grid.memory(run, node, invitation).await).await
+        }
+        Request::Rounds(run) => {
+            let (outset, key) = grid.rounds(run, node).await;
+            stream::write(&mut duplex, &outset).await?;
+            if matches!(outset, Outset::Begun(_)) {
+                // However it ends.
+                let _ = duplex.recv.read(&mut [0]).await;
+                grid.rounds_over(run, key);
+            }
+            finish(&mut duplex).await
+        }
+        Request::Round { run, round } => {
+            let (round, folder) = grid.round(run, node, round).await;
+            stream::write(&mut duplex, &round).await?;
+            if let Some(folder) = folder {
+                runner::ahead::send_folder(folder, None, (), &mut duplex).await?;
+            }
+            finish(&mut duplex).await
         }
         // Who may have it is decided there.
         Request::Manifest { task, number } => {

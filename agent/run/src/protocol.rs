@@ -113,6 +113,17 @@ pub enum ToShim {
         then: Then,
         /// Who moves its memory, which then is not in the checkpoint: see [`grid_checkpoint::memory`].
         memory: Option<PathBuf>,
+        /// The last round of its memory, which then is in the checkpoint as far as it was written to since.
+        parent: Option<PathBuf>,
+    },
+    /// Write a round of its memory, while it runs: see [`grid_checkpoint::rounds`]. [`FromShim::PreDumped`] is the answer.
+    PreDump {
+        /// Of which.
+        run: Run,
+        /// The folder to make and to write it to.
+        folder: PathBuf,
+        /// The round before, if there was one.
+        parent: Option<PathBuf>,
     },
     /// The checkpoint of a task that was launched ahead is there.
     Arrived {
@@ -152,6 +163,15 @@ pub enum FromShim {
     },
     /// A checkpoint was written, or not; a task that was not to be ended runs on in either case.
     Checkpointed {
+        /// Of which.
+        run: Run,
+        /// To which folder; if it failed there is none.
+        folder: PathBuf,
+        /// What it cost, or why it failed: a sentence.
+        result: Result<Done, String>,
+    },
+    /// A round of its memory was written, or not; the task runs on in either case.
+    PreDumped {
         /// Of which.
         run: Run,
         /// To which folder; if it failed there is none.

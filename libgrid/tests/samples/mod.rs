@@ -141,6 +141,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
             check: true,
         },
         Request::Migrate { task: job().task(0), to: None, mode: MoveMode::Auto, check: false },
+        Request::Migrate { task: job().task(0), to: None, mode: MoveMode::PreCopy, check: false },
         Request::Drain { node: "node2".into(), undo: false },
     ];
     let name = |request: &Request| match request {
@@ -224,6 +225,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Checkpoints(Box::new(checkpoints())),
         Reply::Restoring(7),
         Reply::Moving { from: NodeId(2), to: NodeId(3), phase: MovePhase::Departing, bytes: 1 << 30 },
+        Reply::Moving { from: NodeId(2), to: NodeId(3), phase: MovePhase::Rounds, bytes: 1 << 20 },
         Reply::Moved(Moved {
             from: NodeId(2),
             to: NodeId(3),

@@ -26,9 +26,10 @@ use crate::Description;
 use crate::memory::{Step, Steps};
 use crate::order::{Done, Dump, Go, Report, Streams, Then};
 use crate::preflight::{self, needs::Needs};
+use crate::rounds;
 
 /// The pid of every task's root in its namespace: the first process that init starts.
-const ROOT: i32 = 2;
+pub(super) const ROOT: i32 = 2;
 
 pub(super) fn run(
     order: &Dump,
@@ -39,14 +40,8 @@ pub(super) fn run(
     let start = Instant::now();
     let [init]: [OwnedFd; 1] =
         descriptors.try_into().map_err(|_| "the order names no task to dump".to_owned())?;
-    let needs = preflight(order, &init)?;
+    let needs = preflight(&order.folder, &order.workdir, order.parent.is_none(), &init)?;
     let images = super::images(&order.folder, order.memory.as_deref());
-    let make = |path: &Path| {
-        DirBuilder::new()
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| format!("cannot make {}: {error}", path.display()))
-    };
     make(&order.folder)?;
     let made = if images.is_dir() { Ok(()) } else { make(&images) };
     let result = made.and_then(|()| {
@@ -80,16 +75,23 @@ pub(super) fn run(
     }
 }
 
-/// What is in the way, in one sentence; else what a machine must have to restore the task.
-fn preflight(order: &Dump, init: &OwnedFd) -> Result<Needs, String> {
+pub(super) fn make(folder: &Path) -> Result<(), String> {
+    let made = DirBuilder::new().mode(0o700).create(folder);
+    made.map_err(|error| format!("cannot make {}: {error}", folder.display()))
+}
+
+/// What is in the way, in one sentence; else what a machine must have to restore the task. With `whole`, all its memory is to
+/// have room beside that folder.
+pub(super) fn preflight(folder: &Path, workdir: &Path, whole: bool, init: &OwnedFd) -> Result<Needs, String> {
     let proc = Path::new("/proc");
     let wrong = |error: io::Error| format!("the task cannot be looked at: {error}");
     let (init, pids) = processes(proc, init).map_err(wrong)?;
-    let own = preflight::own(&order.workdir);
+    let own = preflight::own(workdir);
     let survey = preflight::survey(proc, Path::new("/"), init, &pids, &own).map_err(wrong)?;
     let mut obstacles = survey.obstacles;
-    let above = order.folder.parent().unwrap_or(Path::new("/"));
-    obstacles.extend(preflight::room(above, survey.memory).map_err(wrong)?.map(Into::into));
+    let above = folder.parent().unwrap_or(Path::new("/"));
+    let memory = if whole { survey.memory } else { 0 };
+    obstacles.extend(preflight::room(above, memory).map_err(wrong)?.map(Into::into));
     match obstacles.is_empty() {
         true => Ok(survey.needs),
         false => Err(preflight::sentence(&obstacles)),
@@ -155,6 +157,9 @@ fn dump(
         options.external(&stream.key())?;
     }
     options.connections(connections);
+    if let Some(parent) = &order.parent {
+        options.track(Some(&rounds::way(&order.folder.join("images"), parent)))?;
+    }
     let begun = Instant::now();
     let here = path_of(folder);
     let log = path_of(images).join("dump.log");
@@ -174,6 +179,12 @@ fn dump(
             let start = Instant::now();
             // Who moves the memory looks at the task once more, beside what follows here.
             memory.as_ref().map(|memory| memory.steps.tell(Step::Written)).transpose()?;
+            if order.parent.is_some() {
+                // CRIU's own, to where it leads here.
+                let link = here.join("images").join(rounds::PARENT);
+                fs::remove_file(&link)
+                    .map_err(|error| format!("cannot remove {}: {error}", link.display()))?;
+            }
             let streams = ask(&shim)?;
             let mut each = folders(&order.workdir).into_iter().zip(&packed);
             files::as_user(order.uid, || {
@@ -187,7 +198,7 @@ fn dump(
             let (stdio, held) = (order.stdio.clone(), start.elapsed());
             let workdir = order.workdir.clone();
             let mut description = Description::new(order.uid, workdir, stdio, streams, held, needs);
-            description.apart = memory.is_some();
+            description.apart = memory.is_some() || order.parent.is_some();
             description.write(&here).map_err(|error| error.to_string())?;
             memory.as_ref().map(|memory| memory.steps.expect(Step::Sent)).transpose()?;
             if order.then != Then::Hold {

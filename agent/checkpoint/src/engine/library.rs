@@ -2,6 +2,8 @@
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Mutex;
 
 use criu_sys::{Criu, criu_notify_arg_t, criu_opts};
@@ -130,6 +132,33 @@ impl Options<'_> {
             self.criu.criu_local_set_tcp_close(self.raw, ended);
             self.criu.criu_local_set_network_lock(self.raw, criu_sys::CRIU_NETWORK_LOCK_SKIP);
         }
+    }
+
+    /// Has the kernel note what is written to from now on. What was not written to since the images in `parent`, a way from these
+    /// ones, is left out.
+    pub(super) fn track(&mut self, parent: Option<&Path>) -> Result<(), String> {
+        let parent = parent.map(|parent| CString::new(parent.as_os_str().as_bytes())).transpose();
+        let parent = parent.map_err(|error| error.to_string())?;
+        // SAFETY: valid options.
+        unsafe { self.criu.criu_local_set_track_mem(self.raw, true) };
+        let Some(parent) = parent else { return Ok(()) };
+        // SAFETY: valid options; the string is copied.
+        match unsafe { self.criu.criu_local_set_parent_images(self.raw, parent.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err("libcriu has no memory".into()),
+        }
+    }
+
+    /// Has this CRIU write the memory of the tree below `pid`, which runs on.
+    pub(super) fn pre_dump(self, service: Service, pid: i32) -> Result<(), Failure> {
+        let end = self.tell(service);
+        // SAFETY: valid options.
+        let result = unsafe {
+            self.criu.criu_local_set_pid(self.raw, pid);
+            self.criu.criu_local_pre_dump(self.raw)
+        };
+        end.wait();
+        finish(result).map(drop)
     }
 
     /// Has this CRIU dump the tree below `pid`.

@@ -5,6 +5,7 @@ mod dump;
 mod files;
 mod inside;
 mod library;
+mod predump;
 mod restore;
 mod service;
 
@@ -57,6 +58,7 @@ fn carry_out(socket: &UnixStream, programs: &Path) -> Result<order::Done, String
     match order {
         Order::Dump(order) => dump::run(&order, descriptors, socket, &criu),
         Order::Restore(order) => restore::run(&order, descriptors, socket, &criu),
+        Order::PreDump(order) => predump::run(&order, descriptors, &criu),
     }
 }
 

@@ -33,6 +33,7 @@ use crate::images::Tree;
 use crate::memory::{Step, Steps};
 use crate::order::{self, Connections, Done, External, Go, Restore};
 use crate::preflight::{self, needs::Needs};
+use crate::rounds;
 
 /// A restore that takes longer is ended. Memory comes from the disk at 100 MB/s at the least.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -149,7 +150,7 @@ impl Checkpoint {
                 description.workdir.display()
             ));
         }
-        if description.apart != order.memory.is_some() {
+        if description.apart != (order.memory.is_some() || rounds::are_in(&order.folder)) {
             return Err("the task's memory moves apart from it, and belongs to no other move".into());
         }
         if order.streams != description.stdio.len() {

@@ -55,8 +55,10 @@ pub(super) struct Moving {
     phase: MovePhase,
     /// How it was asked to move.
     mode: MoveMode,
-    /// How much of its memory came while it ran; nothing if it is to come when it stands still.
-    ahead: Option<u64>,
+    /// How it moves, as far as the destination has told.
+    way: MoveMode,
+    /// How much of its memory came while it ran.
+    ahead: u64,
     begun: Duration,
     /// Since when it stands still.
     stopped: Option<Duration>,
@@ -88,8 +90,8 @@ impl Move {
     /// For people, while it is under way.
     pub(super) fn told(&self) -> Option<String> {
         match self {
-            Move::Moving { to, phase: MovePhase::Ahead, bytes, .. } => {
-                Some(format!("it moves to node {to}: {}, {} so far", MovePhase::Ahead, Bytes(*bytes)))
+            Move::Moving { to, phase: phase @ (MovePhase::Ahead | MovePhase::Rounds), bytes, .. } => {
+                Some(format!("it moves to node {to}: {phase}, {} so far", Bytes(*bytes)))
             }
             Move::Moving { to, phase, .. } => Some(format!("it moves to node {to}: {phase}")),
             _ => None,
@@ -102,8 +104,8 @@ impl Home {
     pub fn last_move(&self, task: TaskId) -> Option<Move> {
         match self.moving.get(&task) {
             Some(moving) => {
-                let Moving { from, to, phase, ahead, .. } = *moving;
-                Some(Move::Moving { from, to, phase, bytes: ahead.unwrap_or(0) })
+                let Moving { from, to, phase, ahead: bytes, .. } = *moving;
+                Some(Move::Moving { from, to, phase, bytes })
             }
             None => self.task(task)?.moved.clone(),
         }
@@ -167,10 +169,10 @@ impl Home {
             node.free = node.free.minus(each);
         }
         let phase = MovePhase::Reserving;
-        let (begun, heard) = (now.mono, now.mono);
+        let (begun, heard, way) = (now.mono, now.mono, MoveMode::StopAndCopy);
         self.moving.insert(
             id,
-            Moving { from, to, epoch: None, phase, mode, ahead: None, begun, stopped: None, heard },
+            Moving { from, to, epoch: None, phase, mode, way, ahead: 0, begun, stopped: None, heard },
         );
         actions.push(Action::Send { to, message: ToHost::Reserve { lease, each, count: 1 } });
         actions.push(Action::Changed(id.job));
@@ -222,10 +224,13 @@ impl Home {
         let Some(moving) = self.arrival_of(run, from) else { return };
         moving.heard = now.mono;
         moving.phase = phase;
-        match phase {
-            MovePhase::Ahead => moving.ahead = Some(bytes),
-            _ => moving.ahead = moving.ahead.map(|ahead| ahead.max(bytes)),
-        }
+        (moving.way, moving.ahead) = match phase {
+            MovePhase::Ahead => (MoveMode::Hybrid, bytes),
+            MovePhase::Rounds => (MoveMode::PreCopy, bytes),
+            // All of it is yet to come, whatever was tried before.
+            MovePhase::Departing => (MoveMode::StopAndCopy, 0),
+            _ => (moving.way, moving.ahead.max(bytes)),
+        };
         if let Some(stood) = stood {
             moving.stopped = Some(now.mono.saturating_sub(stood));
         }
@@ -250,8 +255,7 @@ impl Home {
         task.resumed = task.resumed.or(Some(0));
         let stopped = moving.stopped.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since));
         let took = now.mono.saturating_sub(moving.begun);
-        let mode = moving.ahead.map_or(MoveMode::StopAndCopy, |_| MoveMode::Hybrid);
-        let ahead = moving.ahead.unwrap_or(0);
+        let Moving { way: mode, ahead, .. } = moving;
         task.moved = Some(Move::Moved(Moved { from: moving.from, to: from, mode, ahead, took, stopped }));
         actions.push(Action::Write(Change::Task(run.task, Box::new(task.record()))));
         if let Some(node) = self.nodes.get_mut(&moving.from) {

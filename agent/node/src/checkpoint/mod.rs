@@ -165,6 +165,8 @@ struct Watched {
     asked: Vec<Reply>,
     /// The task is being written down to move, and stands still afterwards.
     departs: Option<Departing>,
+    /// Its memory is on its way in rounds: none is written meanwhile.
+    rests: bool,
     trouble: Option<String>,
 }
 
@@ -271,6 +273,7 @@ impl Checkpoints {
             writing: None,
             asked: Vec::new(),
             departs: None,
+            rests: false,
             trouble: None,
         };
         self.tasks.insert(run, watched);
@@ -358,7 +361,7 @@ impl Checkpoints {
             && let Some(run) = self.turn.pop_front()
         {
             let Some(watched) = self.tasks.get_mut(&run) else { continue };
-            if watched.writing.is_some() || watched.departs.is_some() {
+            if watched.writing.is_some() || watched.departs.is_some() || watched.rests {
                 later.push(run);
                 continue;
             }
@@ -398,6 +401,18 @@ impl Checkpoints {
         watched.next += 1;
         self.traces.insert(run);
         Ok(self.folder.join("fresh").join(format!("{}{number}", prefix_of(run))))
+    }
+
+    /// Whether one of this run is being written.
+    pub(crate) fn is_writing(&self, run: Run) -> bool {
+        self.tasks.get(&run).is_none_or(|watched| watched.writing.is_some())
+    }
+
+    /// None of this run is written, until it may be again.
+    pub(crate) fn rest(&mut self, run: Run, rests: bool) {
+        if let Some(watched) = self.tasks.get_mut(&run) {
+            watched.rests = rests;
+        }
     }
 
     /// Whether this is the dump after which the task is to stand still now, and not one that an agent before this one ordered:

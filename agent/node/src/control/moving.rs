@@ -17,6 +17,7 @@ use crate::core::Stopping;
 use crate::grid::Grid;
 use crate::peers::Request;
 use crate::runner::Surveyed;
+use crate::runner::moving::no_soft_dirty;
 
 /// How many obstacles one sentence tells.
 const TOLD: usize = 3;
@@ -32,7 +33,7 @@ pub(super) async fn migrate<S: Stream>(
 ) -> Result<(), Answer> {
     let (run, from) = running(grid, task).await?;
     let to = destination(grid, task, from, to).await?;
-    let obstacles = obstacles(grid, run, from, to).await?;
+    let obstacles = obstacles(grid, run, (from, to), mode).await?;
     if check {
         let reply = Reply::Fits { from, to, obstacles };
         return Ok(stream::write(client, &Response::Ok(reply)).await?);
@@ -75,7 +76,7 @@ pub(crate) async fn relocate(grid: &Arc<Grid>, run: Run) -> Result<Moved, Failur
             return Err(Failure::new(Kind::State, why).into());
         }
         let to = destination(grid, task, from, None).await?;
-        if let Some(obstacle) = obstacles(grid, run, from, to).await?.first() {
+        if let Some(obstacle) = obstacles(grid, run, (from, to), MoveMode::Auto).await?.first() {
             return Err(Failure::new(Kind::State, format!("{task} cannot move: {obstacle}")).into());
         }
         let mut changes = begin(grid, task, to, MoveMode::Auto).await?;
@@ -188,12 +189,22 @@ async fn destination(
     }
 }
 
-async fn obstacles(grid: &Arc<Grid>, run: Run, from: NodeId, to: NodeId) -> Result<Vec<Obstacle>, Answer> {
+async fn obstacles(
+    grid: &Arc<Grid>,
+    run: Run,
+    (from, to): (NodeId, NodeId),
+    mode: MoveMode,
+) -> Result<Vec<Obstacle>, Answer> {
     let surveyed: Surveyed = match from == grid.me {
         true => grid.survey(run).await?,
         false => ask(grid, from, &Request::Survey(run)).await?,
     };
     let mut obstacles = surveyed.survey.obstacles.clone();
+    if mode == MoveMode::PreCopy && !surveyed.soft_dirty {
+        let remedy =
+            "use --mode hybrid or --mode stop-and-copy, or leave it to gridctl with --mode auto".into();
+        obstacles.push(Obstacle { what: no_soft_dirty(from), remedy });
+    }
     let there = Box::new(surveyed);
     obstacles.extend(match to == grid.me {
         true => grid.fits(run, there).await,

@@ -39,6 +39,7 @@ use libgrid::status::MovePhase;
 use libgrid::units::Bytes;
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
+use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -59,7 +60,7 @@ const PIECE: usize = 256 << 10;
 const MOST_IN_MEMORY: u64 = 64 << 20;
 
 /// How often the home hears how much came.
-const PACE: std::time::Duration = std::time::Duration::from_millis(200);
+pub(super) const PACE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// How long a process may take to listen.
 const LISTEN: std::time::Duration = std::time::Duration::from_secs(10);
@@ -261,7 +262,8 @@ impl Moves {
     }
 }
 
-fn on_disk(checkpoints: &Path) -> PathBuf {
+/// Beside the store.
+pub(super) fn on_disk(checkpoints: &Path) -> PathBuf {
     checkpoints.join("moving")
 }
 
@@ -316,8 +318,8 @@ fn nameless(pid: u32) -> u64 {
 pub(crate) struct Arrived {
     /// All but the memory.
     pub(super) unpacked: Unpacked,
-    /// Who has that.
-    pub(super) pages: Pages,
+    /// Who has that; nobody if it came before, in rounds.
+    pub(super) pages: Option<Pages>,
 }
 
 /// What is needed to bring one here.
@@ -326,6 +328,7 @@ pub(super) struct Coming {
     pub(super) queries: mpsc::UnboundedSender<Query>,
     pub(super) core: Core,
     pub(super) moves: Moves,
+    pub(super) checkpoints: PathBuf,
     /// The run that is to be.
     pub(super) run: Run,
     /// The run that is, and where.
@@ -370,7 +373,7 @@ impl Coming {
         // The runner ends only with the agent.
         let _ = self.queries.send(Query::Comes { run: self.run, uid });
         let (departed, unpacked) = self.depart(into, &images, troubled, &bytes).await?;
-        Ok((departed, Arrived { unpacked, pages }))
+        Ok((departed, Arrived { unpacked, pages: Some(pages) }))
     }
 
     /// Its local user, once memory is on its way.
@@ -451,39 +454,76 @@ async fn said(troubled: &mut watch::Receiver<Option<String>>) -> String {
 
 /// Sends all of a task but its memory.
 pub(crate) async fn send_luggage(luggage: Luggage, to: &mut impl Stream) -> io::Result<()> {
-    let (mut from, end) = UnixStream::pair()?;
+    let (folder, images) = (luggage.folder.clone(), luggage.images.clone());
+    send_folder(folder, images, luggage, to).await
+}
+
+/// Sends a folder, and one of images; `keep` is dropped when they are packed. The links in them stay behind.
+pub(crate) async fn send_folder(
+    folder: PathBuf,
+    images: Option<PathBuf>,
+    keep: impl Send + 'static,
+    to: &mut impl Stream,
+) -> io::Result<()> {
+    let (from, end) = UnixStream::pair()?;
     let end = blocking_end(end)?;
     let packing = tokio::task::spawn_blocking(move || {
         let packed = (|| {
             let mut archive = tar::Builder::new(io::BufWriter::with_capacity(PIECE, end));
             archive.follow_symlinks(false);
-            archive.append_dir_all(".", &luggage.folder)?;
-            if let Some(images) = &luggage.images {
-                archive.append_dir_all(memory::IMAGES, images)?;
+            // Or what has holes would be of a kind of its own.
+            archive.sparse(false);
+            pack(&mut archive, &folder, Path::new(""))?;
+            if let Some(images) = &images {
+                archive.append_dir(memory::IMAGES, images)?;
+                pack(&mut archive, images, Path::new(memory::IMAGES))?;
             }
             archive.into_inner()?.into_inner().map(drop).map_err(io::IntoInnerError::into_error)
         })();
-        drop(luggage);
+        drop(keep);
         packed
     });
-    tokio::io::copy(&mut from, to).await?;
+    tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), to).await?;
     packing.await.map_err(io::Error::other)?
 }
 
+/// Packs what is in a folder, below this name.
+fn pack(archive: &mut tar::Builder<impl io::Write>, folder: &Path, below: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let (name, kind) = (below.join(entry.file_name()), entry.file_type()?);
+        if kind.is_dir() {
+            archive.append_dir(&name, entry.path())?;
+            pack(archive, &entry.path(), &name)?;
+        } else if kind.is_file() {
+            archive.append_path_with_name(entry.path(), &name)?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes all of a task but its memory, so many bytes at most.
-async fn take_luggage(
-    mut from: grid_link::Duplex,
+pub(super) async fn take_luggage(
+    from: grid_link::Duplex,
     into: &Path,
     images: Option<&Path>,
     number: u64,
     bytes: u64,
 ) -> io::Result<Unpacked> {
+    let (into, images) = (into.to_owned(), images.map(Path::to_owned));
+    take(from, move |end| unpack(end, &into, images.as_deref(), number, bytes)).await
+}
+
+/// Takes what comes, as this unpacks it.
+pub(super) async fn take<T: Send + 'static>(
+    from: grid_link::Duplex,
+    unpack: impl FnOnce(StdStream) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let (mut to, end) = UnixStream::pair()?;
     let end = blocking_end(end)?;
-    let (into, images) = (into.to_owned(), images.map(Path::to_owned));
-    let unpacking = tokio::task::spawn_blocking(move || unpack(end, &into, images.as_deref(), number, bytes));
+    let unpacking = tokio::task::spawn_blocking(move || unpack(end));
     // One that cannot be unpacked says why itself.
-    let _ = tokio::io::copy(&mut from, &mut to).await;
+    let _ = tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), &mut to).await;
     drop(to);
     unpacking.await.map_err(io::Error::other)?
 }
@@ -499,35 +539,39 @@ fn unpack(
     remove(into);
     DirBuilder::new().recursive(true).mode(0o700).create(into)?;
     let unpacked = (|| {
-        let mut archive = tar::Archive::new(io::BufReader::with_capacity(PIECE, from));
-        let mut left = bytes;
-        for entry in archive.entries()? {
-            let mut entry = entry?;
-            let kind = entry.header().entry_type();
-            left = left
-                .checked_sub(entry.size())
-                .ok_or_else(|| io::Error::other("it is larger than was said"))?;
-            let name = entry.path()?.into_owned();
-            let stays =
-                name.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-            // Nothing but these is made there: no name leads out of the folder. Modes and times are of no use.
-            let path = match images.zip(name.strip_prefix(memory::IMAGES).ok()) {
-                Some((images, name)) if name == Path::new("") => images.to_owned(),
-                Some((images, name)) => images.join(name),
-                None => into.join(name),
-            };
-            match (kind.is_file(), kind.is_dir()) {
-                (true, _) if stays => drop(io::copy(&mut entry, &mut File::create_new(path)?)?),
-                (_, true) if stays => DirBuilder::new().recursive(true).mode(0o700).create(path)?,
-                _ => return Err(io::Error::other("it holds what does not belong there")),
-            }
-        }
+        extract(from, into, images, bytes)?;
         let description = Description::read(into).map_err(io::Error::other)?;
         let about = About::read_in(into).map_err(io::Error::other)?;
         Ok((about, description.streams.printed))
     })();
-    let (about, printed) = unpacked.inspect_err(|_| remove(into))?;
+    let (about, printed) = unpacked.inspect_err(|_: &io::Error| remove(into))?;
     Ok(Unpacked { number, folder: into.to_owned(), about, printed, passed: Vec::new() })
+}
+
+/// Unpacks a folder that came, so many bytes at most; images to another, if there is one for them.
+pub(super) fn extract(from: impl io::Read, into: &Path, images: Option<&Path>, bytes: u64) -> io::Result<()> {
+    let mut archive = tar::Archive::new(io::BufReader::with_capacity(PIECE, from));
+    let mut left = bytes;
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        left =
+            left.checked_sub(entry.size()).ok_or_else(|| io::Error::other("it is larger than was said"))?;
+        let name = entry.path()?.into_owned();
+        let stays = name.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        // Nothing but these is made there: no name leads out of the folder. Modes and times are of no use.
+        let path = match images.zip(name.strip_prefix(memory::IMAGES).ok()) {
+            Some((images, name)) if name == Path::new("") => images.to_owned(),
+            Some((images, name)) => images.join(name),
+            None => into.join(name),
+        };
+        match (kind.is_file(), kind.is_dir()) {
+            (true, _) if stays => drop(io::copy(&mut entry, &mut File::create_new(path)?)?),
+            (_, true) if stays => DirBuilder::new().recursive(true).mode(0o700).create(path)?,
+            _ => return Err(io::Error::other("it holds what does not belong there")),
+        }
+    }
+    Ok(())
 }
 
 fn blocking_end(end: UnixStream) -> io::Result<StdStream> {
@@ -569,6 +613,21 @@ mod tests {
         let unpacked = unpacked.map_err(|error| error.to_string())?;
         assert_eq!((unpacked.number, unpacked.printed, unpacked.about.uid), (5, [3, 4], 7));
         Ok(())
+    }
+
+    #[test]
+    fn links_stay_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let [from, into] = ["from", "into"].map(|name| root.path().join(name));
+        fs::create_dir_all(from.join("images")).unwrap();
+        fs::create_dir(&into).unwrap();
+        fs::write(from.join("images/core"), "core").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", from.join("images/parent")).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        pack(&mut archive, &from, Path::new("")).unwrap();
+        extract(archive.into_inner().unwrap().as_slice(), &into, None, 4).unwrap();
+        let names = fs::read_dir(into.join("images")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["core"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod environment;
 pub(crate) mod inputs;
 mod keyboard;
 pub(crate) mod moving;
+mod precopy;
 mod ready;
 mod recover;
 mod resume;
@@ -47,6 +48,8 @@ use self::environment::environment;
 use self::inputs::Inputs;
 pub(crate) use self::keyboard::Keyboard;
 pub(crate) use self::moving::{Departing, Departure, Surveyed};
+use self::precopy::Rounds;
+pub(crate) use self::precopy::{Round, Rounding};
 use self::ready::Ready;
 use self::recover::remove;
 pub(crate) use self::recover::{Found, find, shim_program};
@@ -98,6 +101,12 @@ pub(crate) enum Query {
     Pages { run: Run, to: Taker, reply: oneshot::Sender<Outset> },
     /// The memory of a run that is to move here is on its way, and so is its local user.
     Comes { run: Run, uid: u32 },
+    /// That node asks for it in rounds, by a request of this key.
+    Rounds { run: Run, to: NodeId, key: u64, reply: oneshot::Sender<Outset> },
+    /// For the next of them.
+    Round { run: Run, to: NodeId, round: u32, reply: oneshot::Sender<Rounding> },
+    /// That request has ended.
+    RoundsOver { run: Run, key: u64 },
     /// Who sends a run's memory ahead tells how far it is.
     Ahead { run: Run, report: Report },
     /// What came of the work on the store of checkpoints.
@@ -174,6 +183,8 @@ struct Local {
     departs: Option<NodeId>,
     /// Its memory, on its way there.
     leaving: Option<Leaving>,
+    /// Or in rounds.
+    rounds: Option<Rounds>,
     /// Its own address.
     address: Option<Ipv4Addr>,
 }
@@ -288,7 +299,8 @@ impl Runner {
             }
             self.start_some();
             for (run, folder) in self.checkpoints.begin() {
-                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::RunOn, memory: None });
+                let (then, memory, parent) = (Then::RunOn, None, None);
+                self.tell(run, ToShim::Checkpoint { run, folder, then, memory, parent });
             }
         }
     }
@@ -625,6 +637,9 @@ impl Runner {
             Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
             Query::Comes { run, uid } => self.comes(run, uid),
             Query::Ahead { run, report } => self.sent_ahead(run, report),
+            Query::Rounds { run, to, key, reply } => self.begin_rounds(run, to, key, reply),
+            Query::Round { run, to, round, reply } => self.write_round(run, to, round, reply),
+            Query::RoundsOver { run, key } => self.rounds_over(run, key),
             Query::Checkpoints(news) => self.checkpointed(news),
             Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),
             Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
@@ -697,6 +712,7 @@ impl Runner {
                 }
             }
             FromShim::Held { .. } => self.held(message),
+            FromShim::PreDumped { run, folder, result } => self.round_written(run, folder, result),
             FromShim::Checkpointed { run, folder, result } => {
                 let failed = result.is_err();
                 // One after which the task stood still was told of then.
@@ -797,6 +813,7 @@ impl Local {
             fenced: false,
             departs: None,
             leaving: None,
+            rounds: None,
             address: None,
         }
     }

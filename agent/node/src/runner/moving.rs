@@ -36,12 +36,21 @@ use super::ahead::{self, Arrived, Coming};
 use super::ready::Unready;
 use super::{Query, Resuming, Runner};
 use crate::checkpoint::{DepartReply, Departed, Luggage};
+use crate::machine;
 use crate::peers::{Peers, Request};
 
 /// How long a source that is not ready yet is asked again, and how often: the home's letter to it may come later than ours, and
 /// a checkpoint that is being written comes first.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) const AGAIN: Duration = Duration::from_millis(20);
+
+/// Why no task moves from a node by pre-copy.
+pub(crate) fn no_soft_dirty(node: NodeId) -> String {
+    format!(
+        "the kernel of node {node} does not note which memory a program writes to (soft-dirty bits, CONFIG_MEM_SOFT_DIRTY), and \
+         pre-copy needs that"
+    )
+}
 
 /// A task that is looked at before it moves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,6 +60,8 @@ pub(crate) struct Surveyed {
     pub(crate) uid: u32,
     /// Whether it has an address of its own.
     pub(crate) addressed: bool,
+    /// Whether the kernel there notes which pages it writes to.
+    pub(crate) soft_dirty: bool,
 }
 
 /// The source's answer.
@@ -117,7 +128,8 @@ impl Runner {
                 None => Err(format!("{} has ended", run.task)),
             };
             // Whoever asked may be gone.
-            let _ = reply.send(survey.map(|survey| Surveyed { survey, uid, addressed }));
+            let soft_dirty = machine::soft_dirty();
+            let _ = reply.send(survey.map(|survey| Surveyed { survey, uid, addressed, soft_dirty }));
         });
     }
 
@@ -169,6 +181,7 @@ impl Runner {
 
     /// The home says who may take it.
     pub(super) fn may_depart(&mut self, run: Run, to: NodeId) {
+        self.end_rounds(run);
         if let Some(local) = self.runs.get_mut(&run) {
             local.departs = Some(to);
         }
@@ -188,11 +201,12 @@ impl Runner {
             Err(departure) => return drop(reply.send(departure.into())),
         };
         let images = memory.as_deref().map(|folder| folder.join(grid_checkpoint::memory::IMAGES));
+        let parent = self.runs.get(&run).and_then(|local| local.rounds.as_ref()?.last());
         match self.checkpoints.depart(run, stored) {
             Err(_) => drop(reply.send(wait("another checkpoint of it is being written"))),
             Ok(folder) => {
                 info!(%run, %to, "task_departs");
-                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold, memory });
+                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold, memory, parent });
                 tokio::spawn(async move {
                     let departing = match answer.await {
                         Ok(Ok((departed, luggage))) => with_images(departed, luggage, images),
@@ -227,6 +241,7 @@ impl Runner {
             local.departs = None;
             local.leaving = None;
         }
+        self.end_rounds(run);
         self.tell(run, ToShim::LetGo(run));
     }
 
@@ -243,6 +258,7 @@ impl Runner {
             queries: queries.clone(),
             core: self.core.clone(),
             moves: self.moves.clone(),
+            checkpoints: self.config.checkpoints_dir(),
             run,
             old,
             node: arrival.node,
@@ -258,12 +274,23 @@ impl Runner {
             };
             let ahead = match arrival.mode {
                 MoveMode::Hybrid | MoveMode::Auto => Some(coming.bring(&into).await),
+                MoveMode::PreCopy => Some(coming.bring_in_rounds(&into).await),
                 MoveMode::StopAndCopy => None,
+            };
+            let ahead = match ahead {
+                Some(Err(NotDeparted::NotAhead(why))) if arrival.mode == MoveMode::Auto => {
+                    info!(%run, why, "memory_not_ahead");
+                    Some(coming.bring_in_rounds(&into).await)
+                }
+                ahead => ahead,
             };
             let departed = match ahead {
                 Some(Ok((departed, arrived))) => Ok((departed, Some(Box::new(arrived)))),
                 Some(Err(NotDeparted::NotAhead(why))) if arrival.mode == MoveMode::Auto => {
-                    info!(%run, why, "memory_not_ahead");
+                    info!(%run, why, "memory_not_in_rounds");
+                    // Whatever was told of the tries before.
+                    let phase = MovePhase::Departing;
+                    coming.core.host(host::Event::Moving { run, phase, stood: None, bytes: 0 });
                     stopped().await.map(|(departed, _)| (departed, None))
                 }
                 Some(Err(why)) => Err(why),

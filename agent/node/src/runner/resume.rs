@@ -79,7 +79,7 @@ impl Resuming {
     /// It came with its memory apart: all else is unpacked.
     pub(super) fn arrived(&mut self, number: u64, arrived: Arrived) {
         let Arrived { unpacked, pages } = arrived;
-        (self.wanted, self.unpacked, self.pages) = (Some(number), Some(unpacked), Some(pages));
+        (self.wanted, self.unpacked, self.pages) = (Some(number), Some(unpacked), pages);
     }
 
     /// Bytes of memory that it may have.

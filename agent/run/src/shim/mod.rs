@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use grid_checkpoint::order::{Report, Then};
@@ -297,7 +297,20 @@ impl Shim {
                 self.with(run, |task| task.watched = true);
                 self.report_output(run);
             }
-            ToShim::Checkpoint { run, folder, then, memory } => self.checkpoint(run, folder, then, memory),
+            ToShim::Checkpoint { run, folder, then, memory, parent } => {
+                let begun = self.begin_work(run, |task, criu| {
+                    task.checkpoint(criu, folder.clone(), then, (memory, parent))
+                });
+                if let Err(why) = begun {
+                    self.tell(&FromShim::Checkpointed { run, folder, result: Err(why) });
+                }
+            }
+            ToShim::PreDump { run, folder, parent } => {
+                let begun = self.begin_work(run, |task, criu| task.pre_dump(criu, folder.clone(), parent));
+                if let Err(why) = begun {
+                    self.tell(&FromShim::PreDumped { run, folder, result: Err(why) });
+                }
+            }
             ToShim::Arrived { run, time } => self.arrived(run, time),
             ToShim::LetGo(run) => {
                 let frozen = self.frozen;
@@ -567,19 +580,11 @@ impl Shim {
         self.init.with_file_name("gridos-criu")
     }
 
-    fn checkpoint(&mut self, run: Run, folder: PathBuf, then: Then, memory: Option<PathBuf>) {
-        let started = self.begin_checkpoint(run, folder.clone(), then, memory);
-        if let Err(why) = started {
-            self.tell(&FromShim::Checkpointed { run, folder, result: Err(why) });
-        }
-    }
-
-    fn begin_checkpoint(
+    /// Starts what writes a checkpoint of a task, or a round of its memory.
+    fn begin_work(
         &mut self,
         run: Run,
-        folder: PathBuf,
-        then: Then,
-        memory: Option<PathBuf>,
+        start: impl FnOnce(&mut Task, &Path) -> Result<(), String>,
     ) -> Result<(), String> {
         if self.frozen {
             return Err("the task is frozen until its home node is heard of".into());
@@ -587,12 +592,13 @@ impl Shim {
         let criu = self.criu();
         let slot = self.slots.get(&run).copied().ok_or("the task does not run here")?;
         let task = self.tasks.get_mut(&slot).ok_or("the task does not run here")?;
-        let worker = task.checkpoint(&criu, folder, then, memory)?;
+        start(task, &criu)?;
+        let Some(worker) = &task.worker else { return Ok(()) };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Worker(slot).to_u64());
         // Unheard, it waits for its answer with the task stopped: its socket must go.
         self.epoll.add(worker.socket(), event).map_err(|error| {
             task.worker = None;
-            format!("cannot watch the checkpoint: {error}")
+            format!("cannot watch who writes it: {error}")
         })
     }
 
@@ -618,7 +624,7 @@ impl Shim {
         let result = match worker.hear() {
             None => return,
             Some(Report::Begins) => {
-                let is_dump = worker.work != Work::Restore;
+                let is_dump = matches!(worker.work, Work::Dump(_));
                 let isolated = task.isolate();
                 if is_dump {
                     task.stop_typing();
@@ -649,7 +655,7 @@ impl Shim {
         // One that was held and never let go is to run elsewhere, if at all: nothing of its end may be heard.
         let runs = match worker.work {
             Work::Dump(Then::End) => result.is_err(),
-            Work::Dump(_) => true,
+            Work::Dump(_) | Work::PreDump => true,
             Work::Restore => result.is_ok(),
         };
         let goes_on = runs && worker.held.is_none() && !ended;
@@ -659,6 +665,9 @@ impl Shim {
                     task.stopped();
                 }
                 Some(FromShim::Checkpointed { run, folder: worker.folder.clone(), result })
+            }
+            (Work::PreDump, result) => {
+                Some(FromShim::PreDumped { run, folder: worker.folder.clone(), result })
             }
             (Work::Restore, Ok(_)) => Some(FromShim::Started { run, at }),
             (Work::Restore, Err(why)) => {

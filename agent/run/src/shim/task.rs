@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use grid_checkpoint::Description;
-use grid_checkpoint::order::{Connections, Done, Dump, Order, Restore, Streams, Then};
+use grid_checkpoint::order::{Connections, Done, Dump, Order, PreDump, Restore, Streams, Then};
 use libgrid::status::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, tee};
@@ -338,14 +338,10 @@ impl Task {
         program: &Path,
         folder: PathBuf,
         then: Then,
-        memory: Option<PathBuf>,
-    ) -> Result<&Worker, String> {
+        (memory, parent): (Option<PathBuf>, Option<PathBuf>),
+    ) -> Result<(), String> {
+        self.is_free()?;
         let live = self.live.as_mut().ok_or("the task has ended")?;
-        match self.worker.as_ref().map(|worker| worker.work) {
-            Some(Work::Restore) => return Err("the task is being restored: try again when it runs".into()),
-            Some(Work::Dump(_)) => return Err("another checkpoint of the task is being written".into()),
-            None => (),
-        }
         let connections = live.network.as_ref().map_or(Connections::Refused, |_| Connections::Kept);
         live.network.as_mut().map_or(Ok(()), |network| network.hold_for(then == Then::Hold))?;
         let order = Order::Dump(Dump {
@@ -355,6 +351,7 @@ impl Task {
             stdio: live.external.clone(),
             then,
             memory,
+            parent,
             connections,
         });
         let worker = Worker::start(program, &order, &[live.init.as_raw_fd()]).inspect_err(|_| {
@@ -362,7 +359,36 @@ impl Task {
                 network.open();
             }
         })?;
-        Ok(self.worker.insert(worker))
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    /// What writes a round of its memory.
+    ///
+    /// # Errors
+    /// Where it cannot be written now: a sentence.
+    pub(super) fn pre_dump(
+        &mut self,
+        program: &Path,
+        folder: PathBuf,
+        parent: Option<PathBuf>,
+    ) -> Result<(), String> {
+        self.is_free()?;
+        let live = self.live.as_ref().ok_or("the task has ended")?;
+        let (uid, workdir) = (self.launch.uid, self.launch.workdir.clone());
+        let order = Order::PreDump(PreDump { folder, uid, workdir, parent });
+        self.worker = Some(Worker::start(program, &order, &[live.init.as_raw_fd()])?);
+        Ok(())
+    }
+
+    /// Whether CRIU may look at it: one at a time.
+    fn is_free(&self) -> Result<(), String> {
+        match self.worker.as_ref().map(|worker| worker.work) {
+            Some(Work::Restore) => Err("the task is being restored: try again when it runs".into()),
+            Some(Work::Dump(_)) => Err("another checkpoint of the task is being written".into()),
+            Some(Work::PreDump) => Err("memory of the task is being written, as it moves".into()),
+            None => Ok(()),
+        }
     }
 
     /// What makes its processes from a checkpoint, if it is to begin so.

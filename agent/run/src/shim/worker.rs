@@ -1,4 +1,4 @@
-//! A `gridos-criu` that works for a task: it writes a checkpoint, or makes the task from one.
+//! A `gridos-criu` that works for a task: it writes a checkpoint, or a round of its memory, or makes the task from one.
 
 use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
@@ -14,7 +14,7 @@ pub(super) struct Worker {
     child: Child,
     socket: UnixStream,
     incoming: Vec<u8>,
-    /// The folder of the checkpoint.
+    /// The folder of the checkpoint, or of the round.
     pub(super) folder: PathBuf,
     pub(super) work: Work,
     /// What it holds, as long as it is not told to let go.
@@ -27,6 +27,7 @@ pub(super) struct Worker {
 pub(super) enum Work {
     Dump(Then),
     Restore,
+    PreDump,
 }
 
 impl Worker {
@@ -38,6 +39,7 @@ impl Worker {
         let (folder, work) = match order {
             Order::Dump(dump) => (dump.folder.clone(), Work::Dump(dump.then)),
             Order::Restore(restore) => (restore.folder.clone(), Work::Restore),
+            Order::PreDump(round) => (round.folder.clone(), Work::PreDump),
         };
         let wrong = |error: io::Error| format!("cannot start {}: {error}", program.display());
         let (mut command, socket) = order::command(program).map_err(wrong)?;

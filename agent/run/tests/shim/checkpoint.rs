@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use grid_checkpoint::installation::SOFT_DIRTY;
 use grid_checkpoint::order::{Done, Then};
-use grid_checkpoint::{Description, Installation};
+use grid_checkpoint::{Description, Installation, rounds};
 use grid_qos::{Cgroups, ROOT};
 use grid_run::protocol::{FromShim, How, Launch, ToShim};
 use libgrid::control::{Stdin, Stream};
@@ -75,11 +76,44 @@ impl Bench {
         name: &str,
         then: Then,
     ) -> Result<(PathBuf, Done), String> {
+        self.checkpoint_since(index, name, then, None)
+    }
+
+    /// Writes what is not in this round.
+    fn checkpoint_since(
+        &mut self,
+        index: u32,
+        name: &str,
+        then: Then,
+        parent: Option<PathBuf>,
+    ) -> Result<(PathBuf, Done), String> {
         let folder = self.folder.path().join(name);
-        self.send(&ToShim::Checkpoint { run: run(index), folder: folder.clone(), then, memory: None });
+        let (task, to) = (run(index), folder.clone());
+        self.send(&ToShim::Checkpoint { run: task, folder: to, then, memory: None, parent });
         loop {
             match self.receive() {
                 FromShim::Checkpointed { run: which, folder: at, result } => {
+                    assert_eq!((which, &at), (run(index), &folder));
+                    return result.map(|done| (folder, done));
+                }
+                FromShim::Ended { end, .. } => panic!("ended early: {end:?}"),
+                _ => (),
+            }
+        }
+    }
+
+    /// Writes a round of its memory.
+    fn pre_dump(
+        &mut self,
+        index: u32,
+        name: &str,
+        parent: Option<PathBuf>,
+    ) -> Result<(PathBuf, Done), String> {
+        let folder = self.folder.path().join(name);
+        self.send(&ToShim::PreDump { run: run(index), folder: folder.clone(), parent });
+        loop {
+            match self.receive() {
+                FromShim::PreDumped { run: which, folder: at, result } => {
                     assert_eq!((which, &at), (run(index), &folder));
                     return result.map(|done| (folder, done));
                 }
@@ -220,6 +254,48 @@ rows! {
     timers_and_signals_are_restored: "timers",
     zombies_are_restored: "zombies",
     a_quarter_of_a_gibibyte_is_restored: "memory",
+}
+
+/// Where the kernel has no soft-dirty bits: a round fails, and the task is as it was.
+#[test]
+fn memory_written_in_rounds_is_restored() {
+    let Some(mut bench) = bench_with_criu() else { return };
+    let criu = Installation::find(bench.shims.program.parent().unwrap()).unwrap();
+    let launch = bench.program(1, &programs::memory(64));
+    bench.start(launch.clone());
+    bench.ready(1);
+    let first = bench.pre_dump(1, "r1", None);
+    if !criu.has(SOFT_DIRTY).unwrap() {
+        let why = first.unwrap_err();
+        assert!(why.contains("could not look through the memory") && why.contains("not available"), "{why}");
+        assert!(!bench.folder.path().join("r1").exists());
+        bench.checkpoint(1, "c1", Then::RunOn).unwrap();
+        bench.verdict(1, "memory");
+        return;
+    }
+    let (first, whole) = first.unwrap();
+    let (second, little) = bench.pre_dump(1, "r2", Some(first.clone())).unwrap();
+    assert!(whole.bytes > 64 << 20 && little.bytes < whole.bytes / 2, "{whole:?} {little:?}");
+    let (dump, done) = bench.checkpoint_since(1, "c1", Then::End, Some(second.clone())).unwrap();
+    assert!(done.bytes < whole.bytes / 2, "{done:?}");
+    assert_eq!(bench.ended(1).how, How::Killed(libc::SIGKILL));
+    // Without its rounds it is nothing.
+    let alone =
+        Launch { run: run(2), folder: bench.folder(2), restore: Some(dump.clone()), ..launch.clone() };
+    bench.send(&ToShim::Launch(Box::new(alone)));
+    match bench.ended(2).how {
+        How::NotStarted { why, .. } => assert!(why.contains("moves apart from it"), "{why}"),
+        how => panic!("{how:?}"),
+    }
+    fs::create_dir(dump.join(rounds::FOLDER)).unwrap();
+    for (round, from) in [first, second].into_iter().enumerate() {
+        // CRIU's own, to where it was written.
+        let _ = fs::remove_file(from.join(rounds::PARENT));
+        fs::rename(from, dump.join(rounds::FOLDER).join((round + 1).to_string())).unwrap();
+    }
+    rounds::assemble(&dump, 2).unwrap();
+    bench.restore(launch, 3, &dump);
+    bench.verdict(3, "memory");
 }
 
 #[test]
