@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 
 use crate::program;
 
-/// How long the machine may take, without hardware virtualisation and beside other tests.
-const PATIENCE: &str = "240";
+/// How long the machine may take, in seconds, without hardware virtualisation and beside other tests.
+const PATIENCE: &str = "600";
 
 /// A machine that is yet to be started; its files go with the value.
 #[derive(Debug)]
@@ -79,12 +79,44 @@ impl Machine {
 
     /// Installs the programs of GridOS in `usr/local/bin`.
     pub fn programs(&self) {
+        self.install(&["gridosd", "gridctl", "gridos-shim", "gridos-init"]);
+    }
+
+    /// Installs CRIU, the kernel's modules that it needs (`modules`), and the programs of GridOS that move tasks with it.
+    ///
+    /// # Errors
+    /// Where CRIU is not in the target folder: `setup/install build` puts it there, if the system's is too old.
+    pub fn criu(&self) -> Result<(), String> {
+        let modules = fetched("modules")?;
+        let copied = Command::new("cp").arg("-r").arg(modules).arg(self.root()).status();
+        assert!(copied.unwrap().success());
+        let here = std::env::current_exe().unwrap();
+        let found = here.ancestors().map(|folder| folder.join("criu")).find(|criu| criu.join("lib").exists());
+        let criu = found.ok_or("there is no CRIU with its own libraries in the target folder")?;
+        let folder = self.root().join("usr/local/lib/gridos");
+        fs::create_dir_all(&folder).unwrap();
+        let copied = Command::new("cp").arg("-r").args([criu, folder]).status();
+        assert!(copied.unwrap().success());
+        self.install(&["gridos-criu", "gridos-pages"]);
+        Ok(())
+    }
+
+    fn install(&self, programs: &[&str]) {
         let folder = self.root().join("usr/local/bin");
         fs::create_dir_all(&folder).unwrap();
-        for name in ["gridosd", "gridctl", "gridos-shim", "gridos-init"] {
+        for name in programs {
             let strip = Command::new("strip").arg("-o").arg(folder.join(name)).arg(program(name)).status();
             assert!(strip.unwrap().success());
         }
+    }
+
+    /// Compiles a program of C, which needs no library, into `bin`.
+    pub fn compile(&self, name: &str, source: &str) {
+        let path = self.folder.path().join(format!("{name}.c"));
+        fs::write(&path, source).unwrap();
+        let to = self.root().join("bin").join(name);
+        let built = Command::new("gcc").args(["-O1", "-static", "-o"]).args([to, path]).status();
+        assert!(built.unwrap().success(), "gcc");
     }
 
     /// Installs the libraries that the programs name, where no archive beneath has them.
