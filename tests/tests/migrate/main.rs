@@ -42,6 +42,14 @@ fn moves(grid: &Grid) -> bool {
     works
 }
 
+/// Whether this machine's kernel notes which memory a program writes to: Debian's do.
+fn has_soft_dirty(grid: &Grid) -> bool {
+    let findings = grid.gridctl(1, ["doctor", "--json"]).json();
+    !findings.as_array().unwrap().iter().any(|finding| {
+        finding["subject"] == "checkpoints" && finding["text"].as_str().unwrap().contains("mem_dirty_track")
+    })
+}
+
 fn spec(grid: &Grid, program: &Program) -> JobSpec {
     let script = program.script.replace("./threads", grid.dir().join("threads").to_str().unwrap());
     let mut spec = JobSpec::command(["sh", "-c", &script])

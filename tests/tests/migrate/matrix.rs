@@ -23,7 +23,9 @@ fn over(test: &str, program: &Program, ways: &[&[u32]]) {
             return;
         }
         let net = if name == "tcp" { Net::Grid } else { Net::Host };
-        let modes = [MoveMode::StopAndCopy, MoveMode::Hybrid];
+        let mut modes = vec![MoveMode::StopAndCopy, MoveMode::Hybrid];
+        // Where it cannot be, `precopy.rs` tries it in a machine of its own.
+        modes.extend(has_soft_dirty(grid).then_some(MoveMode::PreCopy));
         for (mode, way) in modes.into_iter().flat_map(|mode| ways.iter().map(move |way| (mode, way))) {
             let mut spec = spec(grid, program).net(net);
             if mode == MoveMode::Hybrid {

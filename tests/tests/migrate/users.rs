@@ -149,6 +149,38 @@ print('OK')
 }
 
 #[test]
+fn without_soft_dirty_bits_pre_copy_is_refused_and_the_task_left_alone() {
+    with("without_soft_dirty_bits_pre_copy_is_refused", shared, |grid: &Arc<Grid>| {
+        if !moves(grid) {
+            return;
+        }
+        let (spec, file) = witnessed(grid, "precopy");
+        let job = begin(grid, 2, spec);
+        if has_soft_dirty(grid) {
+            hop_by(grid, 1, job, 3, MoveMode::PreCopy);
+        } else {
+            let mut words = vec!["migrate", "", "--to", "node3", "--mode", "pre-copy"];
+            let name = job.to_string();
+            words[1] = &name;
+            let says = [
+                "/0 cannot move to node 3, and runs on",
+                "the kernel of node 2 does not note which memory a program writes to",
+                "CONFIG_MEM_SOFT_DIRTY",
+                "use --mode hybrid or --mode stop-and-copy",
+            ];
+            let refused = grid.gridctl(1, &words);
+            assert_eq!((refused.status, refused.stderr.lines().count()), (1, 1), "{refused:?}");
+            refused.says(&says);
+            words.push("--check");
+            let checked = grid.gridctl(3, &words);
+            assert!(checked.status == 1 && checked.stdout.contains(says[1]), "{checked:?}");
+            assert_eq!(grid.places(1, job), [Some(NodeId(2))]);
+        }
+        counted(&verdict(grid, job, "precopy"), &file);
+    });
+}
+
+#[test]
 fn what_shares_more_memory_than_it_may_have_is_stopped_and_copied() {
     with("what_shares_more_memory_than_it_may_have_is_stopped_and_copied", shared, |grid: &Arc<Grid>| {
         if !moves(grid) {
@@ -163,7 +195,8 @@ fn what_shares_more_memory_than_it_may_have_is_stopped_and_copied() {
         let hybrid = ["migrate", &job.to_string(), "--to", &format!("node{to}"), "--mode", "hybrid"];
         let refused = grid.gridctl(1, hybrid);
         refused.says(&["goes on where it was", "its processes share memory", "it may have 400M"]);
-        assert_eq!(hop(grid, 1, job, to)["mode"], "stop-and-copy");
+        let next = if has_soft_dirty(grid) { "pre-copy" } else { "stop-and-copy" };
+        assert_eq!(hop(grid, 1, job, to)["mode"], next);
         verdict(grid, job, "memory");
 
         // What shares nothing is not stopped for its memory.
