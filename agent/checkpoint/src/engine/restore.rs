@@ -131,8 +131,8 @@ struct Checkpoint {
     log: std::path::PathBuf,
 }
 
-/// What the process inside has to know of it. The descriptors that come with it: the images, CRIU's working folder, the archives, and the line to who
-/// has the memory.
+/// What the process inside has to know of it. The descriptors that come with it: the images, CRIU's working folder, the
+/// archives, and the line to who has the memory.
 #[derive(Serialize, Deserialize)]
 struct Passed {
     processes: Vec<i32>,
