@@ -9,7 +9,7 @@
 //! for, within [`COMPANY`]. Nothing leaves before the transaction is durable. Messages between this node's home and host
 //! never leave the thread.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -20,7 +20,7 @@ use grid_jobs::host::{self, Host};
 use grid_jobs::message::{ToHome, ToHost};
 use grid_jobs::record::{Change, Origin};
 use grid_jobs::{LEASE, Now};
-use libgrid::ids::{JobId, NodeId};
+use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::node::Resources;
 use libgrid::spec::JobSpec;
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,16 @@ impl View {
         self.watchers.retain(|_, watcher| watcher.receiver_count() > 0);
         self.watchers.entry(job).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
+}
+
+/// What an earlier agent left.
+pub(crate) struct Recovered {
+    /// The runs that the shims kept: [`host::Event::Adopted`] of each.
+    pub(crate) adopted: Vec<host::Event>,
+    /// The same, for the home.
+    pub(crate) kept: BTreeSet<Run>,
+    /// Whether the node takes no more tasks.
+    pub(crate) drains: bool,
 }
 
 enum Event {
@@ -132,20 +142,14 @@ impl Core {
         host: Host,
         store: Store,
         outlets: Outlets,
+        recovered: Recovered,
     ) -> std::io::Result<Self> {
         let (sender, receiver) = channel();
-        let view = View { home, host, watchers: HashMap::new() };
-        let thread = Thread {
-            view,
-            store,
-            me,
-            outlets,
-            tickets: HashMap::new(),
-            next_ticket: 0,
-            pending: Outcome::default(),
-            written: Instant::now(),
-        };
-        thread::Builder::new().name("core".into()).spawn(move || thread.run(&receiver))?;
+        let mut thread = Thread::new(me, home, host, store, outlets);
+        thread::Builder::new().name("core".into()).spawn(move || {
+            thread.recover(recovered);
+            thread.run(&receiver);
+        })?;
         Ok(Self(sender))
     }
 
@@ -191,6 +195,29 @@ pub(crate) fn now() -> Now {
 }
 
 impl Thread {
+    fn new(me: NodeId, home: Home, host: Host, store: Store, outlets: Outlets) -> Self {
+        Self {
+            view: View { home, host, watchers: HashMap::new() },
+            store,
+            me,
+            outlets,
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            pending: Outcome::default(),
+            written: Instant::now(),
+        }
+    }
+
+    /// Takes up what an earlier agent left, in one turn, before any time passes: with half of it known, room that is
+    /// taken would seem to be free, and what the home places here meanwhile would be taken for lost.
+    fn recover(&mut self, recovered: Recovered) {
+        let Recovered { adopted, kept, drains } = recovered;
+        let mut batch = VecDeque::from([Event::Host(host::Event::Drain(drains))]);
+        batch.extend(adopted.into_iter().map(Event::Host));
+        batch.push_back(Event::Home(home::Event::LocalRuns(kept)));
+        self.turn(batch);
+    }
+
     fn run(mut self, events: &Receiver<Event>) {
         let mut next_tick = Instant::now();
         loop {
@@ -349,6 +376,8 @@ pub(crate) fn lent(config: &crate::config::Config) -> Resources {
 
 #[cfg(test)]
 mod tests {
+    use grid_jobs::record::TaskRecord;
+
     use super::*;
 
     /// A thread with news that is not written: of a job that somebody watches.
@@ -359,24 +388,59 @@ mod tests {
         let me = NodeId(1);
         let nothing = Resources { cpu: 0, memory: 0 };
         let (id, change) = crate::store::tests::job(1);
-        let mut thread = Thread {
-            view: View {
-                home: Home::new(me, 1, 1, Duration::from_secs(1)),
-                host: Host::new(me, nothing),
-                watchers: HashMap::new(),
-            },
-            store: Store::open(&folder.path().join("jobs.redb")).unwrap(),
-            me,
-            outlets: Outlets { letters, runner, collector },
-            tickets: HashMap::new(),
-            next_ticket: 0,
-            pending: Outcome::default(),
-            written: Instant::now(),
-        };
+        let home = Home::new(me, 1, 1, Duration::from_secs(1));
+        let store = Store::open(&folder.path().join("jobs.redb")).unwrap();
+        let outlets = Outlets { letters, runner, collector };
+        let mut thread = Thread::new(me, home, Host::new(me, nothing), store, outlets);
         let watch = thread.view.watch(id);
         thread.pending.changes.push(change);
         thread.pending.home.push(home::Action::Changed(id));
         (thread, watch)
+    }
+
+    #[test]
+    fn what_was_left_is_known_before_anything_is_placed() {
+        let folder = tempfile::tempdir().unwrap();
+        let me = NodeId(1);
+        let (id, change) = crate::store::tests::job(1);
+        let Change::Job(_, record) = change else { panic!("{change:?}") };
+        let needs = record.spec.needs();
+        let run = Run { task: id.task(0), epoch: 1 };
+        let task = TaskRecord {
+            epoch: 1,
+            used: 1,
+            node: Some(me),
+            started: Some(SystemTime::UNIX_EPOCH),
+            ended: None,
+            saved: None,
+            exported: None,
+            back: None,
+            serial: None,
+        };
+        let mut home = Home::new(me, 1, 2, Duration::from_secs(1));
+        home.restore(now(), id, record, vec![(0, task)]);
+        let (letters, _) = mpsc::unbounded_channel();
+        let (runner, mut ordered) = mpsc::unbounded_channel();
+        let (collector, _) = mpsc::unbounded_channel();
+        let outlets = Outlets { letters, runner, collector };
+        let store = Store::open(&folder.path().join("jobs.redb")).unwrap();
+        // Room for three, one of them taken.
+        let mut thread = Thread::new(me, home, Host::new(me, needs.times(3)), store, outlets);
+        let started = SystemTime::UNIX_EPOCH;
+        let adopted = vec![host::Event::Adopted { run, needs, started, held: false, end: None }];
+        thread.recover(Recovered { adopted, kept: BTreeSet::from([run]), drains: false });
+        assert!(ordered.try_recv().is_err(), "something was begun before all was known");
+        // The host tells the home of its run, and so of its room.
+        thread.turn(VecDeque::from([Event::Host(host::Event::Tick)]));
+        let mut begun = Vec::new();
+        while let Ok(action) = ordered.try_recv() {
+            match action {
+                host::Action::Launch { run, .. } => begun.push((run.task.index, run.epoch)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(begun, [(1, 1), (2, 1)]);
+        assert!(thread.view.host.has(run), "it was given up");
     }
 
     fn written(thread: &Thread) -> usize {

@@ -101,17 +101,19 @@ impl Grid {
         let (collects, collects_end) = mpsc::unbounded_channel();
         let outlets = Outlets { letters, runner: actions, collector: collects };
         let total = core::lent(&config);
-        let core =
-            Core::start(me, home, Host::new(me, total), store, outlets).map_err(|error| internal(&error))?;
-        for kept in &found.kept {
+        let adopted = found.kept.iter().map(|kept| {
             let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
             let end = kept.end.clone().map(|end| runner::end_of(end, limits));
             let (run, needs, started) = (kept.run, kept.limits, kept.started);
-            let held = kept.held;
-            core.host(host::Event::Adopted { run, needs, started, held, end });
-        }
-        core.host(host::Event::Drain(config.draining().exists()));
-        core.home(home::Event::LocalRuns(found.kept.iter().map(|kept| kept.run).collect()));
+            host::Event::Adopted { run, needs, started, held: kept.held, end }
+        });
+        let recovered = core::Recovered {
+            adopted: adopted.collect(),
+            kept: found.kept.iter().map(|kept| kept.run).collect(),
+            drains: config.draining().exists(),
+        };
+        let core = Core::start(me, home, Host::new(me, total), store, outlets, recovered)
+            .map_err(|error| internal(&error))?;
         info!(node = %me, jobs, tasks = found.kept.len(), "agent_recovered");
 
         let peers = Peers::new(link.clone());
