@@ -7,6 +7,7 @@
 //! 12        a node
 //! j12.7     the 7th job that was submitted on node 12
 //! j12.7/3   task 3 of that job
+//! 12.5031   a process that was started on node 12, wherever it is now
 //! ```
 
 use std::fmt;
@@ -71,6 +72,23 @@ pub struct Run {
     pub task: TaskId,
     /// Counts how often it was placed, from 1.
     pub epoch: u32,
+}
+
+/// The global id of a process of a task: the node where it was started, and a serial number there. It keeps it when it
+/// moves, and no other ever gets it.
+///
+/// ```
+/// use libgrid::ids::{Gpid, NodeId};
+/// let gpid: Gpid = "12.5031".parse().unwrap();
+/// assert_eq!(gpid, Gpid { node: NodeId(12), serial: 5031 });
+/// assert_eq!(Gpid::from_u64(gpid.as_u64()), gpid);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpid {
+    /// The node where the process was started.
+    pub node: NodeId,
+    /// Counts from 1 on each node.
+    pub serial: u32,
 }
 
 /// What a user may type where a job or one of its tasks is meant.
@@ -190,6 +208,48 @@ impl FromStr for TaskId {
     }
 }
 
+// === impl Gpid ===
+
+impl Gpid {
+    /// The id as the kernel's side has it: the node in the upper half, the serial in the lower.
+    ///
+    /// ```
+    /// # use libgrid::ids::*;
+    /// assert_eq!(Gpid { node: NodeId(1), serial: 2 }.as_u64(), 0x1_0000_0002);
+    /// ```
+    pub fn as_u64(self) -> u64 {
+        u64::from(self.node.0) << 32 | u64::from(self.serial)
+    }
+
+    /// The inverse of [`Gpid::as_u64`].
+    ///
+    /// ```
+    /// # use libgrid::ids::*;
+    /// assert_eq!(Gpid::from_u64(0x1_0000_0002).to_string(), "1.2");
+    /// ```
+    pub fn from_u64(number: u64) -> Self {
+        Self { node: NodeId((number >> 32) as u32), serial: number as u32 }
+    }
+}
+
+impl fmt::Display for Gpid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.node, self.serial)
+    }
+}
+
+impl FromStr for Gpid {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        (|| {
+            let (node, serial) = text.split_once('.')?;
+            Some(Self { node: NodeId(number(node)?), serial: number(serial)? })
+        })()
+        .ok_or_else(|| bad(text, "process", "2.5031"))
+    }
+}
+
 // === impl Run ===
 
 impl fmt::Display for Run {
@@ -278,6 +338,7 @@ macro_rules! serde_as_text {
 }
 
 serde_as_text!(JobId, u64, |id: &JobId| id.as_u64(), JobId::from_u64);
+serde_as_text!(Gpid, u64, |id: &Gpid| id.as_u64(), Gpid::from_u64);
 serde_as_text!(TaskId, (u64, u32), |id: &TaskId| (id.job.as_u64(), id.index), |(job, index)| {
     JobId::from_u64(job).task(index)
 });

@@ -1,0 +1,38 @@
+//! Compiles the eBPF programs with clang.
+//!
+//! The same source gives the same bytes, wherever the checkout lies: its path is in none of them.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const SOURCE: &str = "kmod/bpf/processes.bpf.c";
+
+fn main() {
+    let crate_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let Some(root) = crate_dir.ancestors().nth(2) else { panic!("{} has no root", crate_dir.display()) };
+    let source = root.join(SOURCE);
+    println!("cargo::rerun-if-changed={}", source.display());
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("processes.bpf.o");
+    compile(root, &out);
+}
+
+fn compile(root: &Path, out: &Path) {
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let mut clang = Command::new("clang");
+    // Debian keeps what <linux/types.h> needs in a folder of the architecture.
+    clang
+        .args(["-target", "bpf", "-O2", "-g", "-Wall", "-Werror"])
+        .arg(format!("-I/usr/include/{arch}-linux-gnu"));
+    clang.arg(format!("-ffile-prefix-map={}=.", root.display())).arg("-fdebug-compilation-dir=.");
+    clang.current_dir(root).args(["-c", SOURCE, "-o"]).arg(out);
+    match clang.status() {
+        Ok(status) if status.success() => (),
+        Ok(status) => panic!(
+            "clang cannot compile {SOURCE}: {status}, see above: install libbpf-dev if its headers are missing"
+        ),
+        Err(error) => panic!(
+            "clang cannot be started: {error}: install clang and libbpf-dev, or run setup/install build"
+        ),
+    }
+}

@@ -1,0 +1,431 @@
+//! The eBPF programs of `kmod/bpf/processes.bpf.c`, from the agent's side.
+//!
+//! Programs and maps are pinned in a file system of their own (`bpf`), which stays mounted when the agent goes: so its
+//! restart is one of the agent alone, and no process is missed meanwhile.
+//!
+//! ```text
+//!   folder/marks, gpids, orders, limits, serials, ends     maps
+//!   folder/HASH/fork, exit, list                           links, of the programs with this hash
+//! ```
+//!
+//! Programs of another release take the place of the former ones and go on with their maps; maps that do not fit are
+//! made anew, and what runs is marked again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
+use aya::programs::links::{FdLink, LinkError};
+use aya::programs::{BtfTracePoint, Iter, ProgramError};
+use aya::{Btf, BtfError, EbpfError, EbpfLoader, Pod};
+use libgrid::ids::{Gpid, NodeId};
+use nix::mount::MsFlags;
+
+use crate::serials::{BLOCK, Serials};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/processes.bpf.o"));
+
+const MAPS: [&str; 6] = ["marks", "gpids", "orders", "limits", "serials", "ends"];
+const LINKS: [&str; 3] = ["fork", "exit", "list"];
+
+/// The first pid namespace of every machine has this number (`include/linux/proc_ns.h`); what the programs tell are its
+/// pids.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
+const BPF_FS: i64 = 0xcafe_4a11;
+
+/// The programs cannot be used here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("the agent runs in a container's pid namespace")]
+    Container,
+    #[error("the kernel tells no types (/sys/kernel/btf/vmlinux): {0}")]
+    Types(#[from] BtfError),
+    #[error("cannot mount a bpf file system on {}: {source}", path.display())]
+    Mount { path: PathBuf, source: io::Error },
+    #[error("cannot use {}: {source}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("the kernel takes no eBPF programs: {0}")]
+    Load(#[from] EbpfError),
+    #[error("the kernel refuses an eBPF program: {0}")]
+    Program(#[from] ProgramError),
+    #[error("the kernel refuses an eBPF map: {0}")]
+    Map(#[from] MapError),
+    #[error("an eBPF program cannot be pinned: {0}")]
+    Pin(String),
+    #[error("no serial numbers can be kept: {0}")]
+    Serials(io::Error),
+}
+
+/// What a thread is to the grid; as `struct mark`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Mark {
+    gpid: u64,
+    parent: u64,
+    root: u32,
+    kind: u32,
+}
+
+pub(crate) const KEEPER: u32 = 1;
+pub(crate) const PROCESS: u32 = 3;
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Limit {
+    node: u64,
+    end: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Counts {
+    next: u64,
+    missed: u64,
+    unmarked: u64,
+    lost: u64,
+}
+
+// SAFETY: numbers alone, without padding; any bytes are valid.
+unsafe impl Pod for Mark {}
+// SAFETY: as above.
+unsafe impl Pod for Limit {}
+// SAFETY: as above.
+unsafe impl Pod for Counts {}
+
+/// A thread, as the kernel's list has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Thread {
+    pub(crate) gpid: Option<Gpid>,
+    pub(crate) parent: Option<Gpid>,
+    pub(crate) kind: u32,
+    /// Nanoseconds of `CLOCK_BOOTTIME`.
+    pub(crate) born: u64,
+    pub(crate) ran: u64,
+    pub(crate) waited: u64,
+    pub(crate) minor: u64,
+    pub(crate) major: u64,
+    pub(crate) voluntary: u64,
+    pub(crate) involuntary: u64,
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) inner: u32,
+    pub(crate) uid: u32,
+    pub(crate) name: String,
+}
+
+/// The end of a process, as the ring tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its id.
+    pub gpid: Gpid,
+    /// That of the process that made it, if that had one.
+    pub parent: Option<Gpid>,
+    /// When it was made, and when it ended: nanoseconds of `CLOCK_BOOTTIME`.
+    pub born: u64,
+    /// As `born`.
+    pub at: u64,
+    /// Nanoseconds on a processor.
+    pub ran: u64,
+    /// Its pid in its task.
+    pub inner: u32,
+    /// As wait(2) tells it.
+    pub status: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// How well the programs keep up, from their first start on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Processes that got no id at first: no serial was left.
+    pub missed: u64,
+    /// Processes for which the kernel had no memory.
+    pub unmarked: u64,
+    /// Ends that found no room in the ring.
+    pub lost: u64,
+}
+
+pub(crate) struct Programs {
+    list: PathBuf,
+    gpids: HashMap<MapData, u64, u32>,
+    orders: HashMap<MapData, u32, Mark>,
+    limits: Array<MapData, Limit>,
+    counts: Array<MapData, Counts>,
+    ends: RingBuf<MapData>,
+    serials: Serials,
+}
+
+impl Programs {
+    /// Takes up the programs that are pinned below `folder`, or loads them.
+    pub(crate) fn open(folder: &Path, node: NodeId, serials: Serials) -> Result<Self, LoadError> {
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        if namespace.as_os_str() != FIRST_PID_NAMESPACE {
+            return Err(LoadError::Container);
+        }
+        mount(folder)?;
+        let own = folder.join(&blake3::hash(OBJECT).to_hex()[..16]);
+        if !LINKS.iter().all(|link| own.join(link).exists()) {
+            // With the former maps, if they still fit.
+            if let Err(first) = load(folder, &own, &serials) {
+                if !MAPS.iter().any(|map| folder.join(map).exists()) {
+                    return Err(first);
+                }
+                clear(folder).map_err(|source| LoadError::Folder { path: folder.into(), source })?;
+                load(folder, &own, &serials)?;
+            }
+        }
+        let pinned = |name: &str| MapData::from_pin(folder.join(name));
+        let mut programs = Self {
+            list: own.join("list"),
+            gpids: Map::HashMap(pinned("gpids")?).try_into()?,
+            orders: Map::HashMap(pinned("orders")?).try_into()?,
+            limits: Map::Array(pinned("limits")?).try_into()?,
+            counts: Map::Array(pinned("serials")?).try_into()?,
+            ends: Map::RingBuf(pinned("ends")?).try_into()?,
+            serials,
+        };
+        let node = u64::from(node.0) << 32;
+        let limit = programs.limits.get(&0, 0)?;
+        if limit.node != node {
+            programs.limits.set(0, Limit { node, ..limit }, 0)?;
+        }
+        programs.refill().map_err(LoadError::Serials)?;
+        // Nothing of an earlier agent's is to be carried out now.
+        let orders: Vec<u32> = programs.orders.keys().flatten().collect();
+        orders.iter().try_for_each(|pid| programs.orders.remove(pid))?;
+        Ok(programs)
+    }
+
+    /// Gives out another block where half of the last one is used.
+    pub(crate) fn refill(&mut self) -> io::Result<()> {
+        let (limit, counts) = (self.limits.get(&0, 0), self.counts.get(&0, 0));
+        let (limit, counts) = (limit.map_err(io::Error::other)?, counts.map_err(io::Error::other)?);
+        if limit.end.saturating_sub(counts.next) < u64::from(BLOCK / 2) {
+            let (_, end) = self.serials.take()?;
+            let limit = Limit { end: end.into(), ..limit };
+            self.limits.set(0, limit, 0).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// The threads of all tasks of this node.
+    pub(crate) fn threads(&self) -> io::Result<Vec<Thread>> {
+        Ok(fs::read(&self.list)?.chunks_exact(Thread::SIZE).map(Thread::read).collect())
+    }
+
+    /// Marks processes, and lists all.
+    pub(crate) fn order(&mut self, marks: &[(u32, Mark)]) -> io::Result<Vec<Thread>> {
+        let ordered: BTreeSet<u32> = marks.iter().map(|(pid, _)| *pid).collect();
+        for (pid, mark) in marks {
+            self.orders.insert(pid, mark, 0).map_err(io::Error::other)?;
+        }
+        // Twice: the order of a process's leader tells its other threads which GPID it got.
+        let listed = fs::read(&self.list).and_then(|_| self.threads());
+        for pid in &ordered {
+            self.orders.remove(pid).map_err(io::Error::other)?;
+        }
+        listed
+    }
+
+    /// The pid of a process.
+    pub(crate) fn find(&self, gpid: Gpid) -> Option<u32> {
+        self.gpids.get(&gpid.as_u64(), 0).ok()
+    }
+
+    /// How many processes have an id now.
+    pub(crate) fn count(&self) -> usize {
+        self.gpids.keys().flatten().count()
+    }
+
+    /// The processes that ended since the last call.
+    pub(crate) fn ended(&mut self) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        while let Some(item) = self.ends.next() {
+            ended.extend(Ended::read(&item));
+        }
+        ended
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let Counts { missed, unmarked, lost, .. } = self.counts.get(&0, 0).unwrap_or_default();
+        Health { missed, unmarked, lost }
+    }
+}
+
+impl Mark {
+    pub(crate) fn keeper() -> Self {
+        Self { kind: KEEPER, ..Self::default() }
+    }
+
+    /// Of a process of a task; with a new id, if it is to have none of before.
+    pub(crate) fn process(gpid: Option<Gpid>, parent: Option<Gpid>) -> Self {
+        let number = |gpid: Option<Gpid>| gpid.map_or(0, Gpid::as_u64);
+        Self { gpid: number(gpid), parent: number(parent), root: 0, kind: PROCESS }
+    }
+}
+
+/// Mounts a bpf file system, unless one is there.
+fn mount(folder: &Path) -> Result<(), LoadError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| LoadError::Folder { path: folder.into(), source })?;
+    let kind = nix::sys::statfs::statfs(folder).map(|stat| stat.filesystem_type().0);
+    if kind == Ok(BPF_FS as _) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some("bpf"), folder, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|errno| LoadError::Mount { path: folder.into(), source: errno.into() })
+}
+
+fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LoadError::Folder { path, source }
+    };
+    let btf = Btf::from_sys_fs()?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(&btf)).allow_unsupported_maps();
+    for map in MAPS {
+        loader.map_pin_path(map, folder.join(map));
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    let missing = |what: &str| LoadError::Pin(format!("{what} is not in the object"));
+    // Before any program runs.
+    let mut counts: Array<_, Counts> =
+        ebpf.map_mut("serials").ok_or_else(|| missing("serials"))?.try_into()?;
+    let so_far = counts.get(&0, 0)?;
+    if so_far.next == 0 {
+        let (first, end) = serials.take().map_err(LoadError::Serials)?;
+        counts.set(0, Counts { next: first.into(), ..so_far }, 0)?;
+        let mut limits: Array<_, Limit> =
+            ebpf.map_mut("limits").ok_or_else(|| missing("limits"))?.try_into()?;
+        limits.set(0, Limit { node: 0, end: end.into() }, 0)?;
+    }
+    // Under another name until all are attached: half of them count for nothing. Names with dots are not allowed there.
+    let part = folder.join("part");
+    remove(&part).and_then(|()| remove(own)).map_err(at(own))?;
+    fs::DirBuilder::new().mode(0o700).create(&part).map_err(at(&part))?;
+    let pin = |link: FdLink, name: &str| {
+        link.pin(part.join(name)).map(drop).map_err(|error| LoadError::Pin(error.to_string()))
+    };
+    for (name, program, tracepoint) in
+        [("fork", "on_fork", "sched_process_fork"), ("exit", "on_exit", "sched_process_exit")]
+    {
+        let program: &mut BtfTracePoint =
+            ebpf.program_mut(program).ok_or_else(|| missing(program))?.try_into()?;
+        program.load(tracepoint, &btf)?;
+        let link = program.attach()?;
+        pin(program.take_link(link)?.into(), name)?;
+    }
+    let list: &mut Iter = ebpf.program_mut("list").ok_or_else(|| missing("list"))?.try_into()?;
+    list.load("task", &btf)?;
+    let link = list.attach()?;
+    let link = list.take_link(link)?.try_into();
+    pin(link.map_err(|error: LinkError| LoadError::Pin(error.to_string()))?, "list")?;
+    fs::rename(&part, own).map_err(at(own))?;
+    // Those of another release.
+    for entry in fs::read_dir(folder).map_err(at(folder))?.flatten() {
+        if entry.path() != own && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path()).map_err(at(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Detaches all, and forgets what is marked.
+fn clear(folder: &Path) -> io::Result<()> {
+    fs::read_dir(folder)?.flatten().try_for_each(|entry| remove(&entry.path()))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the members of a struct, one after the other.
+struct Members<'a>(&'a [u8]);
+
+impl Members<'_> {
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        // What is missing at the end would be zero; the sizes are checked before.
+        let (head, rest) = self.0.split_first_chunk::<N>().unwrap_or((&[0; N], &[]));
+        self.0 = rest;
+        *head
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_ne_bytes(self.bytes())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_ne_bytes(self.bytes())
+    }
+
+    fn mark(&mut self) -> Mark {
+        Mark { gpid: self.u64(), parent: self.u64(), root: self.u32(), kind: self.u32() }
+    }
+
+    fn name(&mut self) -> String {
+        let bytes: [u8; 16] = self.bytes();
+        String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+    }
+}
+
+fn gpid(number: u64) -> Option<Gpid> {
+    (number != 0).then(|| Gpid::from_u64(number))
+}
+
+impl Thread {
+    /// Of `struct entry`.
+    const SIZE: usize = 24 + 7 * 8 + 4 * 4 + 16;
+
+    fn read(bytes: &[u8]) -> Self {
+        let mut members = Members(bytes);
+        let Mark { gpid: id, parent, kind, .. } = members.mark();
+        Self {
+            gpid: gpid(id),
+            parent: gpid(parent),
+            kind,
+            born: members.u64(),
+            ran: members.u64(),
+            waited: members.u64(),
+            minor: members.u64(),
+            major: members.u64(),
+            voluntary: members.u64(),
+            involuntary: members.u64(),
+            pid: members.u32(),
+            tid: members.u32(),
+            inner: members.u32(),
+            uid: members.u32(),
+            name: members.name(),
+        }
+    }
+}
+
+impl Ended {
+    /// Of `struct ended`.
+    const SIZE: usize = 24 + 3 * 8 + 2 * 4 + 16;
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut members = Members(bytes.get(..Self::SIZE)?);
+        let mark = members.mark();
+        Some(Self {
+            gpid: gpid(mark.gpid)?,
+            parent: gpid(mark.parent),
+            born: members.u64(),
+            at: members.u64(),
+            ran: members.u64(),
+            inner: members.u32(),
+            status: members.u32(),
+            name: members.name(),
+        })
+    }
+}

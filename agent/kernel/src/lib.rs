@@ -1,0 +1,289 @@
+//! The processes of tasks as the kernel sees them: which there are, their global ids, and what each used.
+//!
+//! Every process of a task has a [`Gpid`]: the number of the node where it was made, and a serial that this node gives
+//! once. It keeps it through moves, restores and restarts of the agent.
+//!
+//! | | with eBPF (tier `ebpf`) | without (tier `stack`) |
+//! | --- | --- | --- |
+//! | a process gets its id | when it is forked, before its first instruction | when somebody looks |
+//! | those too short to be seen | have ids, and their ends are told | have none |
+//! | time, faults, switches | of all threads, ended ones too | time and faults so; switches and waiting of the main thread |
+//! | across a restart of the agent | the programs go on | a file of this boot's |
+//!
+//! [`Processes`] hides which it is, and [`Processes::lacks`] says why if it is the second. The programs' own story is
+//! in `kmod/bpf/processes.bpf.c`.
+
+mod ebpf;
+mod proc;
+mod serials;
+mod stack;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use libgrid::ids::{Gpid, NodeId};
+
+pub use crate::ebpf::{Ended, Health};
+use crate::ebpf::{Mark, PROCESS, Programs, Thread};
+use crate::proc::{Stat, Status, TICKS};
+use crate::serials::Serials;
+use crate::stack::Table;
+
+/// Where things are kept.
+#[derive(Clone, Debug)]
+pub struct Folders {
+    /// Of this boot: the agent's runtime folder. A bpf file system is mounted below.
+    pub runtime: PathBuf,
+    /// For good: the agent's state folder.
+    pub state: PathBuf,
+    /// Where procfs is mounted.
+    pub proc: PathBuf,
+}
+
+/// A process of a task, all its threads together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its global id.
+    pub gpid: Gpid,
+    /// That of the process that made it, if that had one.
+    pub parent: Option<Gpid>,
+    /// Its pid as the agent sees it.
+    pub pid: u32,
+    /// Its pid in its task.
+    pub inner: u32,
+    /// Its name; the kernel keeps 15 bytes of it.
+    pub name: String,
+    /// When it was made, on `CLOCK_BOOTTIME`.
+    pub born: Duration,
+    /// Time on processors.
+    pub ran: Duration,
+    /// Time in run queues, ready to run.
+    pub waited: Duration,
+    /// Page faults without and with a disk.
+    pub faults: [u64; 2],
+    /// Context switches by its own will and against it.
+    pub switches: [u64; 2],
+    /// How many threads it has.
+    pub threads: u32,
+    /// Resident memory in bytes.
+    pub memory: u64,
+}
+
+/// The processes of this node's tasks.
+pub struct Processes {
+    proc: PathBuf,
+    way: Way,
+}
+
+enum Way {
+    Ebpf(Box<Programs>),
+    Stack { table: Table, why: String },
+}
+
+/// What keeps the ids cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the processes of tasks cannot be told: {0}")]
+pub struct ProcessesError(#[from] io::Error);
+
+impl Processes {
+    /// Begins to follow what this process starts in pid namespaces, by eBPF if it can be.
+    pub fn open(folders: &Folders, node: NodeId) -> Self {
+        let serials = || Serials::new(folders.state.join("gpids"));
+        let programs =
+            Programs::open(&folders.runtime.join("bpf"), node, serials()).map_err(|error| error.to_string());
+        let marked = programs.and_then(|mut programs| {
+            let mark = (std::process::id(), Mark::keeper());
+            programs.order(&[mark]).map_err(|error| error.to_string())?;
+            Ok(programs)
+        });
+        let way = match marked {
+            Ok(programs) => Way::Ebpf(Box::new(programs)),
+            Err(why) => {
+                let table = Table::open(folders.runtime.join("gpids"), node, serials());
+                Way::Stack { table, why }
+            }
+        };
+        Self { proc: folders.proc.clone(), way }
+    }
+
+    /// Without eBPF, though it may be there.
+    pub fn without_ebpf(folders: &Folders, node: NodeId, why: &str) -> Self {
+        let table =
+            Table::open(folders.runtime.join("gpids"), node, Serials::new(folders.state.join("gpids")));
+        Self { proc: folders.proc.clone(), way: Way::Stack { table, why: why.into() } }
+    }
+
+    /// Why there is no eBPF; nothing if there is.
+    pub fn lacks(&self) -> Option<&str> {
+        match &self.way {
+            Way::Ebpf(_) => None,
+            Way::Stack { why, .. } => Some(why),
+        }
+    }
+
+    /// Follows what these shims start, which may have been there before the programs were.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be asked.
+    pub fn keep(&mut self, shims: &[u32]) -> Result<(), ProcessesError> {
+        if let Way::Ebpf(programs) = &mut self.way {
+            let marks: Vec<_> = shims.iter().map(|pid| (*pid, Mark::keeper())).collect();
+            programs.order(&marks)?;
+        }
+        Ok(())
+    }
+
+    /// Those of these processes that are there; each gets an id that has none. `pids` are of processes of tasks, or of
+    /// their inits, which have none and are left out.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be asked, or no serial can be written down.
+    pub fn list(&mut self, pids: &[u32]) -> Result<Vec<Process>, ProcessesError> {
+        match &mut self.way {
+            Way::Ebpf(programs) => list(programs, pids, &self.proc),
+            Way::Stack { table, .. } => {
+                let known = |pid: &u32| Some((Stat::of(*pid, &self.proc)?, Status::of(*pid, &self.proc)?));
+                let (stats, statuses): (Vec<Stat>, Vec<Status>) =
+                    pids.iter().filter_map(known).filter(|(_, status)| status.inner != 1).unzip();
+                let ids = table.give(&stats, &self.proc)?;
+                Ok(stats
+                    .iter()
+                    .zip(statuses)
+                    .zip(ids)
+                    .map(|((stat, status), id)| seen(stat, &status, id))
+                    .collect())
+            }
+        }
+    }
+
+    /// Gives processes the ids that they had before they were restored: pid, id, and the id of the parent.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be asked.
+    pub fn give(&mut self, ids: &[(u32, Gpid, Option<Gpid>)]) -> Result<(), ProcessesError> {
+        match &mut self.way {
+            Way::Ebpf(programs) => {
+                let marks: Vec<_> = ids
+                    .iter()
+                    .map(|(pid, gpid, parent)| (*pid, Mark::process(Some(*gpid), *parent)))
+                    .collect();
+                programs.order(&marks)?;
+            }
+            Way::Stack { table, .. } => {
+                for (pid, gpid, parent) in ids {
+                    if let Some(stat) = Stat::of(*pid, &self.proc) {
+                        table.set(&stat, *gpid, *parent, &self.proc)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The pid of a process that is here.
+    pub fn find(&self, gpid: Gpid) -> Option<u32> {
+        match &self.way {
+            Way::Ebpf(programs) => programs.find(gpid),
+            Way::Stack { table, .. } => table.find(gpid, &self.proc),
+        }
+    }
+
+    /// How many ids are in use here; without eBPF nobody knows.
+    pub fn count(&self) -> Option<usize> {
+        match &self.way {
+            Way::Ebpf(programs) => Some(programs.count()),
+            Way::Stack { .. } => None,
+        }
+    }
+
+    /// The processes that ended since the last call, and whether serials are left; to be called at least once a second. Without eBPF
+    /// nobody knows which ended.
+    ///
+    /// # Errors
+    /// Where no serials can be written down.
+    pub fn tick(&mut self) -> Result<Vec<Ended>, ProcessesError> {
+        match &mut self.way {
+            Way::Ebpf(programs) => {
+                programs.refill()?;
+                Ok(programs.ended())
+            }
+            Way::Stack { .. } => Ok(Vec::new()),
+        }
+    }
+
+    /// How well the programs keep up.
+    pub fn health(&self) -> Health {
+        match &self.way {
+            Way::Ebpf(programs) => programs.health(),
+            Way::Stack { .. } => Health::default(),
+        }
+    }
+}
+
+fn list(programs: &mut Programs, pids: &[u32], proc: &Path) -> Result<Vec<Process>, ProcessesError> {
+    let wanted: BTreeSet<u32> = pids.iter().copied().collect();
+    let mut threads = programs.threads()?;
+    let named: BTreeSet<u32> =
+        threads.iter().filter(|thread| thread.gpid.is_some()).map(|thread| thread.pid).collect();
+    // Those that were there before the programs, or for which there was no serial or no memory.
+    let unnamed: Vec<_> = wanted
+        .difference(&named)
+        .filter(|pid| Status::of(**pid, proc).is_some_and(|status| status.inner != 1))
+        .map(|pid| (*pid, Mark::process(None, None)))
+        .collect();
+    if !unnamed.is_empty() {
+        programs.refill()?;
+        threads = programs.order(&unnamed)?;
+    }
+    let mut all: BTreeMap<u32, Vec<Thread>> = BTreeMap::new();
+    for thread in threads {
+        if thread.kind == PROCESS && wanted.contains(&thread.pid) {
+            all.entry(thread.pid).or_default().push(thread);
+        }
+    }
+    Ok(all.into_values().filter_map(|threads| whole(&threads, proc)).collect())
+}
+
+/// A process from its threads.
+fn whole(threads: &[Thread], proc: &Path) -> Option<Process> {
+    let leader = threads.iter().find(|thread| thread.tid == thread.pid)?;
+    let sum = |what: fn(&Thread) -> u64| threads.iter().map(what).sum::<u64>();
+    Some(Process {
+        gpid: leader.gpid?,
+        parent: leader.parent,
+        pid: leader.pid,
+        inner: leader.inner,
+        name: leader.name.clone(),
+        born: Duration::from_nanos(leader.born),
+        ran: Duration::from_nanos(sum(|thread| thread.ran)),
+        waited: Duration::from_nanos(sum(|thread| thread.waited)),
+        faults: [sum(|thread| thread.minor), sum(|thread| thread.major)],
+        switches: [sum(|thread| thread.voluntary), sum(|thread| thread.involuntary)],
+        threads: threads.len() as u32,
+        memory: Stat::of(leader.pid, proc).map_or(0, |stat| bytes(stat.resident)),
+    })
+}
+
+fn seen(stat: &Stat, status: &Status, (gpid, parent): (Gpid, Option<Gpid>)) -> Process {
+    Process {
+        gpid,
+        parent,
+        pid: stat.pid,
+        inner: status.inner,
+        name: stat.name.clone(),
+        born: Duration::from_millis(stat.started * 1000 / TICKS),
+        ran: stat.ran,
+        waited: status.waited,
+        faults: [stat.minor, stat.major],
+        switches: [status.voluntary, status.involuntary],
+        threads: stat.threads,
+        memory: bytes(stat.resident),
+    }
+}
+
+fn bytes(pages: u64) -> u64 {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    pages * size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
+}

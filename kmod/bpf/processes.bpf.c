@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Follows every process of every task from its first instruction, and gives it its GPID.
+ *
+ * What a thread is to the grid lies in its task storage, a mark, which a child gets from its parent before it runs:
+ *
+ *	 KEEPER ──fork──▶ KEEPER		the agent and its shims
+ *	   │
+ *	   └─ fork into a pid namespace ──▶ INIT (as its process 1) ──fork──▶ PROCESS ──fork──▶ PROCESS
+ *	   └─ otherwise inside of one ────▶ VISITOR ──fork──▶ VISITOR
+ *
+ * Visitors are what makes a task from its checkpoint, and the processes that it makes: those get the GPIDs that
+ * they had. The agent does this, and marks what was there before these programs were, by orders; they are carried out
+ * when the list is read.
+ *
+ * The structs are the parts that are used of the kernel's own; CO-RE finds where they are.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+typedef __u32 u32;
+typedef __u64 u64;
+
+#define COMM 16
+
+/* Kinds of marks; with agent/kernel/src/ebpf.rs. */
+enum { KEEPER = 1, INIT, PROCESS, VISITOR };
+
+struct mark {
+	u64 gpid;	/* of a PROCESS; 0 if there was no serial left */
+	u64 parent;	/* the GPID of the process that made it, or 0 */
+	u32 root;	/* its INIT, as the first pid namespace counts */
+	u32 kind;
+};
+
+/* What the agent lets be given out; it alone writes here. */
+struct limit {
+	u64 node;	/* in the upper half */
+	u64 end;	/* the first serial that may not be */
+};
+
+/* What was given out; after the start written here alone. */
+struct serials {
+	u64 next;
+	u64 missed;	/* processes that got none */
+	u64 unmarked;	/* for which there was no memory */
+	u64 lost;	/* ends that found no room in the ring */
+};
+
+/* One thread, as the list has it; the leader's has what its ended threads used as well. */
+struct entry {
+	struct mark mark;
+	u64 born;	/* nanoseconds of CLOCK_BOOTTIME */
+	u64 ran;	/* nanoseconds on a processor */
+	u64 waited;	/* nanoseconds in a run queue */
+	u64 minor;
+	u64 major;
+	u64 voluntary;
+	u64 involuntary;
+	u32 pid;	/* of the process, as the first pid namespace counts */
+	u32 tid;
+	u32 inner;	/* the process in its own pid namespace */
+	u32 uid;
+	char comm[COMM];
+};
+
+/* The end of a process. */
+struct ended {
+	struct mark mark;
+	u64 born;
+	u64 at;		/* nanoseconds of CLOCK_BOOTTIME */
+	u64 ran;
+	u32 inner;
+	u32 status;	/* as wait(2) tells it */
+	char comm[COMM];
+};
+
+struct upid {
+	int nr;
+} __attribute__((preserve_access_index));
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct signal_struct {
+	atomic_t live;
+	unsigned long long sum_sched_runtime;
+	unsigned long min_flt, maj_flt, nvcsw, nivcsw;
+} __attribute__((preserve_access_index));
+
+struct sched_entity {
+	u64 sum_exec_runtime;
+} __attribute__((preserve_access_index));
+
+struct sched_info {
+	unsigned long long run_delay;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	unsigned int val;
+} kuid_t;
+
+struct cred {
+	kuid_t uid;
+} __attribute__((preserve_access_index));
+
+struct task_struct {
+	int pid, tgid, exit_code;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	struct signal_struct *signal;
+	const struct cred *real_cred;
+	struct sched_entity se;
+	struct sched_info sched_info;
+	u64 start_boottime;
+	unsigned long min_flt, maj_flt, nvcsw, nivcsw;
+	char comm[COMM];
+} __attribute__((preserve_access_index));
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+} __attribute__((preserve_access_index));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct mark);
+} marks SEC(".maps");
+
+/* GPID to pid. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, u64);
+	__type(value, u32);
+} gpids SEC(".maps");
+
+/* Pid to the mark that it is to have; a PROCESS without a GPID gets a new one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, u32);
+	__type(value, struct mark);
+} orders SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct limit);
+} limits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct serials);
+} serials SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} ends SEC(".maps");
+
+char LICENSE[] SEC("license") = "GPL";
+
+static __always_inline struct serials *the_serials(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&serials, &zero);
+}
+
+/* The next GPID, noted as that of this process; 0 if there is none. */
+static __always_inline u64 new_gpid(u32 pid)
+{
+	struct serials *all = the_serials();
+	struct limit *limit;
+	u64 serial, gpid;
+	u32 zero = 0;
+
+	limit = bpf_map_lookup_elem(&limits, &zero);
+	if (!all || !limit)
+		return 0;
+	/* One that is refused is not counted: the next block begins where this one ends. */
+	if (all->next >= limit->end)
+		goto none;
+	serial = __sync_fetch_and_add(&all->next, 1);
+	if (serial >= limit->end)
+		goto none;
+	gpid = limit->node | serial;
+	if (bpf_map_update_elem(&gpids, &gpid, &pid, BPF_ANY))
+		__sync_fetch_and_add(&all->unmarked, 1);
+	return gpid;
+none:
+	__sync_fetch_and_add(&all->missed, 1);
+	return 0;
+}
+
+static __always_inline unsigned int level_of(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, thread_pid, level);
+}
+
+/* The pid in the task's own namespace, of the thread whose struct pid this is. */
+static __always_inline u32 inner_of(struct pid *pid)
+{
+	unsigned int level = BPF_CORE_READ(pid, level);
+	struct upid *upid = __builtin_preserve_access_index(&pid->numbers[0]);
+	u32 size = bpf_core_type_size(struct upid);
+
+	return BPF_CORE_READ((struct upid *)((void *)upid + level * size), nr);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct mark *from = bpf_task_storage_get(&marks, parent, 0, 0);
+	struct mark *given, mark;
+	struct serials *all;
+
+	if (!from)
+		return 0;
+	mark = *from;
+	if (child->tgid == child->pid) {
+		mark.parent = from->gpid;
+		if (mark.kind == KEEPER && level_of(child) > level_of(parent)) {
+			mark.root = child->tgid;
+			mark.kind = inner_of(BPF_CORE_READ(child, thread_pid)) == 1 ? INIT : VISITOR;
+		} else if (mark.kind == INIT || mark.kind == PROCESS) {
+			mark.kind = PROCESS;
+			mark.gpid = new_gpid(child->tgid);
+		}
+	}
+	given = bpf_task_storage_get(&marks, child, &mark, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	all = the_serials();
+	if (!given && all)
+		__sync_fetch_and_add(&all->unmarked, 1);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
+	struct task_struct *leader;
+	struct signal_struct *signal;
+	struct serials *all;
+	struct ended *ended;
+	u64 gpid;
+
+	if (!mark || mark->kind != PROCESS || !mark->gpid)
+		return 0;
+	signal = task->signal;
+	if (BPF_CORE_READ(signal, live.counter) > 0)
+		return 0;
+	gpid = mark->gpid;
+	/* Two threads may both be the last; one of them finds it here. */
+	if (bpf_map_delete_elem(&gpids, &gpid))
+		return 0;
+	/* Nobody is woken for each: the agent looks several times a second. */
+	ended = bpf_ringbuf_reserve(&ends, sizeof(*ended), 0);
+	if (!ended) {
+		all = the_serials();
+		if (all)
+			__sync_fetch_and_add(&all->lost, 1);
+		return 0;
+	}
+	leader = task->group_leader;
+	ended->mark = *mark;
+	ended->born = BPF_CORE_READ(leader, start_boottime);
+	ended->at = bpf_ktime_get_boot_ns();
+	ended->ran = BPF_CORE_READ(signal, sum_sched_runtime) + BPF_CORE_READ(task, se.sum_exec_runtime);
+	ended->inner = inner_of(BPF_CORE_READ(leader, thread_pid));
+	ended->status = BPF_CORE_READ(leader, exit_code);
+	bpf_probe_read_kernel(ended->comm, COMM, __builtin_preserve_access_index(&leader->comm));
+	bpf_ringbuf_submit(ended, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/* Carries out what is ordered of this thread. */
+static __always_inline struct mark *obey(struct task_struct *task, struct mark *mark)
+{
+	u32 pid = task->tgid;
+	struct mark *order = bpf_map_lookup_elem(&orders, &pid);
+	struct mark wanted;
+	u64 gpid;
+
+	if (!order)
+		return mark;
+	wanted = *order;
+	if (wanted.kind == PROCESS) {
+		if (!wanted.gpid && mark && mark->gpid)
+			return mark;
+		if (task->tgid == task->pid) {
+			if (!wanted.gpid)
+				wanted.gpid = new_gpid(pid);
+			else
+				bpf_map_update_elem(&gpids, &wanted.gpid, &pid, BPF_ANY);
+			/* Its other threads come after it in the list, and are to get the same. */
+			order->gpid = wanted.gpid;
+		}
+	}
+	if (!mark)
+		return bpf_task_storage_get(&marks, task, &wanted, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (mark->gpid && mark->gpid != wanted.gpid) {
+		gpid = mark->gpid;
+		bpf_map_delete_elem(&gpids, &gpid);
+	}
+	*mark = wanted;
+	return mark;
+}
+
+SEC("iter/task")
+int list(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct seq_file *seq = ctx->meta->seq;
+	struct mark *mark;
+	struct entry entry = {};
+
+	if (!task)
+		return 0;
+	/* Its process has ended, and waits for its parent. */
+	if (BPF_CORE_READ(task, signal, live.counter) <= 0)
+		return 0;
+	mark = obey(task, bpf_task_storage_get(&marks, task, 0, 0));
+	if (!mark || mark->kind == KEEPER)
+		return 0;
+	entry.mark = *mark;
+	entry.pid = task->tgid;
+	entry.tid = task->pid;
+	entry.born = task->start_boottime;
+	entry.ran = task->se.sum_exec_runtime;
+	entry.waited = task->sched_info.run_delay;
+	entry.minor = task->min_flt;
+	entry.major = task->maj_flt;
+	entry.voluntary = task->nvcsw;
+	entry.involuntary = task->nivcsw;
+	entry.inner = inner_of(BPF_CORE_READ(task, group_leader, thread_pid));
+	entry.uid = BPF_CORE_READ(task, real_cred, uid.val);
+	if (task->tgid == task->pid) {
+		struct signal_struct *signal = task->signal;
+
+		entry.ran += BPF_CORE_READ(signal, sum_sched_runtime);
+		entry.minor += BPF_CORE_READ(signal, min_flt);
+		entry.major += BPF_CORE_READ(signal, maj_flt);
+		entry.voluntary += BPF_CORE_READ(signal, nvcsw);
+		entry.involuntary += BPF_CORE_READ(signal, nivcsw);
+	}
+	bpf_probe_read_kernel(entry.comm, COMM, __builtin_preserve_access_index(&task->comm));
+	bpf_seq_write(seq, &entry, sizeof(entry));
+	return 0;
+}
