@@ -9,6 +9,9 @@ use libgrid::spec::{Checkpoints, Indices, Net};
 use libgrid::status::MoveMode;
 use libgrid::units::{Bytes, Cpus, Span};
 
+use crate::process::Target;
+use crate::top::Sort;
+
 /// Use many Linux machines as one: submit programs, watch them, manage nodes.
 #[derive(Debug, Parser)]
 #[command(name = "gridctl", version, arg_required_else_help = true, max_term_width = 100)]
@@ -70,11 +73,35 @@ pub(crate) enum Command {
         /// Those that were submitted on other nodes, too
         #[arg(long, short)]
         everywhere: bool,
+        /// The processes of your jobs instead, with their global ids
+        #[arg(long, short, conflicts_with = "all")]
+        processes: bool,
+        /// With --processes: of this job or task alone, such as j2.1
+        #[arg(requires = "processes", conflicts_with = "everywhere")]
+        job: Option<Selector>,
     },
-    /// Tell all about a job or a task. Example: gridctl status j2.1
+    /// Show what the processes of your jobs use, as it changes. Example: gridctl top --sort memory
+    Top {
+        /// Of this job or task alone, such as j2.1
+        job: Option<Selector>,
+        /// Of jobs that were submitted on other nodes, too
+        #[arg(long, short, conflicts_with = "job")]
+        everywhere: bool,
+        /// By what they are sorted; the keys c, w, m, f and s change it
+        #[arg(long, value_enum, default_value_t = Sort::Cpu)]
+        sort: Sort,
+        /// How often to look
+        #[arg(long, short, default_value = "2s", value_name = "TIME")]
+        interval: Span,
+        /// Print one list, of what was used in one interval, and end
+        #[arg(long)]
+        once: bool,
+    },
+    /// Tell all about a job, a task or a process. Example: gridctl status j2.1
     Status {
-        /// Such as j2.1, or j2.1/7 for one task
-        job: Selector,
+        /// Such as j2.1, j2.1/7 for one task, or 2.5031 for a process
+        #[arg(value_name = "JOB")]
+        of: Target,
     },
     /// Print what a job wrote. Example: gridctl logs -f j2.1
     Logs {
@@ -93,12 +120,12 @@ pub(crate) enum Command {
         #[arg(required = true)]
         jobs: Vec<Selector>,
     },
-    /// End jobs, or send them a signal. Example: gridctl kill -s INT j2.1
+    /// End jobs or processes, or send them a signal. Example: gridctl kill -s INT j2.1
     Kill {
-        /// Such as j2.1, or j2.1/7 for one task
-        #[arg(required = true)]
-        jobs: Vec<Selector>,
-        /// The signal, such as INT or 2; without it TERM, and KILL 10 s later
+        /// Such as j2.1, j2.1/7 for one task, or 2.5031 for a process
+        #[arg(required = true, value_name = "JOB")]
+        targets: Vec<Target>,
+        /// The signal, such as INT or 2; without it TERM, and for jobs KILL 10 s later
         #[arg(long, short)]
         signal: Option<String>,
     },
@@ -122,8 +149,9 @@ pub(crate) enum Command {
     },
     /// Move tasks to another node while they run. Example: gridctl migrate j2.1 --to node3
     Migrate {
-        /// Such as j2.1, or j2.1/7 for one task
-        job: Selector,
+        /// Such as j2.1, j2.1/7 for one task, or 2.5031 for the task of a process
+        #[arg(value_name = "JOB")]
+        of: Target,
         /// The node, by name or number; the one with the most room if absent
         #[arg(long, value_name = "NODE")]
         to: Option<String>,

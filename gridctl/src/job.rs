@@ -16,6 +16,7 @@ use libgrid::units::Bytes;
 use serde::Serialize;
 
 use crate::args::{Options, Submit, Which};
+use crate::process::{self, Target};
 use crate::{Done, inputs, show};
 
 /// The job that the options describe, on top of what a file says.
@@ -233,7 +234,7 @@ struct Signalled {
     tasks: u32,
 }
 
-pub(crate) fn kill(grid: &mut Grid, jobs: &[Selector], signal: Option<&str>, json: bool) -> Done {
+pub(crate) fn kill(grid: &mut Grid, targets: &[Target], signal: Option<&str>, json: bool) -> Done {
     // 0 lets the agent end it: TERM, and KILL if that is not enough.
     let number = match signal {
         None => 0,
@@ -242,9 +243,16 @@ pub(crate) fn kill(grid: &mut Grid, jobs: &[Selector], signal: Option<&str>, jso
             None => bail!("{text:?} is no signal: use a name such as INT, or a number from 1 to 64"),
         },
     };
-    for job in jobs {
-        match grid.ask(&Request::Kill { job: *job, signal: number })? {
-            Reply::Signalled(tasks) if json => drop(show::json(&Signalled { job: *job, tasks })?),
+    for target in targets {
+        let job = match target {
+            Target::Job(job) => *job,
+            Target::Process(gpid) => {
+                process::kill(grid, *gpid, signal, json)?;
+                continue;
+            }
+        };
+        match grid.ask(&Request::Kill { job, signal: number })? {
+            Reply::Signalled(tasks) if json => drop(show::json(&Signalled { job, tasks })?),
             Reply::Signalled(0) => eprintln!("gridctl: {job} was done already"),
             Reply::Signalled(_) => (),
             _ => return Err(GridError::Unexpected.into()),

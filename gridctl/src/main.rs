@@ -20,8 +20,11 @@ mod inputs;
 mod job;
 mod lab;
 mod moving;
+mod process;
 mod run;
 mod show;
+mod terminal;
+mod top;
 
 use std::process::ExitCode;
 
@@ -30,6 +33,7 @@ use libgrid::GridError;
 use libgrid::blocking::Grid;
 
 use crate::args::{Args, Command};
+use crate::process::Target;
 
 /// How `wait` and `run` tell their own failure from the job's.
 const OWN_FAILURE: u8 = 255;
@@ -85,16 +89,25 @@ fn dispatch(args: Args) -> Done {
         Command::Doctor => agent::doctor(&mut connect()?, json),
         Command::Submit(submit) => job::submit(&mut connect()?, &submit, json),
         Command::Run { options } => run::run(&mut connect()?, &options, json),
-        Command::Ps { all, everywhere } => job::ps(&mut connect()?, all, everywhere, json),
-        Command::Status { job } => job::status(&mut connect()?, job, json),
+        Command::Ps { all, everywhere, processes: false, .. } => {
+            job::ps(&mut connect()?, all, everywhere, json)
+        }
+        Command::Ps { everywhere, job, .. } => process::ps(&mut connect()?, job, everywhere, json),
+        Command::Top { job, everywhere, sort, interval, once } => {
+            top::top(&mut connect()?, job, everywhere, (sort, interval.0, once), json)
+        }
+        Command::Status { of: Target::Job(job) } => job::status(&mut connect()?, job, json),
+        Command::Status { of: Target::Process(gpid) } => process::status(&mut connect()?, gpid, json),
         Command::Logs { job, follow, stream } => job::logs(&mut connect()?, job, follow, stream, json),
         Command::Wait { jobs } => job::wait(&connect()?, &jobs, json),
-        Command::Kill { jobs, signal } => job::kill(&mut connect()?, &jobs, signal.as_deref(), json),
+        Command::Kill { targets, signal } => job::kill(&mut connect()?, &targets, signal.as_deref(), json),
         Command::Checkpoint { job } => checkpoint::write(&mut connect()?, job, json),
         Command::Checkpoints { job } => checkpoint::list(&mut connect()?, job, json),
         Command::Restore { job, from } => checkpoint::restore(&mut connect()?, job, from, json),
-        Command::Migrate { job, to, mode, check } => {
-            moving::migrate(&mut connect()?, job, to.as_deref(), mode, check, json)
+        Command::Migrate { of, to, mode, check } => {
+            let mut grid = connect()?;
+            let job = process::selector(&mut grid, of)?;
+            moving::migrate(&mut grid, job, to.as_deref(), mode, check, json)
         }
         Command::Drain { node, undo } => moving::drain(&connect()?, &node, undo, json),
         Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),

@@ -6,7 +6,6 @@
 //! this process go to the task.
 
 use std::io::{self, IsTerminal, Read};
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,18 +16,18 @@ use libgrid::blocking::{Grid, Keyboard};
 use libgrid::control::{Input, Request, Stdin, Streams};
 use libgrid::ids::{JobId, Selector};
 use libgrid::spec::JobSpec;
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::args::Options;
+use crate::terminal::{self, Mode};
 use crate::{Done, inputs, job, show};
 
 pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
     if options.command.is_empty() {
         bail!("there is no program to run: write gridctl run -- PROGRAM");
     }
-    let size = (io::stdin().is_terminal() && io::stdout().is_terminal()).then(terminal_size);
+    let size = (io::stdin().is_terminal() && io::stdout().is_terminal()).then(terminal::size);
     let mut spec = job::spec(JobSpec::command(options.command.iter().cloned()), options)?.restart(false);
     if size.is_some()
         && let Ok(term) = std::env::var("TERM")
@@ -38,7 +37,7 @@ pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
     let stdin = size.map_or(Stdin::Pipe, |(rows, cols)| Stdin::Terminal { rows, cols });
     let id = inputs::submit(grid, spec, Some(stdin))?;
     let status = {
-        let _raw = if size.is_some() { Raw::enter() } else { None };
+        let _raw = if size.is_some() { Mode::raw() } else { None };
         attend(grid, id, size.is_some())?
     };
     if json {
@@ -70,7 +69,7 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::sta
         for signal in signals.forever() {
             match signal {
                 SIGWINCH if terminal => {
-                    let (rows, cols) = terminal_size();
+                    let (rows, cols) = terminal::size();
                     // A task that has ended needs no size.
                     let _ = resizing.send(&Input::Resize { rows, cols });
                 }
@@ -111,31 +110,5 @@ fn type_all(mut keyboard: Keyboard) {
             let _ = keyboard.closed();
             return;
         }
-    }
-}
-
-/// Lines and columns.
-fn terminal_size() -> (u16, u16) {
-    // 24 by 80 is what every program expects of a terminal that does not say.
-    terminal_size::terminal_size().map_or((24, 80), |(cols, rows)| (rows.0, cols.0))
-}
-
-/// Our terminal without its own handling of keys; as it was when this is dropped.
-struct Raw(Termios);
-
-impl Raw {
-    fn enter() -> Option<Self> {
-        let stdin = io::stdin();
-        let before = tcgetattr(stdin.as_fd()).ok()?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw).ok()?;
-        Some(Self(before))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &self.0);
     }
 }

@@ -8,11 +8,13 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use libgrid::control::{Finding, NodeState, NodeStatus, Verdict};
 use libgrid::copy::{Entry, EntryKind, ExportOf};
 use libgrid::ids::NodeId;
+use libgrid::process::Process;
 use libgrid::status::{JobStatus, JobSummary, TaskCheckpoints, TaskState, Usage};
 use libgrid::units::{Bytes, Cpus, Span};
 use serde::Serialize;
 
 use crate::Done;
+use crate::top::Row;
 
 /// Prints one line of JSON.
 pub(crate) fn json(value: &impl Serialize) -> Done {
@@ -134,6 +136,78 @@ pub(crate) fn jobs(jobs: &[JobSummary]) -> String {
             Cell::new(list(&job.nodes)),
             right(age(job.submitted)),
             Cell::new(job.why.as_deref().unwrap_or("")),
+        ]);
+    }
+    trimmed(&table)
+}
+
+/// Processes, each a line.
+pub(crate) fn processes(processes: &[Process]) -> String {
+    let mut table =
+        table(&["GPID", "PARENT", "TASK", "NODE", "PID", "THREADS", "AGE", "CPU", "MEMORY", "NAME"]);
+    for process in processes {
+        table.add_row([
+            right(process.gpid),
+            right(process.parent.map_or_else(|| "-".into(), |parent| parent.to_string())),
+            Cell::new(process.task),
+            right(process.node),
+            right(process.pid),
+            right(process.threads),
+            right(age(process.started)),
+            right(short(process.cpu)),
+            right(Bytes(process.memory)),
+            Cell::new(&process.name),
+        ]);
+    }
+    trimmed(&table)
+}
+
+/// A process in full.
+pub(crate) fn process(process: &Process) -> String {
+    let Process { gpid, parent, task, node, pid, name, threads, .. } = process;
+    let mut lines = vec![format!("{gpid}  {name}  of {task} on node {node}")];
+    lines.extend(parent.map(|parent| format!("  made by    {parent}")));
+    lines.extend([
+        format!("  pid        {pid}, in its task"),
+        format!("  started    {} ago, on this node", age(process.started)),
+        format!("  threads    {threads}"),
+        format!("  memory     {}", Bytes(process.memory)),
+        format!("  ran        {}, and waited {} for a processor", short(process.cpu), short(process.waited)),
+        format!("  faults     {} from memory, {} from storage", process.minor_faults, process.major_faults),
+        format!(
+            "  switches   {} to wait, {} as its time was over",
+            process.voluntary_switches, process.involuntary_switches
+        ),
+    ]);
+    lines.join("\n")
+}
+
+/// What processes used since the last look.
+pub(crate) fn top(rows: &[Row]) -> String {
+    let mut table = table(&[
+        "GPID",
+        "TASK",
+        "NODE",
+        "%CPU",
+        "%WAITED",
+        "MEMORY",
+        "FAULTS/s",
+        "SWITCHES/s",
+        "CPU",
+        "NAME",
+    ]);
+    for Row { process, cpu_percent, waited_percent, faults, switches } in rows {
+        table.add_row([
+            right(process.gpid),
+            Cell::new(process.task),
+            right(process.node),
+            right(format!("{cpu_percent:.1}")),
+            right(format!("{waited_percent:.1}")),
+            right(Bytes(process.memory)),
+            right(format!("{faults:.0}")),
+            right(format!("{switches:.0}")),
+            right(short(process.cpu)),
+            Cell::new(&process.name),
         ]);
     }
     trimmed(&table)

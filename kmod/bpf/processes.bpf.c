@@ -31,7 +31,7 @@ enum { KEEPER = 1, INIT, PROCESS, VISITOR };
 struct mark {
 	u64 gpid;	/* of a PROCESS; 0 if there was no serial left */
 	u64 parent;	/* the GPID of the process that made it, or 0 */
-	u32 root;	/* its INIT, as the first pid namespace counts */
+	u32 level;	/* of the agent's pid namespace: all pids are as the agent sees them */
 	u32 kind;
 };
 
@@ -59,7 +59,7 @@ struct entry {
 	u64 major;
 	u64 voluntary;
 	u64 involuntary;
-	u32 pid;	/* of the process, as the first pid namespace counts */
+	u32 pid;	/* of the process */
 	u32 tid;
 	u32 inner;	/* the process in its own pid namespace */
 	u32 uid;
@@ -77,8 +77,11 @@ struct ended {
 	char comm[COMM];
 };
 
+struct pid_namespace;
+
 struct upid {
 	int nr;
+	struct pid_namespace *ns;
 } __attribute__((preserve_access_index));
 
 struct pid {
@@ -218,14 +221,26 @@ static __always_inline unsigned int level_of(struct task_struct *task)
 	return BPF_CORE_READ(task, thread_pid, level);
 }
 
-/* The pid in the task's own namespace, of the thread whose struct pid this is. */
-static __always_inline u32 inner_of(struct pid *pid)
+/* The pid, and its namespace, at a level that is not deeper than the thread whose struct pid this is. */
+static __always_inline struct upid *at_level(struct pid *pid, u32 level)
 {
-	unsigned int level = BPF_CORE_READ(pid, level);
 	struct upid *upid = __builtin_preserve_access_index(&pid->numbers[0]);
 	u32 size = bpf_core_type_size(struct upid);
 
-	return BPF_CORE_READ((struct upid *)((void *)upid + level * size), nr);
+	return (void *)upid + level * size;
+}
+
+static __always_inline u32 pid_at(struct pid *pid, u32 level)
+{
+	struct upid *upid = at_level(pid, level);
+
+	return BPF_CORE_READ(upid, nr);
+}
+
+/* The pid in the thread's own namespace. */
+static __always_inline u32 inner_of(struct pid *pid)
+{
+	return pid_at(pid, BPF_CORE_READ(pid, level));
 }
 
 SEC("tp_btf/sched_process_fork")
@@ -241,11 +256,10 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	if (child->tgid == child->pid) {
 		mark.parent = from->gpid;
 		if (mark.kind == KEEPER && level_of(child) > level_of(parent)) {
-			mark.root = child->tgid;
 			mark.kind = inner_of(BPF_CORE_READ(child, thread_pid)) == 1 ? INIT : VISITOR;
 		} else if (mark.kind == INIT || mark.kind == PROCESS) {
 			mark.kind = PROCESS;
-			mark.gpid = new_gpid(child->tgid);
+			mark.gpid = new_gpid(pid_at(BPF_CORE_READ(child, thread_pid), mark.level));
 		}
 	}
 	given = bpf_task_storage_get(&marks, child, &mark, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -294,10 +308,9 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	return 0;
 }
 
-/* Carries out what is ordered of this thread. */
-static __always_inline struct mark *obey(struct task_struct *task, struct mark *mark)
+/* Carries out what is ordered of this thread of the process `pid`. */
+static __always_inline struct mark *obey(struct task_struct *task, u32 pid, u32 level, struct mark *mark)
 {
-	u32 pid = task->tgid;
 	struct mark *order = bpf_map_lookup_elem(&orders, &pid);
 	struct mark wanted;
 	u64 gpid;
@@ -305,6 +318,7 @@ static __always_inline struct mark *obey(struct task_struct *task, struct mark *
 	if (!order)
 		return mark;
 	wanted = *order;
+	wanted.level = level;
 	if (wanted.kind == PROCESS) {
 		if (!wanted.gpid && mark && mark->gpid)
 			return mark;
@@ -332,20 +346,31 @@ int list(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct seq_file *seq = ctx->meta->seq;
+	struct task_struct *reader = bpf_get_current_task_btf();
+	u32 level = level_of(reader), pid;
+	struct pid_namespace *ns;
+	struct upid *upid;
 	struct mark *mark;
 	struct entry entry = {};
 
-	if (!task)
+	/* Of others than the agent's own pid namespace, and those inside of it, nothing is to be told. */
+	if (!task || level_of(task) < level)
 		return 0;
+	upid = at_level(BPF_CORE_READ(reader, thread_pid), level);
+	ns = BPF_CORE_READ(upid, ns);
+	upid = at_level(BPF_CORE_READ(task, thread_pid), level);
+	if (BPF_CORE_READ(upid, ns) != ns)
+		return 0;
+	pid = pid_at(BPF_CORE_READ(task, group_leader, thread_pid), level);
 	/* Its process has ended, and waits for its parent. */
 	if (BPF_CORE_READ(task, signal, live.counter) <= 0)
 		return 0;
-	mark = obey(task, bpf_task_storage_get(&marks, task, 0, 0));
+	mark = obey(task, pid, level, bpf_task_storage_get(&marks, task, 0, 0));
 	if (!mark || mark->kind == KEEPER)
 		return 0;
 	entry.mark = *mark;
-	entry.pid = task->tgid;
-	entry.tid = task->pid;
+	entry.pid = pid;
+	entry.tid = BPF_CORE_READ(upid, nr);
 	entry.born = task->start_boottime;
 	entry.ran = task->se.sum_exec_runtime;
 	entry.waited = task->sched_info.run_delay;

@@ -22,8 +22,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::copy::{Copy, Entry, Export, ExportOf, Landed, Place, Progress};
-use crate::ids::{JobId, NodeId, Selector, TaskId};
+use crate::ids::{Gpid, JobId, NodeId, Selector, TaskId};
 use crate::node::NodeInfo;
+use crate::process::Process;
 use crate::spec::JobSpec;
 use crate::status::{JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, TaskCheckpoints};
 use crate::units::Span;
@@ -171,6 +172,27 @@ pub enum Request {
         node: String,
         /// Whether to let it take tasks again.
         undo: bool,
+    },
+    /// The processes that run in tasks of the caller's jobs, or in everybody's if that is root: [`Reply::Processes`].
+    Processes {
+        /// Of these tasks alone.
+        of: Option<Selector>,
+        /// Of jobs that were submitted on other nodes, too.
+        everywhere: bool,
+    },
+    /// Which task a process is part of, wherever it runs: [`Reply::Found`].
+    Find {
+        /// Its global id.
+        process: Gpid,
+    },
+    /// Send a signal to one process of a task: [`Reply::Done`].
+    Signal {
+        /// The task that it is part of, as [`Request::Find`] tells.
+        task: TaskId,
+        /// Which.
+        process: Gpid,
+        /// From 1 to 64.
+        signal: i32,
     },
 }
 
@@ -370,6 +392,17 @@ pub enum Reply {
         /// What stops it; nothing if it can.
         obstacles: Vec<Obstacle>,
     },
+    /// Processes, in the order of tasks, and the nodes that did not answer.
+    Processes {
+        /// The first of them.
+        processes: Vec<Process>,
+        /// Nodes whose processes are missing.
+        silent: Vec<NodeId>,
+        /// Whether there are more than fit.
+        more: bool,
+    },
+    /// The process is part of this task.
+    Found(TaskId),
 }
 
 /// A certificate of the VO, for programs that speak TLS or GSI, all as PEM.

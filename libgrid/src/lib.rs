@@ -22,6 +22,7 @@
 //! | [`spec`] | what a user submits: [`spec::JobSpec`] |
 //! | [`status`] | what became of it |
 //! | [`node`] | what a node has |
+//! | [`process`] | what runs in tasks |
 //! | [`control`] | requests to the agent and its replies |
 //! | [`copy`] | files between nodes |
 //! | [`client`] | the connection to the agent, async |
@@ -49,6 +50,7 @@ pub mod ids;
 #[cfg(feature = "io")]
 pub mod io;
 pub mod node;
+pub mod process;
 pub mod spec;
 pub mod status;
 pub mod units;

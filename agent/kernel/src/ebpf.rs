@@ -31,18 +31,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 const MAPS: [&str; 6] = ["marks", "gpids", "orders", "limits", "serials", "ends"];
 const LINKS: [&str; 3] = ["fork", "exit", "list"];
 
-/// The first pid namespace of every machine has this number (`include/linux/proc_ns.h`); what the programs tell are its
-/// pids.
-const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
-
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS: i64 = 0xcafe_4a11;
 
 /// The programs cannot be used here.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
-    #[error("the agent runs in a container's pid namespace")]
-    Container,
     #[error("the kernel tells no types (/sys/kernel/btf/vmlinux): {0}")]
     Types(#[from] BtfError),
     #[error("cannot mount a bpf file system on {}: {source}", path.display())]
@@ -67,7 +61,7 @@ pub(crate) enum LoadError {
 pub(crate) struct Mark {
     gpid: u64,
     parent: u64,
-    root: u32,
+    level: u32,
     kind: u32,
 }
 
@@ -163,10 +157,6 @@ pub(crate) struct Programs {
 impl Programs {
     /// Takes up the programs that are pinned below `folder`, or loads them.
     pub(crate) fn open(folder: &Path, node: NodeId, serials: Serials) -> Result<Self, LoadError> {
-        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-        if namespace.as_os_str() != FIRST_PID_NAMESPACE {
-            return Err(LoadError::Container);
-        }
         mount(folder)?;
         let own = folder.join(&blake3::hash(OBJECT).to_hex()[..16]);
         if !LINKS.iter().all(|link| own.join(link).exists()) {
@@ -251,6 +241,13 @@ impl Programs {
         ended
     }
 
+    pub(crate) fn close(&self) -> io::Result<()> {
+        let folder = self.list.ancestors().nth(2).unwrap_or(&self.list);
+        clear(folder)?;
+        // The maps are open still, but not by the mount.
+        Ok(nix::mount::umount(folder)?)
+    }
+
     pub(crate) fn health(&self) -> Health {
         let Counts { missed, unmarked, lost, .. } = self.counts.get(&0, 0).unwrap_or_default();
         Health { missed, unmarked, lost }
@@ -265,7 +262,7 @@ impl Mark {
     /// Of a process of a task; with a new id, if it is to have none of before.
     pub(crate) fn process(gpid: Option<Gpid>, parent: Option<Gpid>) -> Self {
         let number = |gpid: Option<Gpid>| gpid.map_or(0, Gpid::as_u64);
-        Self { gpid: number(gpid), parent: number(parent), root: 0, kind: PROCESS }
+        Self { gpid: number(gpid), parent: number(parent), level: 0, kind: PROCESS }
     }
 }
 
@@ -370,7 +367,7 @@ impl Members<'_> {
     }
 
     fn mark(&mut self) -> Mark {
-        Mark { gpid: self.u64(), parent: self.u64(), root: self.u32(), kind: self.u32() }
+        Mark { gpid: self.u64(), parent: self.u64(), level: self.u32(), kind: self.u32() }
     }
 
     fn name(&mut self) -> String {

@@ -14,6 +14,7 @@
 //! in `kmod/bpf/processes.bpf.c`.
 
 mod ebpf;
+mod pidfd;
 mod proc;
 mod serials;
 mod stack;
@@ -158,11 +159,25 @@ impl Processes {
         }
     }
 
-    /// Gives processes the ids that they had before they were restored: pid, id, and the id of the parent.
+    /// Gives processes that were restored the ids that they had before. `known` tells, for a pid in the task, the id and
+    /// that of the parent; one that it does not know gets a new id when somebody looks.
     ///
     /// # Errors
     /// Where the kernel refuses to be asked.
-    pub fn give(&mut self, ids: &[(u32, Gpid, Option<Gpid>)]) -> Result<(), ProcessesError> {
+    pub fn restored(
+        &mut self,
+        pids: &[u32],
+        known: impl Fn(u32) -> Option<(Gpid, Option<Gpid>)>,
+    ) -> Result<(), ProcessesError> {
+        let inner = |pid: u32| Some(Status::of(pid, &self.proc)?.inner);
+        let ids: Vec<(u32, Gpid, Option<Gpid>)> = pids
+            .iter()
+            .filter_map(|pid| known(inner(*pid)?).map(|(gpid, parent)| (*pid, gpid, parent)))
+            .collect();
+        self.give(&ids)
+    }
+
+    fn give(&mut self, ids: &[(u32, Gpid, Option<Gpid>)]) -> Result<(), ProcessesError> {
         match &mut self.way {
             Way::Ebpf(programs) => {
                 let marks: Vec<_> = ids
@@ -187,6 +202,31 @@ impl Processes {
         match &self.way {
             Way::Ebpf(programs) => programs.find(gpid),
             Way::Stack { table, .. } => table.find(gpid, &self.proc),
+        }
+    }
+
+    /// Sends a signal to a process that is here; false if it is not.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the signal.
+    pub fn signal(&self, gpid: Gpid, signal: i32) -> io::Result<bool> {
+        let Some(pid) = self.find(gpid) else { return Ok(false) };
+        let Some(process) = pidfd::open(pid)? else { return Ok(false) };
+        // The pid may be another's by now; that of a descriptor is not.
+        if self.find(gpid) != Some(pid) {
+            return Ok(false);
+        }
+        pidfd::signal(&process, signal)
+    }
+
+    /// Detaches the programs, which otherwise go on without the agent, and unmounts their file system.
+    ///
+    /// # Errors
+    /// Where it cannot be unmounted.
+    pub fn close(&mut self) -> io::Result<()> {
+        match &self.way {
+            Way::Ebpf(programs) => programs.close(),
+            Way::Stack { .. } => Ok(()),
         }
     }
 

@@ -178,9 +178,10 @@ fn a_restored_process_gets_its_id_back_and_hands_it_down() {
     let task =
         Task::start(&format!("sh -c 'until test -e {}; do :; done; sleep 1000; :' & wait", go.display()));
     let pid = task.pids(1)[0];
-    let before = processes.list(&[pid]).unwrap()[0].gpid;
+    let found = processes.list(&[pid]).unwrap().pop().unwrap();
+    let (before, inner) = (found.gpid, found.inner);
     let (given, parent) = (Gpid { node: NodeId(3), serial: 77 }, Gpid { node: NodeId(3), serial: 5 });
-    processes.give(&[(pid, given, Some(parent))]).unwrap();
+    processes.restored(&[pid], |pid| (pid == inner).then_some((given, Some(parent)))).unwrap();
     let now = &processes.list(&[pid]).unwrap()[0];
     assert_eq!((now.gpid, now.parent), (given, Some(parent)));
     assert_eq!((processes.find(given), processes.find(before)), (Some(pid), None));

@@ -13,6 +13,7 @@
 //! data_ports   = "50000-50100"           # TCP; for the data of copies and jobs; any free port if absent
 //! encrypt_jobs = true                    # whether inputs and results of jobs leave this node encrypted
 //! task_network = true                    # whether tasks may have addresses of their own (--net grid)
+//! ebpf         = true                    # whether processes are followed by eBPF programs
 //! [limits]                               # what the grid may use of this machine
 //! cores        = 4.0
 //! memory       = "8G"
@@ -56,6 +57,7 @@ pub(crate) struct Config {
     pub(crate) data_ports: Option<Ports>,
     pub(crate) encrypt_jobs: bool,
     pub(crate) task_network: bool,
+    pub(crate) ebpf: bool,
     pub(crate) limits: Limits,
     pub(crate) checkpoints: Checkpointing,
 }
@@ -139,6 +141,7 @@ impl Default for Config {
             data_ports: None,
             encrypt_jobs: true,
             task_network: true,
+            ebpf: true,
             limits: Limits::default(),
             checkpoints: Checkpointing::default(),
         }

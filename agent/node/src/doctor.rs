@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use grid_checkpoint::Installation;
 use grid_qos::Cgroups;
 use libgrid::control::{Finding, Verdict};
-use libgrid::node::Tier;
 use libgrid::units::{Bytes, Cpus};
 
 use crate::config::Config;
@@ -20,7 +19,7 @@ use crate::runner::shim_program;
 const LITTLE_ROOM: u64 = 1 << 30;
 
 pub(crate) async fn examine(config: &Config, grid: Option<&Grid>) -> Vec<Finding> {
-    let mut findings = vec![tier(), cgroups(config), shim(), room(config), resources(config)];
+    let mut findings = vec![tier(grid), cgroups(config), shim(), room(config), resources(config)];
     findings.extend(checkpoints().await);
     findings.extend(vo(grid));
     if let Some(grid) = grid {
@@ -34,12 +33,26 @@ fn finding(subject: &str, verdict: Verdict, text: impl Into<String>) -> Finding 
     Finding { subject: subject.into(), verdict, text: text.into() }
 }
 
-fn tier() -> Finding {
-    match machine::tier() {
-        Tier::Kernel => finding("tier", Verdict::Good, "kernel: the module is loaded"),
-        Tier::Ebpf => finding("tier", Verdict::Good, "ebpf: programs can be loaded"),
-        Tier::Stack => {
-            finding("tier", Verdict::Good, "stack: everything runs in user space; nothing else is needed")
+fn tier(grid: Option<&Grid>) -> Finding {
+    let Some(grid) = grid else {
+        return finding("tier", Verdict::Good, "told when this node is in a VO");
+    };
+    let lost = grid.processes.health();
+    match grid.processes.lacks() {
+        None if lost.unmarked + lost.missed > 0 => {
+            let text = format!(
+                "ebpf: {} processes got their ids late, as the kernel had no memory or no number for them",
+                lost.unmarked + lost.missed
+            );
+            finding("tier", Verdict::Missing, text)
+        }
+        None => finding("tier", Verdict::Good, "ebpf: every process is followed from its first instruction"),
+        Some(why) => {
+            let text = format!(
+                "stack: {why}; processes get their ids when they are looked at, and how those ended that nobody looked at is \
+                 not known"
+            );
+            finding("tier", Verdict::Good, text)
         }
     }
 }

@@ -11,8 +11,9 @@ use grid_link::{Incoming, Link, LinkConfig};
 use grid_transfer::session::Invitation;
 use grid_vo::{NodeKey, RevocationList};
 use libgrid::control::{Certificate, Failure, Kind};
-use libgrid::ids::{NodeId, Run, TaskId};
+use libgrid::ids::{Gpid, NodeId, Run, TaskId};
 use libgrid::node::NodeInfo;
+use libgrid::process::Process;
 use libgrid::status::{Checkpoint, Obstacle, TaskCheckpoints};
 use libgrid::units::{Bytes, Span};
 use libgrid::wire::stream;
@@ -30,6 +31,7 @@ use crate::membership::{self, Members, News};
 use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
+use crate::processes::{self, Processes};
 use crate::runner::{
     self, Departing, Departure, Keyboard, Outset, Query, Round, Rounding, Surveyed, Taker, moving,
 };
@@ -57,6 +59,7 @@ pub(crate) struct Grid {
     pub(crate) copies: Arc<Copies>,
     pub(crate) typists: Typists,
     pub(crate) network: Network,
+    pub(crate) processes: Processes,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
     queries: mpsc::UnboundedSender<Query>,
@@ -80,6 +83,10 @@ impl Grid {
             Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
                 .map_err(|error| internal(&error))?;
         let addrs = identity::addresses(&config, link.local_addr()).map_err(|error| internal(&error))?;
+
+        // Before any shim is started: those are followed that this process starts.
+        let processes = Processes::start(&config, me).await;
+        processes.keep(&found.pids);
 
         let kept: Vec<_> = found.kept.iter().filter_map(|kept| kept.address).collect();
         let network = Network::start(&config, me, &addrs, &kept);
@@ -135,7 +142,7 @@ impl Grid {
             config.clone(),
             me,
             core.clone(),
-            (staging, network.clone()),
+            (staging, network.clone(), processes.clone()),
             (shims, found),
             channel,
             actions_end,
@@ -146,7 +153,7 @@ impl Grid {
             node: me,
             name: config.name.clone(),
             addrs: addrs.clone(),
-            tier: machine::tier(),
+            tier: machine::tier(processes.lacks().is_none()),
             total,
             free: total,
             load: machine::load(),
@@ -186,6 +193,7 @@ impl Grid {
             copies,
             typists: Typists::default(),
             network,
+            processes,
             addrs,
             queries,
             news,
@@ -210,6 +218,30 @@ impl Grid {
         let (reply, answer) = oneshot::channel();
         self.queries.send(Query::Keyboard { run, reply }).ok()?;
         answer.await.ok().flatten()
+    }
+
+    // === processes ===
+
+    /// The processes of runs that are here, of these or of all.
+    pub(crate) async fn processes_of(&self, runs: Option<Vec<Run>>) -> Vec<Process> {
+        let mut processes = self.processes.list(processes::places(&self.queries, runs).await).await;
+        processes.truncate(processes::MOST);
+        processes
+    }
+
+    /// Which task a process that is here is part of; if none, what became of it, as far as that is known.
+    pub(crate) async fn find_here(&self, process: Gpid) -> Result<TaskId, Option<String>> {
+        let places = processes::places(&self.queries, None).await;
+        let run = self.processes.find(process, places).await;
+        run.map(|run| run.task).ok_or_else(|| self.processes.fate(process))
+    }
+
+    /// Sends a signal to a process of a run that is here.
+    pub(crate) async fn signal_here(&self, run: Run, process: Gpid, signal: i32) -> Result<(), Failure> {
+        let place = processes::places(&self.queries, Some(vec![run])).await.pop();
+        let missing =
+            || Failure::new(Kind::Missing, format!("{} does not run on node {} now", run.task, self.me));
+        self.processes.signal(process, place.ok_or_else(missing)?, signal).await
     }
 
     // === checkpoints ===

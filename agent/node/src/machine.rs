@@ -29,10 +29,9 @@ pub(crate) fn load() -> u32 {
     (load * 100.0) as u32
 }
 
-/// What the kernel allows: the module's device tells of the module, a successful map creation of eBPF.
-pub(crate) fn tier() -> Tier {
-    // Each higher tier is taken when its programs are loaded; none are part of this release.
-    if Path::new("/dev/gridos").exists() { Tier::Kernel } else { Tier::Stack }
+/// What the kernel allows, and the agent uses. The module has no part in this release.
+pub(crate) fn tier(ebpf: bool) -> Tier {
+    if ebpf { Tier::Ebpf } else { Tier::Stack }
 }
 
 /// Bytes that can still be written below `folder`, if the system says.

@@ -30,6 +30,7 @@ mod membership;
 mod network;
 mod output;
 mod peers;
+mod processes;
 mod relay;
 mod runner;
 mod serve;
@@ -145,6 +146,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let _ = fs::remove_file(config.socket());
     if let Some(grid) = agent.grid() {
         grid.network.stop();
+        let tasks = grid.core.look(|view| view.host.runs().count()).await;
+        grid.processes.stop(tasks.unwrap_or(usize::MAX));
         grid.stop().await;
     }
     Ok(())

@@ -11,6 +11,9 @@
 //! | `Stage` | [`control::Response`] frames: how far it is, then the end |
 //! | `Input` | the asker sends [`Keys`] frames; [`Heard`] frames, the first at once |
 //! | `Usage` | one `Vec<Used>` frame |
+//! | `Processes` | one `Vec<Process>` frame |
+//! | `Find` | one `Result<TaskId, Option<String>>` frame: why there is none, if that is known |
+//! | `Signal` | one `Result<(), Failure>` frame |
 //! | `Checkpoint` | one `Result<Checkpoint, Failure>` frame, when it is stored |
 //! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |
 //! | `Verify` | one `Result<(), Failure>` frame |
@@ -42,7 +45,7 @@ use grid_run::protocol::Typed;
 use grid_transfer::session::Invitation;
 use grid_vo::{Admission, RevocationList};
 use libgrid::control::{self, Stream};
-use libgrid::ids::{NodeId, Run, TaskId};
+use libgrid::ids::{Gpid, NodeId, Run, TaskId};
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -70,6 +73,12 @@ pub(crate) enum Request {
     Input(Run),
     /// What runs have used so far.
     Usage(Vec<Run>),
+    /// The processes of runs.
+    Processes(Vec<Run>),
+    /// Which task a process at the asked node is part of.
+    Find(Gpid),
+    /// A process of a run is to get a signal.
+    Signal { run: Run, process: Gpid, signal: i32 },
     /// A checkpoint of a run is wanted now.
     Checkpoint(Run),
     /// The checkpoints of a task.

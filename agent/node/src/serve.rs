@@ -106,6 +106,13 @@ async fn answer_node(
         Request::Usage(runs) if runs.iter().all(|run| run.task.job.home == node) => {
             answer_once(&mut duplex, &grid.output.usage(runs).await).await
         }
+        Request::Processes(runs) if runs.iter().all(|run| run.task.job.home == node) => {
+            answer_once(&mut duplex, &grid.processes_of(Some(runs)).await).await
+        }
+        Request::Find(process) => answer_once(&mut duplex, &grid.find_here(process).await).await,
+        Request::Signal { run, process, signal } if run.task.job.home == node => {
+            answer_once(&mut duplex, &grid.signal_here(run, process, signal).await).await
+        }
         Request::Checkpoint(run) if run.task.job.home == node => {
             answer_once(&mut duplex, &grid.checkpoint(run).await).await
         }
@@ -172,6 +179,8 @@ async fn answer_node(
         | Request::Output(_)
         | Request::Input(_)
         | Request::Usage(_)
+        | Request::Processes(_)
+        | Request::Signal { .. }
         | Request::Checkpoint(_)
         | Request::Checkpoints(_)
         | Request::Verify { .. }

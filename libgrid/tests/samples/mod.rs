@@ -7,8 +7,9 @@ use libgrid::control::{
     Response, Stdin, Stream, Streams, Submission, Verdict,
 };
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
-use libgrid::ids::{JobId, NodeId, Selector};
+use libgrid::ids::{Gpid, JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
+use libgrid::process::Process;
 use libgrid::spec::{Checkpoints, JobSpec, Net};
 use libgrid::status::{
     Checkpoint, Counts, JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, Outcome,
@@ -143,6 +144,9 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Migrate { task: job().task(0), to: None, mode: MoveMode::Auto, check: false },
         Request::Migrate { task: job().task(0), to: None, mode: MoveMode::PreCopy, check: false },
         Request::Drain { node: "node2".into(), undo: false },
+        Request::Processes { of: Some(Selector::Job(job())), everywhere: true },
+        Request::Find { process: gpid() },
+        Request::Signal { task: job().task(3), process: gpid(), signal: 10 },
     ];
     let name = |request: &Request| match request {
         // A new variant does not compile until it has a name here; give it a value above, too.
@@ -171,8 +175,35 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Restore { .. } => "restore",
         Request::Migrate { .. } => "migrate",
         Request::Drain { .. } => "drain",
+        Request::Processes { .. } => "processes",
+        Request::Find { .. } => "find",
+        Request::Signal { .. } => "signal",
     };
     requests.into_iter().map(|request| (name(&request), request)).collect()
+}
+
+fn gpid() -> Gpid {
+    Gpid { node: NodeId(12), serial: 5031 }
+}
+
+fn process() -> Process {
+    Process {
+        gpid: gpid(),
+        parent: Some(Gpid { node: NodeId(2), serial: 7 }),
+        task: job().task(3),
+        node: NodeId(2),
+        pid: 4,
+        name: "sh".into(),
+        started: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        cpu: Duration::from_millis(1500),
+        waited: Duration::from_micros(3),
+        minor_faults: 200,
+        major_faults: 1,
+        voluntary_switches: 30,
+        involuntary_switches: 2,
+        threads: 3,
+        memory: 4 << 20,
+    }
 }
 
 /// Every reply and every kind of failure, with a name.
@@ -240,6 +271,8 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
             to: NodeId(3),
             obstacles: vec![Obstacle { what: "it is".into(), remedy: "end it".into() }],
         },
+        Reply::Processes { processes: vec![process()], silent: vec![NodeId(4)], more: true },
+        Reply::Found(job().task(3)),
     ];
     let name = |reply: &Reply| match reply {
         Reply::Done => "done",
@@ -263,6 +296,8 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Moved(_) => "moved",
         Reply::Fits { .. } => "fits",
         Reply::Relocated { .. } => "relocated",
+        Reply::Processes { .. } => "processes",
+        Reply::Found(_) => "found",
     };
     let kind = |kind: Kind| match kind {
         Kind::Invalid => "failure-invalid",

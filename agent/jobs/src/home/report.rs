@@ -46,6 +46,18 @@ impl Home {
         Some((Run { task, epoch: known.epoch }, known.state.node()))
     }
 
+    /// The runs of a job that have been started, and where each is.
+    pub fn running(&self, job: JobId) -> Vec<(Run, NodeId)> {
+        let Some(known) = self.jobs.get(&job) else { return Vec::new() };
+        let place = |index: &u32| match known.task(*index)? {
+            Task { state: State::Running { node }, epoch, .. } => {
+                Some((Run { task: job.task(*index), epoch: *epoch }, *node))
+            }
+            _ => None,
+        };
+        known.active.iter().filter_map(place).collect()
+    }
+
     /// Whether a run of the job is on a node, or is on its way there.
     pub fn has_run_at(&self, job: JobId, node: NodeId) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.runs.iter().any(|run| run.task.job == job))

@@ -13,6 +13,7 @@ use libgrid::wire;
 use serde::{Deserialize, Serialize};
 
 use crate::output::STREAMS;
+use crate::processes::Identity;
 
 /// Its name.
 pub(super) const NAME: &str = "about";
@@ -21,7 +22,7 @@ pub(super) const NAME: &str = "about";
 const OUTPUT: &str = "output";
 
 /// Changes with the meaning of what is here.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Of one checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub(crate) struct About {
     /// The user of the task's processes, who must be free where they go on.
     pub(crate) uid: u32,
     pub(crate) bytes: u64,
+    /// The ids that its processes keep.
+    pub(crate) processes: Vec<Identity>,
 }
 
 impl About {
@@ -47,7 +50,13 @@ impl About {
         uid: u32,
         bytes: u64,
     ) -> Self {
-        Self { format: FORMAT, made: SystemTime::now(), cost, interval, left, uid, bytes }
+        let (made, processes) = (SystemTime::now(), Vec::new());
+        Self { format: FORMAT, made, cost, interval, left, uid, bytes, processes }
+    }
+
+    /// With the ids of its processes.
+    pub(super) fn with(self, processes: Vec<Identity>) -> Self {
+        Self { processes, ..self }
     }
 
     pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {

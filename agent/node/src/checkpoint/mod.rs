@@ -62,6 +62,7 @@ use self::keeper::{Keeper, Work};
 pub(crate) use self::keeper::{News, Unpacked, remove};
 use crate::config::Config;
 use crate::core::Core;
+use crate::processes::{Identity, Processes};
 use crate::runner::Query;
 use crate::staging::{StageError, Staging};
 
@@ -138,6 +139,7 @@ pub(crate) struct Checkpoints {
     turn: VecDeque<Run>,
     seen: Seen,
     away: Away,
+    processes: Processes,
 }
 
 /// What is known of a task that runs.
@@ -183,6 +185,8 @@ struct Writing {
     interval: Option<Duration>,
     cost: Duration,
     replies: Vec<Reply>,
+    /// The ids of the processes that there were when it began.
+    processes: Vec<Identity>,
 }
 
 /// They cannot be kept here.
@@ -200,7 +204,7 @@ impl Checkpoints {
         config: &Config,
         me: NodeId,
         kept: &[Run],
-        (core, staging): (Core, Staging),
+        (core, staging, processes): (Core, Staging, Processes),
         news: mpsc::UnboundedSender<Query>,
     ) -> Result<Self, CheckpointError> {
         let folder = config.checkpoints_dir();
@@ -220,6 +224,7 @@ impl Checkpoints {
         let away = Away::open(&away).map_err(|source| CheckpointError::Folder { path: away, source })?;
         let mut checkpoints = Self {
             away,
+            processes,
             importer,
             core,
             me,
@@ -369,7 +374,8 @@ impl Checkpoints {
             let interval = (!by_hand).then(|| watched.since.elapsed());
             let replies = std::mem::take(&mut watched.asked);
             let number = watched.next;
-            watched.writing = Some(Writing { number, interval, cost: Duration::ZERO, replies });
+            let processes = self.processes.identities(&group_of(&watched.task.place));
+            watched.writing = Some(Writing { number, interval, cost: Duration::ZERO, replies, processes });
             watched.next += 1;
             if self.size >= self.limit {
                 self.fail(run, number, self.full());
@@ -397,6 +403,8 @@ impl Checkpoints {
             interval: Some(watched.since.elapsed()),
             cost: Duration::ZERO,
             replies: Vec::new(),
+            // It will stand still when they are looked at.
+            processes: Vec::new(),
         });
         watched.next += 1;
         self.traces.insert(run);
@@ -457,10 +465,17 @@ impl Checkpoints {
                 }
                 let writing = writing.as_mut().filter(|writing| writing.number == number);
                 let interval = writing.as_ref().and_then(|writing| writing.interval);
+                let mut processes = Vec::new();
                 if let Some(writing) = writing {
                     writing.cost = done.took;
+                    processes = std::mem::take(&mut writing.processes);
                 }
+                // Those that came while it was written, too: those that are not in it do no harm.
+                let known: BTreeSet<u32> = processes.iter().map(|process| process.pid).collect();
+                let now = self.processes.identities(&group_of(&task.place));
+                processes.extend(now.into_iter().filter(|process| !known.contains(&process.pid)));
                 let about = About::new(done.took, interval, left, task.uid, done.bytes);
+                let about = about.with(processes);
                 let (folder, output) = (folder.to_owned(), task.place.clone());
                 if Description::read(&folder).is_ok_and(|description| description.apart) {
                     let departs = departs.as_mut().filter(|departs| departs.number == number);
@@ -729,6 +744,11 @@ fn pack(luggage: Luggage, number: u64, output: &Path, about: &About, asked: Opti
     };
     // Whoever asked may be gone.
     let _ = reply.send(answer);
+}
+
+/// The control group of the task in this folder: it has its name.
+fn group_of(place: &Path) -> String {
+    place.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Bytes of all files in a folder.

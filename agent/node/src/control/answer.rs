@@ -11,7 +11,7 @@ use libgrid::ids::{NodeId, Run, Selector};
 use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus};
 use libgrid::wire::{WireError, stream};
 
-use super::{Answer, Stream, checkpoints, follow, moving, typing};
+use super::{Answer, Stream, checkpoints, follow, moving, processes, typing};
 use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::peers;
@@ -60,6 +60,10 @@ pub(super) async fn answer<S: Stream>(
             };
             return Ok(stream::write(client, &Response::Ok(Reply::Exports { exports, silent })).await?);
         }
+        Request::Find { process } => {
+            let found = processes::find(grid, process).await?;
+            return Ok(stream::write(client, &Response::Ok(Reply::Found(found))).await?);
+        }
         Request::Drain { node, undo } => {
             let Some(number) = grid.members.find(&node) else {
                 let why = format!("there is no node {node}: see gridctl nodes");
@@ -96,7 +100,10 @@ pub(crate) async fn relayed<S: Stream>(
     client: &mut S,
 ) -> Result<(), WireError> {
     let mine = job_of(&request).is_none_or(|home| home == grid.me);
-    let listed = !matches!(request, Request::Jobs { everywhere: true, .. });
+    let listed = !matches!(
+        request,
+        Request::Jobs { everywhere: true, .. } | Request::Processes { everywhere: true, .. }
+    );
     let result = if mine && listed {
         local(grid, caller, request, client).await
     } else {
@@ -113,7 +120,9 @@ pub(crate) async fn relayed<S: Stream>(
 fn job_of(request: &Request) -> Option<NodeId> {
     match request {
         Request::Job { job, .. } | Request::Wait { job } | Request::Kill { job, .. } => Some(job.job().home),
-        Request::Logs { task, .. }
+        Request::Processes { of: Some(of), .. } => Some(of.job().home),
+        Request::Signal { task, .. }
+        | Request::Logs { task, .. }
         | Request::Input { task }
         | Request::Checkpoint { task }
         | Request::Checkpoints { task }
@@ -173,6 +182,15 @@ async fn local<S: Stream>(
         Request::Kill { job, signal } => {
             owned(grid, caller, job).await?;
             Reply::Signalled(kill(grid, job, signal).await?)
+        }
+        Request::Processes { of: None, everywhere } => processes::all(grid, caller, everywhere).await?,
+        Request::Processes { of: Some(of), .. } => {
+            owned(grid, caller, of).await?;
+            processes::of(grid, of).await?
+        }
+        Request::Signal { task, process, signal } => {
+            owned(grid, caller, Selector::Task(task)).await?;
+            processes::signal(grid, task, process, signal).await?
         }
         Request::Wait { job } => return follow::wait(grid, job, client).await,
         Request::Logs { task, streams, from, follow } => {

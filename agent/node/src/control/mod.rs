@@ -5,6 +5,7 @@ mod answer;
 mod checkpoints;
 mod follow;
 mod moving;
+mod processes;
 mod submit;
 mod typing;
 

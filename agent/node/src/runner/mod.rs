@@ -62,6 +62,7 @@ use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
 use crate::network::Network;
 use crate::peers::Peers;
+use crate::processes::{Place, Processes};
 use crate::staging::Staging;
 
 /// How many shims wait without tasks. To start one costs as much as all else of a short task, so a stream of short
@@ -83,6 +84,8 @@ pub(crate) enum Query {
     Keyboard { run: Run, reply: oneshot::Sender<Option<Keyboard>> },
     /// What runs that are here have used so far, and what is not as it should be.
     Usage { runs: Vec<Run>, reply: oneshot::Sender<Vec<Used>> },
+    /// Where the processes of runs are, of these or of all.
+    Places { runs: Option<Vec<Run>>, reply: oneshot::Sender<Vec<Place>> },
     /// To write a checkpoint of a run now.
     Checkpoint { run: Run, reply: checkpoint::Reply },
     /// The checkpoints of a task that are here.
@@ -196,6 +199,7 @@ pub(crate) struct Runner {
     shims: Shims,
     inputs: Inputs,
     network: Network,
+    processes: Processes,
     checkpoints: Checkpoints,
     moves: Moves,
     /// Runs that wait for their checkpoints to be unpacked, or for the places of their users.
@@ -228,14 +232,19 @@ pub(crate) fn start(
     config: Arc<Config>,
     me: NodeId,
     core: Core,
-    (staging, network): (Staging, Network),
+    (staging, network, processes): (Staging, Network, Processes),
     (shims, found): (Shims, Found),
     (queries, queries_end): Queries,
     actions: mpsc::UnboundedReceiver<Action>,
 ) -> Result<(), CheckpointError> {
     let kept: Vec<Run> = found.kept.iter().map(|kept| kept.run).collect();
-    let checkpoints =
-        Checkpoints::open(&config, me, &kept, (core.clone(), staging.clone()), queries.clone())?;
+    let checkpoints = Checkpoints::open(
+        &config,
+        me,
+        &kept,
+        (core.clone(), staging.clone(), processes.clone()),
+        queries.clone(),
+    )?;
     let moves = Moves::open(&config.checkpoints_dir());
     let mut slots = Slots::new(config.tasks_dir(), me);
     slots.reserve(checkpoints.uids());
@@ -249,6 +258,7 @@ pub(crate) fn start(
         shims,
         inputs,
         network,
+        processes,
         checkpoints,
         moves,
         resuming: HashMap::new(),
@@ -624,6 +634,7 @@ impl Runner {
                 self.resume_parked();
             }
             Query::Unclean(uid) => self.resume_without(uid),
+            Query::Places { runs, reply } => drop(reply.send(self.places(runs))),
             Query::Checkpoint { run, reply } => self.checkpoints.ask(run, reply),
             Query::Kept { task, reply } => drop(reply.send(self.checkpoints.status(task))),
             Query::Verify { task, number, reply } => self.checkpoints.verify(task, number, reply),
@@ -667,10 +678,22 @@ impl Runner {
         runs.iter().filter_map(used).collect()
     }
 
+    /// Not of those that are being restored: they have no ids yet.
+    fn places(&self, runs: Option<Vec<Run>>) -> Vec<Place> {
+        let runs = runs.unwrap_or_else(|| self.runs.keys().copied().collect());
+        let place = |run: Run| {
+            let local = self.runs.get(&run)?;
+            let there = local.resuming.is_none() && local.started.is_some() && !local.progress.borrow().ended;
+            there.then(|| (run, local.slot.name()))
+        };
+        runs.into_iter().filter_map(place).collect()
+    }
+
     fn hear(&mut self, id: ShimId, message: FromShim) {
         match message {
             FromShim::Started { run, at } => {
                 self.starting.remove(&run);
+                self.identify(run);
                 let resuming = self.runs.get_mut(&run).and_then(|local| local.resuming.take());
                 let resumed = resuming.and_then(|resuming| resuming.number);
                 self.core.host(host::Event::Started { run, at, resumed });

@@ -225,6 +225,7 @@ impl Runner {
         let FromShim::Held { run, folder, done } = message else { return };
         let Some(local) = self.runs.get(&run) else { return };
         if local.resuming.is_some() {
+            self.identify(run);
             return self.core.host(host::Event::Held(run));
         }
         if local.departs.is_none() || !self.checkpoints.departs_with(run, &folder) {

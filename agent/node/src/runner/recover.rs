@@ -36,6 +36,8 @@ pub(crate) enum RunnerError {
 pub(crate) struct Found {
     pub(super) shims: Vec<shim::Connected>,
     pub(crate) kept: Vec<Kept>,
+    /// The shims' processes.
+    pub(crate) pids: Vec<u32>,
 }
 
 /// Makes the folders, finds the shims of an earlier agent, and sweeps up what no shim keeps.
@@ -65,7 +67,7 @@ pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError>
         cgroup_root: config.cgroup_root.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
     };
-    let mut found = Found { shims: Vec::new(), kept: Vec::new() };
+    let mut found = Found { shims: Vec::new(), kept: Vec::new(), pids: Vec::new() };
     let sockets = shims.find().map_err(|source| RunnerError::Folder { path: config.shims_dir(), source })?;
     for (socket, stream) in sockets {
         // Of a connected socket: who listens on it.
@@ -74,6 +76,7 @@ pub(crate) async fn find(config: &Config) -> Result<(Shims, Found), RunnerError>
             Ok(connected) => {
                 found.kept.extend(connected.kept.iter().cloned());
                 found.shims.push(connected);
+                found.pids.extend(listener.ok().and_then(|pid| u32::try_from(pid.as_raw()).ok()));
             }
             Err(error) => {
                 warn!(socket = %socket.display(), %error, "a shim does not answer: it is ended, with its tasks");

@@ -34,7 +34,7 @@ use tracing::{info, warn};
 use super::ahead::{Arrived, Pages};
 use super::ready::Unready;
 use super::{Local, Query, Runner};
-use crate::checkpoint::{Checkpoints, News, Task, Unpacked};
+use crate::checkpoint::{About, Checkpoints, News, Task, Unpacked};
 use crate::core::View;
 use crate::peers::Request;
 
@@ -63,6 +63,8 @@ pub(super) struct Resuming {
     pages: Option<Pages>,
     /// What went wrong so far.
     trouble: Vec<String>,
+    /// Its processes have their ids.
+    identified: bool,
 }
 
 impl Resuming {
@@ -333,6 +335,18 @@ impl Runner {
             local.resuming = Some(resuming);
         }
         time
+    }
+
+    /// Gives the processes of a restored task their ids back, once.
+    pub(super) fn identify(&mut self, run: Run) {
+        let folder = self.checkpoints.unpacked(run);
+        let Some(local) = self.runs.get_mut(&run) else { return };
+        let Some(resuming) = local.resuming.as_mut().filter(|resuming| !resuming.identified) else { return };
+        resuming.identified = true;
+        match About::read_in(&folder) {
+            Ok(about) => self.processes.restore(&local.slot.name(), &about.processes),
+            Err(why) => warn!(%run, why, "its processes get new ids"),
+        }
     }
 
     /// Whether this end is that of a restore that failed, so that the task goes another way.

@@ -1,0 +1,264 @@
+//! The processes of this node's tasks: which there are, and their global ids ([`grid_kernel`]).
+//!
+//! | who | asks for |
+//! | --- | --- |
+//! | a job's home | the processes of runs here, and to send one of them a signal |
+//! | any node | which task a process here is part of |
+//! | [`crate::checkpoint`] | the ids that a checkpoint has to keep |
+//! | the runner | that restored processes get their ids back, before they run |
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use grid_kernel::{Ended, Folders, Health};
+use grid_qos::{CgroupError, Cgroups};
+use libgrid::control::{Failure, Kind};
+use libgrid::ids::{Gpid, NodeId, Run, TaskId};
+use libgrid::process::Process;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::grid::blocking;
+use crate::runner::Query;
+
+/// How often the ends of processes are taken from the kernel's ring, which holds some thousands.
+const PACE: Duration = Duration::from_millis(500);
+
+/// How many ended processes are remembered, so that whoever asks for one is told what became of it.
+const REMEMBERED: usize = 4096;
+
+/// The most processes in one answer, so that it fits a frame.
+pub(crate) const MOST: usize = 10_000;
+
+/// A process in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// Its pid in its task, which it keeps.
+    pub(crate) pid: u32,
+    pub(crate) gpid: Gpid,
+    pub(crate) parent: Option<Gpid>,
+}
+
+/// A run that is here, and the name of its control group.
+pub(crate) type Place = (Run, String);
+
+#[derive(Clone)]
+pub(crate) struct Processes(Arc<Inner>);
+
+struct Inner {
+    me: NodeId,
+    config: Arc<Config>,
+    kernel: Mutex<grid_kernel::Processes>,
+    ended: Mutex<VecDeque<Ended>>,
+}
+
+impl Processes {
+    /// Begins to follow what this agent starts.
+    pub(crate) async fn start(config: &Arc<Config>, me: NodeId) -> Self {
+        let folders = Folders {
+            runtime: config.runtime_dir.clone(),
+            state: config.state_dir.clone(),
+            proc: "/proc".into(),
+        };
+        let wanted = config.ebpf;
+        let kernel = blocking(move || match wanted {
+            true => grid_kernel::Processes::open(&folders, me),
+            false => {
+                let why = "its owner has switched it off (ebpf in gridosd.toml)";
+                grid_kernel::Processes::without_ebpf(&folders, me, why)
+            }
+        });
+        let kernel = kernel.await;
+        if let Some(why) = kernel.lacks() {
+            info!(why, "no_ebpf");
+        }
+        let inner = Inner { me, config: config.clone(), kernel: Mutex::new(kernel), ended: Mutex::default() };
+        let processes = Self(Arc::new(inner));
+        tokio::spawn(processes.clone().follow());
+        processes
+    }
+
+    /// Why there is no eBPF; nothing if there is.
+    pub(crate) fn lacks(&self) -> Option<String> {
+        self.kernel().lacks().map(Into::into)
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.kernel().health()
+    }
+
+    /// Follows what the shims of an earlier agent start.
+    pub(crate) fn keep(&self, shims: &[u32]) {
+        if let Err(error) = self.kernel().keep(shims) {
+            warn!(%error, "the processes of tasks that were here before are not followed");
+        }
+    }
+
+    /// The agent stops: without tasks here, nothing has to go on.
+    pub(crate) fn stop(&self, tasks: usize) {
+        if tasks == 0
+            && let Err(error) = self.kernel().close()
+        {
+            warn!(%error, "the eBPF programs stay");
+        }
+    }
+
+    async fn follow(self) {
+        loop {
+            tokio::time::sleep(PACE).await;
+            match self.kernel().tick() {
+                Ok(news) => {
+                    let mut ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+                    ended.extend(news);
+                    let surplus = ended.len().saturating_sub(REMEMBERED);
+                    ended.drain(..surplus);
+                }
+                Err(error) => warn!(%error, "new processes get no ids: make room in the state folder"),
+            }
+        }
+    }
+
+    /// The processes of these runs.
+    pub(crate) async fn list(&self, places: Vec<Place>) -> Vec<Process> {
+        let this = self.clone();
+        blocking(move || this.look(&places)).await
+    }
+
+    fn look(&self, places: &[Place]) -> Vec<Process> {
+        let Ok(groups) = self.groups() else { return Vec::new() };
+        let mut tasks: BTreeMap<u32, TaskId> = BTreeMap::new();
+        for (run, name) in places {
+            let pids = groups.group(name).processes().unwrap_or_default();
+            tasks.extend(pids.into_iter().map(|pid| (pid, run.task)));
+        }
+        let pids: Vec<u32> = tasks.keys().copied().collect();
+        let listed = match self.kernel().list(&pids) {
+            Ok(listed) => listed,
+            Err(error) => {
+                warn!(%error, "processes cannot be listed");
+                return Vec::new();
+            }
+        };
+        let now = (crate::core::now().mono, SystemTime::now());
+        let mut all: Vec<Process> = listed
+            .into_iter()
+            .filter_map(|process| Some((*tasks.get(&process.pid)?, process)))
+            .map(|(task, process)| self.shown(task, process, now))
+            .collect();
+        all.sort_by_key(|process| (process.task, process.gpid));
+        all
+    }
+
+    fn shown(
+        &self,
+        task: TaskId,
+        process: grid_kernel::Process,
+        (boot, wall): (Duration, SystemTime),
+    ) -> Process {
+        let age = boot.saturating_sub(process.born);
+        Process {
+            gpid: process.gpid,
+            parent: process.parent,
+            task,
+            node: self.0.me,
+            pid: process.inner,
+            name: process.name,
+            started: wall.checked_sub(age).unwrap_or(wall),
+            cpu: process.ran,
+            waited: process.waited,
+            minor_faults: process.faults[0],
+            major_faults: process.faults[1],
+            voluntary_switches: process.switches[0],
+            involuntary_switches: process.switches[1],
+            threads: process.threads,
+            memory: process.memory,
+        }
+    }
+
+    /// Which of these runs a process is part of.
+    pub(crate) async fn find(&self, gpid: Gpid, places: Vec<Place>) -> Option<Run> {
+        let this = self.clone();
+        blocking(move || {
+            let pid = this.kernel().find(gpid)?;
+            let groups = this.groups().ok()?;
+            let holds = |name: &str| groups.group(name).processes().is_ok_and(|pids| pids.contains(&pid));
+            places.into_iter().find(|(_, name)| holds(name)).map(|(run, _)| run)
+        })
+        .await
+    }
+
+    /// What became of a process that was here, as far as that is remembered: a sentence.
+    pub(crate) fn fate(&self, gpid: Gpid) -> Option<String> {
+        let ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ended { name, at, status, .. } = ended.iter().rev().find(|ended| ended.gpid == gpid)?;
+        let ago = crate::core::now().mono.saturating_sub(Duration::from_nanos(*at)).as_secs();
+        let how = match status & 0x7f {
+            0 => format!("with status {}", status >> 8 & 0xff),
+            signal => format!("by signal {signal}"),
+        };
+        Some(format!("{gpid}, {name}, ended {how} {ago} s ago"))
+    }
+
+    /// Sends a signal to a process of a run.
+    pub(crate) async fn signal(&self, gpid: Gpid, place: Place, signal: i32) -> Result<(), Failure> {
+        let run = place.0;
+        let missing = move || Failure::new(Kind::Missing, format!("{gpid} is not in {} any more", run.task));
+        if self.find(gpid, vec![place]).await.is_none() {
+            return Err(missing());
+        }
+        match self.kernel().signal(gpid, signal) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(missing()),
+            Err(error) => {
+                Err(Failure::new(Kind::Internal, format!("{gpid} cannot get signal {signal}: {error}")))
+            }
+        }
+    }
+
+    /// The ids of the processes in a control group, for a checkpoint.
+    pub(crate) fn identities(&self, group: &str) -> Vec<Identity> {
+        let pids = self.groups().and_then(|groups| groups.group(group).processes()).unwrap_or_default();
+        let listed = self.kernel().list(&pids).unwrap_or_default();
+        listed
+            .into_iter()
+            .map(|process| Identity { pid: process.inner, gpid: process.gpid, parent: process.parent })
+            .collect()
+    }
+
+    /// Gives restored processes their ids back.
+    pub(crate) fn restore(&self, group: &str, identities: &[Identity]) {
+        let restored = self.groups().and_then(|groups| groups.group(group).processes());
+        let given = restored.map_err(|error| error.to_string()).and_then(|pids| {
+            let identities: BTreeMap<u32, &Identity> =
+                identities.iter().map(|identity| (identity.pid, identity)).collect();
+            self.kernel()
+                .restored(&pids, |inner| {
+                    identities.get(&inner).map(|identity| (identity.gpid, identity.parent))
+                })
+                .map_err(|error| error.to_string())
+        });
+        if let Err(error) = given {
+            warn!(group, error, "restored processes get new ids");
+        }
+    }
+
+    fn groups(&self) -> Result<Cgroups, CgroupError> {
+        Cgroups::open(&self.0.config.cgroup_root, &self.0.config.cgroup_parent)
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, grid_kernel::Processes> {
+        self.0.kernel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The runs here whose processes can be told, of these or of all.
+pub(crate) async fn places(queries: &mpsc::UnboundedSender<Query>, runs: Option<Vec<Run>>) -> Vec<Place> {
+    let (reply, answer) = oneshot::channel();
+    match queries.send(Query::Places { runs, reply }) {
+        Ok(()) => answer.await.unwrap_or_default(),
+        Err(_) => Vec::new(),
+    }
+}
