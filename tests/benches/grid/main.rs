@@ -13,6 +13,7 @@
 //! | `staging` | jobs with inputs and results on another node: small ones of an array, large ones |
 //! | `checkpoint` | what checkpoints take of the run time of a job of 256 MiB |
 //! | `migrate` | moves of 64 MiB to 1 GiB: downtime as the program sees it, total time, bytes sent; CRIU alone |
+//! | `processes` | processor time of a job that forks all the time, with and without the eBPF programs that follow it |
 //! | `idle` | memory and processor time of an agent that has nothing to do |
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends here")]
 
@@ -20,6 +21,7 @@ mod checkpoint;
 mod idle;
 mod latency;
 mod migrate;
+mod processes;
 mod python;
 mod report;
 mod slurm;
@@ -51,6 +53,7 @@ fn main() {
         ("transfer", transfer::run),
         ("checkpoint", checkpoint::run),
         ("migrate", migrate::run),
+        ("processes", processes::run),
     ];
     for (name, run) in benches {
         if only.is_empty() || only.iter().any(|word| word == name) {
