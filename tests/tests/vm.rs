@@ -26,6 +26,7 @@ agent
 until [ -S /run/gridos/control.sock ]; do sleep 1; done
 gridctl vo create vm >/dev/null
 tell groups "$(gridctl doctor | grep -o 'version [12]')"
+tell tier "$(gridctl doctor | grep -o 'ebpf: every process')"
 outcome true "$(gridctl submit -- /bin/true)"
 gridctl run -- sh -c 'id -u; cat /proc/self/cgroup; exit 7' >/tmp/out 2>/dev/null; tell own "$?"
 tell user "$(head -n 1 /tmp/out)"
@@ -34,11 +35,14 @@ tell memory_said "$(cat /tmp/said)"
 outcome time "$(gridctl submit --time 2s -- sleep 1000)"
 outcome array "$(gridctl submit --array 0-49 --cpus 0.1 --mem 8M -- sh -c 'exit 0')"
 job=$(gridctl submit -- sh -c 'sleep 1000 | sleep 1000'); sleep 2
+tell followed "$(gridctl ps --processes "$job" | grep -c sleep)"
+tell parents "$(gridctl ps --processes --json "$job" | grep -o '"parent":"1' | wc -l)"
 gridctl kill -s INT "$job"; outcome signal "$job"
 job=$(gridctl submit -- sh -c 'i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done'); outcome busy "$job"
 tell usage "$(gridctl status --json "$job" | grep -o '"peak_memory":[1-9]' | head -n 1)"
 job=$(gridctl submit -- sh -c 'sleep 8; exit 3'); sleep 2
-pid=$(cat /tmp/pid); kill -9 "$pid"; wait "$pid"; agent; sleep 1
+pid=$(cat /tmp/pid); kill -9 "$pid"; wait "$pid"; agent
+until gridctl nodes >/dev/null 2>&1; do sleep 1; done
 outcome restart "$job"
 tell processes "$(cat /sys/fs/cgroup/gridos/*/cgroup.procs 2>/dev/null | wc -l)"
 cat /tmp/agent.log
@@ -66,6 +70,10 @@ fn tasks_are_limited_and_outlive_the_agent_under_control_groups_version_2() {
     let console = machine.boot(None, "/init", 1024);
     console.expect(&[
         ("groups", "version 2"),
+        // With eBPF on another kernel than this machine's.
+        ("tier", "ebpf: every process"),
+        ("followed", "2"),
+        ("parents", "2"),
         ("true", "0"),
         ("own", "7"),
         ("user", "1900000521"),
