@@ -87,7 +87,7 @@ pub(crate) enum Command {
         /// Of jobs that were submitted on other nodes, too
         #[arg(long, short, conflicts_with = "job")]
         everywhere: bool,
-        /// By what they are sorted; the keys c, w, m, f and s change it
+        /// By what they are sorted; the keys c, w, m, f, s and n change it
         #[arg(long, value_enum, default_value_t = Sort::Cpu)]
         sort: Sort,
         /// How often to look

@@ -8,7 +8,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use libgrid::control::{Finding, NodeState, NodeStatus, Verdict};
 use libgrid::copy::{Entry, EntryKind, ExportOf};
 use libgrid::ids::NodeId;
-use libgrid::process::Process;
+use libgrid::process::{Connection, Process};
 use libgrid::status::{JobStatus, JobSummary, TaskCheckpoints, TaskState, Usage};
 use libgrid::units::{Bytes, Cpus, Span};
 use serde::Serialize;
@@ -179,6 +179,15 @@ pub(crate) fn process(process: &Process) -> String {
             process.voluntary_switches, process.involuntary_switches
         ),
     ]);
+    for connection in &process.connections {
+        let Connection { local, remote, sent, received, retransmitted, round_trip, window, .. } = connection;
+        lines.push(format!(
+            "  tcp        {local} to {remote}: sent {}, received {}, round trip {}, window {window}, sent again {retransmitted}",
+            Bytes(*sent),
+            Bytes(*received),
+            short(*round_trip)
+        ));
+    }
     lines.join("\n")
 }
 
@@ -193,10 +202,12 @@ pub(crate) fn top(rows: &[Row]) -> String {
         "MEMORY",
         "FAULTS/s",
         "SWITCHES/s",
+        "SENT/s",
+        "RECEIVED/s",
         "CPU",
         "NAME",
     ]);
-    for Row { process, cpu_percent, waited_percent, faults, switches } in rows {
+    for Row { process, cpu_percent, waited_percent, faults, switches, sent, received } in rows {
         table.add_row([
             right(process.gpid),
             Cell::new(process.task),
@@ -206,6 +217,8 @@ pub(crate) fn top(rows: &[Row]) -> String {
             right(Bytes(process.memory)),
             right(format!("{faults:.0}")),
             right(format!("{switches:.0}")),
+            right(Bytes(*sent as u64)),
+            right(Bytes(*received as u64)),
             right(short(process.cpu)),
             Cell::new(&process.name),
         ]);

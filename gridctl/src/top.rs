@@ -34,6 +34,8 @@ pub(crate) enum Sort {
     Faults,
     /// Context switches
     Switches,
+    /// Bytes over TCP connections, both ways
+    Network,
 }
 
 /// A process, and what it used since the last look.
@@ -49,6 +51,10 @@ pub(crate) struct Row {
     pub(crate) faults: f64,
     /// In a second.
     pub(crate) switches: f64,
+    /// Bytes in a second, over TCP connections that are open.
+    pub(crate) sent: f64,
+    /// As `sent`.
+    pub(crate) received: f64,
 }
 
 /// What was seen at a look.
@@ -89,6 +95,7 @@ pub(crate) fn top(
                 b'm' => sort = Sort::Memory,
                 b'f' => sort = Sort::Faults,
                 b's' => sort = Sort::Switches,
+                b'n' => sort = Sort::Network,
                 _ => continue,
             }
             break;
@@ -130,6 +137,8 @@ impl Seen {
             waited_percent: time(|process| process.waited),
             faults: count(|process| process.minor_faults + process.major_faults),
             switches: count(|process| process.voluntary_switches + process.involuntary_switches),
+            sent: count(|process| process.sent),
+            received: count(|process| process.received),
             process,
         }
     }
@@ -144,6 +153,7 @@ fn rank(row: &Row, sort: Sort) -> u64 {
         Sort::Memory => row.process.memory,
         Sort::Faults => thousandths(row.faults),
         Sort::Switches => thousandths(row.switches),
+        Sort::Network => thousandths(row.sent + row.received),
     }
 }
 
@@ -155,7 +165,7 @@ fn draw(rows: &[Row], silent: &[NodeId], sort: Sort) -> io::Result<()> {
         silent => format!(", {} nodes did not answer", silent.len()),
     };
     let head = format!(
-        "{} processes by {name}{missing}   (c)pu (w)aited (m)emory (f)aults (s)witches (q)uit",
+        "{} processes by {name}{missing}   (c)pu (w)aited (m)emory (f)aults (s)witches (n)etwork (q)uit",
         rows.len()
     );
     let table = show::top(rows);
@@ -217,6 +227,9 @@ mod tests {
             involuntary_switches: 0,
             threads: 1,
             memory: 0,
+            sent: 0,
+            received: 0,
+            connections: Vec::new(),
         }
     }
 

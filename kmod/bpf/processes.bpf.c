@@ -79,6 +79,24 @@ struct ended {
 
 struct pid_namespace;
 
+/* A TCP connection that a process has open. */
+struct connection {
+	u64 gpid;
+	u64 sent;	/* bytes that the other end has acknowledged */
+	u64 received;
+	u32 round_trip;	/* microseconds */
+	u32 window;	/* segments that may be on their way */
+	u32 retransmitted;
+	u32 segments_out;
+	u32 segments_in;
+	u32 family;
+	unsigned char local[16];
+	unsigned char remote[16];
+	__u16 local_port;
+	__be16 remote_port;
+	u32 unused;
+};
+
 struct upid {
 	int nr;
 	struct pid_namespace *ns;
@@ -128,6 +146,32 @@ struct task_struct {
 	char comm[COMM];
 } __attribute__((preserve_access_index));
 
+struct in6_addr {
+	unsigned char in6_u[16];
+} __attribute__((preserve_access_index));
+
+struct sock_common {
+	__be32 skc_daddr, skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num, skc_family;
+	volatile unsigned char skc_state;
+	struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
+} __attribute__((preserve_access_index));
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_type, sk_protocol;
+} __attribute__((preserve_access_index));
+
+struct socket {
+	struct sock *sk;
+} __attribute__((preserve_access_index));
+
+struct tcp_sock {
+	u64 bytes_acked, bytes_received;
+	u32 srtt_us, snd_cwnd, total_retrans, segs_out, segs_in;
+} __attribute__((preserve_access_index));
+
 struct bpf_iter_meta {
 	struct seq_file *seq;
 } __attribute__((preserve_access_index));
@@ -135,6 +179,13 @@ struct bpf_iter_meta {
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	u32 fd;
+	struct file *file;
 } __attribute__((preserve_access_index));
 
 struct {
@@ -391,5 +442,63 @@ int list(struct bpf_iter__task *ctx)
 	}
 	bpf_probe_read_kernel(entry.comm, COMM, __builtin_preserve_access_index(&task->comm));
 	bpf_seq_write(seq, &entry, sizeof(entry));
+	return 0;
+}
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define TCP_LISTEN 10
+
+SEC("iter/task_file")
+int connections(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct seq_file *seq = ctx->meta->seq;
+	struct connection connection = {};
+	struct socket *socket;
+	struct tcp_sock *tcp;
+	struct mark *mark;
+	struct sock *sock;
+	__u16 family;
+
+	if (!task || !file)
+		return 0;
+	mark = bpf_task_storage_get(&marks, task, 0, 0);
+	if (!mark || mark->kind != PROCESS || !mark->gpid)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sock = socket->sk;
+	if (!sock)
+		return 0;
+	family = BPF_CORE_READ(sock, __sk_common.skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	if (BPF_CORE_READ(sock, sk_protocol) != IPPROTO_TCP || BPF_CORE_READ(sock, __sk_common.skc_state) == TCP_LISTEN)
+		return 0;
+	tcp = (struct tcp_sock *)sock;
+	connection.gpid = mark->gpid;
+	connection.sent = BPF_CORE_READ(tcp, bytes_acked);
+	connection.received = BPF_CORE_READ(tcp, bytes_received);
+	/* The kernel keeps eight times the smoothed round trip. */
+	connection.round_trip = BPF_CORE_READ(tcp, srtt_us) >> 3;
+	connection.window = BPF_CORE_READ(tcp, snd_cwnd);
+	connection.retransmitted = BPF_CORE_READ(tcp, total_retrans);
+	connection.segments_out = BPF_CORE_READ(tcp, segs_out);
+	connection.segments_in = BPF_CORE_READ(tcp, segs_in);
+	connection.family = family;
+	connection.local_port = BPF_CORE_READ(sock, __sk_common.skc_num);
+	connection.remote_port = BPF_CORE_READ(sock, __sk_common.skc_dport);
+	if (family == AF_INET) {
+		BPF_CORE_READ_INTO((__be32 *)connection.local, sock, __sk_common.skc_rcv_saddr);
+		BPF_CORE_READ_INTO((__be32 *)connection.remote, sock, __sk_common.skc_daddr);
+	} else {
+		BPF_CORE_READ_INTO(&connection.local, sock, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&connection.remote, sock, __sk_common.skc_v6_daddr);
+	}
+	bpf_seq_write(seq, &connection, sizeof(connection));
 	return 0;
 }

@@ -1,5 +1,6 @@
 //! The processes of tasks, as [`Request::Processes`](crate::control::Request::Processes) lists them.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -47,4 +48,43 @@ pub struct Process {
     pub threads: u32,
     /// Resident memory in bytes.
     pub memory: u64,
+    /// Bytes that went out over the TCP connections that it has open, and came in over them; on a node without eBPF nothing is
+    /// known of these.
+    pub sent: u64,
+    /// As `sent`.
+    pub received: u64,
+    /// Those over which most went, [`MOST_CONNECTIONS`] at most.
+    pub connections: Vec<Connection>,
+}
+
+/// How many connections of a process are told.
+pub const MOST_CONNECTIONS: usize = 32;
+
+/// A TCP connection, as its end here sees it (RFC 9293; `struct tcp_info` of the kernel has the same figures).
+///
+/// ```
+/// # fn f(connection: libgrid::process::Connection) {
+/// println!("{} to {}", connection.local, connection.remote);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The address of this end.
+    pub local: SocketAddr,
+    /// That of the other one.
+    pub remote: SocketAddr,
+    /// Bytes that the other end has acknowledged. The end that opened it counts one more each way, for the handshake.
+    pub sent: u64,
+    /// Bytes that came in.
+    pub received: u64,
+    /// Segments that went out, those that were sent again included.
+    pub segments_sent: u32,
+    /// Segments that came in.
+    pub segments_received: u32,
+    /// Segments that were sent again.
+    pub retransmitted: u32,
+    /// The smoothed round trip time; nothing before the first answer.
+    pub round_trip: Duration,
+    /// The congestion window: segments that may be on their way.
+    pub window: u32,
 }

@@ -42,8 +42,10 @@ fn has(grid: &Grid, subject: &str, begin: &str) -> bool {
 
 /// The processes of a job, by their pids in it.
 fn processes(grid: &Grid, node: u32, job: JobId) -> BTreeMap<u64, Value> {
-    let listed = grid.gridctl(node, ["ps", "--processes", &job.to_string(), "--json"]).json();
-    assert_eq!(listed["silent"], Value::Array(Vec::new()), "{listed}");
+    let listed = until_some("every node answers", || {
+        let listed = grid.gridctl(node, ["ps", "--processes", &job.to_string(), "--json"]).json();
+        (listed["silent"] == Value::Array(Vec::new())).then_some(listed)
+    });
     let all = listed["processes"].as_array().unwrap();
     all.iter().map(|process| (process["pid"].as_u64().unwrap(), process.clone())).collect()
 }
@@ -248,6 +250,64 @@ fn whoever_asks_for_a_process_that_is_not_there_is_told_so() {
             };
             told(&gpid("sleep"), "sleep, ended by signal 9");
             told(&gpid("sh"), "sh, ended with status 5");
+        },
+    );
+}
+
+#[test]
+fn connections_are_told_with_their_ends_and_what_went_over_them() {
+    with(
+        "connections_are_told_with_their_ends_and_what_went_over_them",
+        || Grid::up("connections", 2),
+        |grid| {
+            if !has(grid, "tier", "ebpf") {
+                return;
+            }
+            // Two tasks on two nodes: one sends a million bytes to the other, which answers with a few; both wait then.
+            let python = |node: &str, script: String| {
+                let spec = JobSpec::command(["python3", "-u", "-c", script.as_str()]).memory(Bytes(64 << 20));
+                grid.submit(1, JobSpec { nodes: vec![node.into()], ..spec })
+            };
+            let server = python(
+                "node1",
+                "import socket, time\ns = socket.create_server(('', 7070)); print('ready'); c, _ = s.accept()\n\
+                 left = 1000000\nwhile left: left -= len(c.recv(left))\n\
+                 c.send(b'thanks'); print('all'); time.sleep(1000)"
+                    .into(),
+            );
+            until("it listens", || grid.logs(1, server, 0).contains("ready"));
+            let script = format!(
+                "import socket, time\nc = socket.create_connection(('{}', 7070)); c.sendall(bytes(1000000))\n\
+                 print(c.getsockname()[1], len(c.recv(6))); time.sleep(1000)",
+                grid.machine(1).addr()
+            );
+            let client = python("node2", script);
+            until("all came", || grid.logs(1, client, 0).contains(" 6"));
+            let port = grid.logs(1, client, 0).split(' ').next().unwrap().to_owned();
+            let ends =
+                [format!("{}:7070", grid.machine(1).addr()), format!("{}:{port}", grid.machine(2).addr())];
+            for (job, sent, received, local, remote) in
+                [(server, 6, 1_000_000, 0_u64, 1), (client, 1_000_000, 6, 1, 0)]
+            {
+                let all = processes(grid, 1, job);
+                let process = all.values().next().unwrap();
+                // The end that opened it counts one more each way.
+                let counted = |what: &str, bytes: u64| {
+                    let more = process[what].as_u64().unwrap().checked_sub(bytes);
+                    assert!(more.is_some_and(|more| more <= local), "{what}: {process}");
+                };
+                counted("sent", sent);
+                counted("received", received);
+                // The socket that only listens is none.
+                assert_eq!(process["connections"].as_array().unwrap().len(), 1, "{process}");
+                let connection = &process["connections"][0];
+                let told = (connection["local"].as_str().unwrap(), connection["remote"].as_str().unwrap());
+                assert_eq!(told, (ends[local as usize].as_str(), ends[remote].as_str()));
+                assert!(connection["segments_sent"].as_u64().unwrap() > 0, "{connection}");
+                let shown = grid.gridctl(2, ["status", process["gpid"].as_str().unwrap()]);
+                assert!(shown.ok().contains(&format!("tcp        {} to {}", told.0, told.1)), "{shown:?}");
+                grid.gridctl(1, ["kill", "-s", "KILL", &job.to_string()]).ok();
+            }
         },
     );
 }

@@ -5,23 +5,26 @@
 //!
 //! ```text
 //!   folder/marks, gpids, orders, limits, serials, ends     maps
-//!   folder/HASH/fork, exit, list                           links, of the programs with this hash
+//!   folder/HASH/fork, exit, list, connections                           links, of the programs with this hash
 //! ```
 //!
 //! Programs of another release take the place of the former ones and go on with their maps; maps that do not fit are
 //! made anew, and what runs is marked again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, BtfError, EbpfError, EbpfLoader, Pod};
 use libgrid::ids::{Gpid, NodeId};
+use libgrid::process::Connection;
 use nix::mount::MsFlags;
 
 use crate::serials::{BLOCK, Serials};
@@ -29,10 +32,13 @@ use crate::serials::{BLOCK, Serials};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/processes.bpf.o"));
 
 const MAPS: [&str; 6] = ["marks", "gpids", "orders", "limits", "serials", "ends"];
-const LINKS: [&str; 3] = ["fork", "exit", "list"];
+const LINKS: [&str; 4] = ["fork", "exit", "list", "connections"];
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS: i64 = 0xcafe_4a11;
+
+/// As in `include/linux/socket.h`.
+const AF_INET: u32 = 2;
 
 /// The programs cannot be used here.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +152,7 @@ pub struct Health {
 
 pub(crate) struct Programs {
     list: PathBuf,
+    connections: PathBuf,
     gpids: HashMap<MapData, u64, u32>,
     orders: HashMap<MapData, u32, Mark>,
     limits: Array<MapData, Limit>,
@@ -172,6 +179,7 @@ impl Programs {
         let pinned = |name: &str| MapData::from_pin(folder.join(name));
         let mut programs = Self {
             list: own.join("list"),
+            connections: own.join("connections"),
             gpids: Map::HashMap(pinned("gpids")?).try_into()?,
             orders: Map::HashMap(pinned("orders")?).try_into()?,
             limits: Map::Array(pinned("limits")?).try_into()?,
@@ -206,6 +214,17 @@ impl Programs {
     /// The threads of all tasks of this node.
     pub(crate) fn threads(&self) -> io::Result<Vec<Thread>> {
         Ok(fs::read(&self.list)?.chunks_exact(Thread::SIZE).map(Thread::read).collect())
+    }
+
+    /// The TCP connections that processes have open, by their ids.
+    pub(crate) fn connections(&self) -> io::Result<BTreeMap<Gpid, Vec<Connection>>> {
+        let mut all: BTreeMap<Gpid, Vec<Connection>> = BTreeMap::new();
+        for bytes in fs::read(&self.connections)?.chunks_exact(CONNECTION) {
+            if let Some((gpid, connection)) = read_connection(bytes) {
+                all.entry(gpid).or_default().push(connection);
+            }
+        }
+        Ok(all)
     }
 
     /// Marks processes, and lists all.
@@ -319,11 +338,13 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
         let link = program.attach()?;
         pin(program.take_link(link)?.into(), name)?;
     }
-    let list: &mut Iter = ebpf.program_mut("list").ok_or_else(|| missing("list"))?.try_into()?;
-    list.load("task", &btf)?;
-    let link = list.attach()?;
-    let link = list.take_link(link)?.try_into();
-    pin(link.map_err(|error: LinkError| LoadError::Pin(error.to_string()))?, "list")?;
+    for (name, kind) in [("list", "task"), ("connections", "task_file")] {
+        let iterator: &mut Iter = ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?;
+        iterator.load(kind, &btf)?;
+        let link = iterator.attach()?;
+        let link = iterator.take_link(link)?.try_into();
+        pin(link.map_err(|error: LinkError| LoadError::Pin(error.to_string()))?, name)?;
+    }
     fs::rename(&part, own).map_err(at(own))?;
     // Those of another release.
     for entry in fs::read_dir(folder).map_err(at(folder))?.flatten() {
@@ -405,6 +426,37 @@ impl Thread {
             name: members.name(),
         }
     }
+}
+
+/// Of `struct connection`.
+const CONNECTION: usize = 3 * 8 + 6 * 4 + 2 * 16 + 2 * 2 + 4;
+
+fn read_connection(bytes: &[u8]) -> Option<(Gpid, Connection)> {
+    let mut members = Members(bytes);
+    let gpid = gpid(members.u64())?;
+    let (sent, received) = (members.u64(), members.u64());
+    let [round_trip, window, retransmitted, segments_sent, segments_received, family] =
+        std::array::from_fn(|_| members.u32());
+    let (local, remote): ([u8; 16], [u8; 16]) = (members.bytes(), members.bytes());
+    let (local_port, remote_port) =
+        (u16::from_ne_bytes(members.bytes()), u16::from_be_bytes(members.bytes()));
+    let address = |bytes: [u8; 16]| match family {
+        AF_INET => IpAddr::from(*bytes.first_chunk::<4>().unwrap_or(&[0; 4])),
+        // What an IPv6 socket says to an IPv4 one has that one's address inside.
+        _ => Ipv6Addr::from(bytes).to_canonical(),
+    };
+    let connection = Connection {
+        local: SocketAddr::new(address(local), local_port),
+        remote: SocketAddr::new(address(remote), remote_port),
+        sent,
+        received,
+        segments_sent,
+        segments_received,
+        retransmitted,
+        round_trip: Duration::from_micros(round_trip.into()),
+        window,
+    };
+    Some((gpid, connection))
 }
 
 impl Ended {

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libgrid::ids::{Gpid, NodeId};
+use libgrid::process::Connection;
 
 pub use crate::ebpf::{Ended, Health};
 use crate::ebpf::{Mark, PROCESS, Programs, Thread};
@@ -70,6 +71,8 @@ pub struct Process {
     pub threads: u32,
     /// Resident memory in bytes.
     pub memory: u64,
+    /// The TCP connections that it has open; without eBPF none is known.
+    pub connections: Vec<Connection>,
 }
 
 /// The processes of this node's tasks.
@@ -283,7 +286,13 @@ fn list(programs: &mut Programs, pids: &[u32], proc: &Path) -> Result<Vec<Proces
             all.entry(thread.pid).or_default().push(thread);
         }
     }
-    Ok(all.into_values().filter_map(|threads| whole(&threads, proc)).collect())
+    let mut connections = programs.connections()?;
+    let whole = |threads: Vec<Thread>| {
+        let process = whole(&threads, proc)?;
+        let connections = connections.remove(&process.gpid).unwrap_or_default();
+        Some(Process { connections, ..process })
+    };
+    Ok(all.into_values().filter_map(whole).collect())
 }
 
 /// A process from its threads.
@@ -303,6 +312,7 @@ fn whole(threads: &[Thread], proc: &Path) -> Option<Process> {
         switches: [sum(|thread| thread.voluntary), sum(|thread| thread.involuntary)],
         threads: threads.len() as u32,
         memory: Stat::of(leader.pid, proc).map_or(0, |stat| bytes(stat.resident)),
+        connections: Vec::new(),
     })
 }
 
@@ -320,6 +330,7 @@ fn seen(stat: &Stat, status: &Status, (gpid, parent): (Gpid, Option<Gpid>)) -> P
         switches: [status.voluntary, status.involuntary],
         threads: stat.threads,
         memory: bytes(stat.resident),
+        connections: Vec::new(),
     }
 }
 

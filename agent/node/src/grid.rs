@@ -31,7 +31,7 @@ use crate::membership::{self, Members, News};
 use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
-use crate::processes::{self, Processes};
+use crate::processes::{self, Fate, Processes};
 use crate::runner::{
     self, Departing, Departure, Keyboard, Outset, Query, Round, Rounding, Surveyed, Taker, moving,
 };
@@ -224,13 +224,11 @@ impl Grid {
 
     /// The processes of runs that are here, of these or of all.
     pub(crate) async fn processes_of(&self, runs: Option<Vec<Run>>) -> Vec<Process> {
-        let mut processes = self.processes.list(processes::places(&self.queries, runs).await).await;
-        processes.truncate(processes::MOST);
-        processes
+        self.processes.list(processes::places(&self.queries, runs).await).await
     }
 
     /// Which task a process that is here is part of; if none, what became of it, as far as that is known.
-    pub(crate) async fn find_here(&self, process: Gpid) -> Result<TaskId, Option<String>> {
+    pub(crate) async fn find_here(&self, process: Gpid) -> Result<TaskId, Option<Fate>> {
         let places = processes::places(&self.queries, None).await;
         let run = self.processes.find(process, places).await;
         run.map(|run| run.task).ok_or_else(|| self.processes.fate(process))

@@ -12,7 +12,7 @@
 //! | `Input` | the asker sends [`Keys`] frames; [`Heard`] frames, the first at once |
 //! | `Usage` | one `Vec<Used>` frame |
 //! | `Processes` | one `Vec<Process>` frame |
-//! | `Find` | one `Result<TaskId, Option<String>>` frame: why there is none, if that is known |
+//! | `Find` | one `Result<TaskId, Option<Fate>>` frame |
 //! | `Signal` | one `Result<(), Failure>` frame |
 //! | `Checkpoint` | one `Result<Checkpoint, Failure>` frame, when it is stored |
 //! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |

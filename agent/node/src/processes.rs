@@ -7,6 +7,7 @@
 //! | [`crate::checkpoint`] | the ids that a checkpoint has to keep |
 //! | the runner | that restored processes get their ids back, before they run |
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,7 +16,7 @@ use grid_kernel::{Ended, Folders, Health};
 use grid_qos::{CgroupError, Cgroups};
 use libgrid::control::{Failure, Kind};
 use libgrid::ids::{Gpid, NodeId, Run, TaskId};
-use libgrid::process::Process;
+use libgrid::process::{Connection, MOST_CONNECTIONS, Process};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -30,8 +31,9 @@ const PACE: Duration = Duration::from_millis(500);
 /// How many ended processes are remembered, so that whoever asks for one is told what became of it.
 const REMEMBERED: usize = 4096;
 
-/// The most processes in one answer, so that it fits a frame.
-pub(crate) const MOST: usize = 10_000;
+/// The most processes in one answer, and the most connections in them, so that it fits a frame.
+pub(crate) const MOST: usize = 5_000;
+const MOST_TOLD: usize = 10_000;
 
 /// A process in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,14 @@ pub(crate) struct Identity {
     pub(crate) pid: u32,
     pub(crate) gpid: Gpid,
     pub(crate) parent: Option<Gpid>,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fate {
+    /// How long ago: one that moved ended on the node that it left, too, but before.
+    pub(crate) ago: Duration,
+    pub(crate) sentence: String,
 }
 
 /// A run that is here, and the name of its control group.
@@ -149,6 +159,7 @@ impl Processes {
             .map(|(task, process)| self.shown(task, process, now))
             .collect();
         all.sort_by_key(|process| (process.task, process.gpid));
+        bound(&mut all);
         all
     }
 
@@ -159,6 +170,11 @@ impl Processes {
         (boot, wall): (Duration, SystemTime),
     ) -> Process {
         let age = boot.saturating_sub(process.born);
+        let mut connections = process.connections;
+        let sum = |what: fn(&Connection) -> u64| connections.iter().map(what).sum();
+        let (sent, received) = (sum(|connection| connection.sent), sum(|connection| connection.received));
+        connections.sort_by_key(|connection| Reverse(connection.sent + connection.received));
+        connections.truncate(MOST_CONNECTIONS);
         Process {
             gpid: process.gpid,
             parent: process.parent,
@@ -175,6 +191,9 @@ impl Processes {
             involuntary_switches: process.switches[1],
             threads: process.threads,
             memory: process.memory,
+            sent,
+            received,
+            connections,
         }
     }
 
@@ -190,16 +209,17 @@ impl Processes {
         .await
     }
 
-    /// What became of a process that was here, as far as that is remembered: a sentence.
-    pub(crate) fn fate(&self, gpid: Gpid) -> Option<String> {
+    /// What became of a process that was here, as far as that is remembered.
+    pub(crate) fn fate(&self, gpid: Gpid) -> Option<Fate> {
         let ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
         let Ended { name, at, status, .. } = ended.iter().rev().find(|ended| ended.gpid == gpid)?;
-        let ago = crate::core::now().mono.saturating_sub(Duration::from_nanos(*at)).as_secs();
+        let ago = crate::core::now().mono.saturating_sub(Duration::from_nanos(*at));
         let how = match status & 0x7f {
             0 => format!("with status {}", status >> 8 & 0xff),
             signal => format!("by signal {signal}"),
         };
-        Some(format!("{gpid}, {name}, ended {how} {ago} s ago"))
+        let sentence = format!("{gpid}, {name}, ended {how} {} s ago", ago.as_secs());
+        Some(Fate { ago, sentence })
     }
 
     /// Sends a signal to a process of a run.
@@ -251,6 +271,16 @@ impl Processes {
 
     fn kernel(&self) -> MutexGuard<'_, grid_kernel::Processes> {
         self.0.kernel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leaves out what would not fit a frame.
+pub(crate) fn bound(processes: &mut Vec<Process>) {
+    processes.truncate(MOST);
+    let mut left = MOST_TOLD;
+    for process in processes {
+        process.connections.truncate(left);
+        left -= process.connections.len();
     }
 }
 

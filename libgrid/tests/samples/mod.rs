@@ -1,5 +1,6 @@
 //! One fixed value of everything that crosses the control socket.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use libgrid::control::{
@@ -9,7 +10,7 @@ use libgrid::control::{
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{Gpid, JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
-use libgrid::process::Process;
+use libgrid::process::{Connection, Process};
 use libgrid::spec::{Checkpoints, JobSpec, Net};
 use libgrid::status::{
     Checkpoint, Counts, JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, Outcome,
@@ -203,6 +204,19 @@ fn process() -> Process {
         involuntary_switches: 2,
         threads: 3,
         memory: 4 << 20,
+        sent: 70_000,
+        received: 300,
+        connections: vec![Connection {
+            local: SocketAddr::from(([100, 64, 8, 1], 7000)),
+            remote: SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 2], 40_000)),
+            sent: 70_000,
+            received: 300,
+            segments_sent: 50,
+            segments_received: 40,
+            retransmitted: 2,
+            round_trip: Duration::from_micros(80),
+            window: 10,
+        }],
     }
 }
 

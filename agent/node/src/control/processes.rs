@@ -16,7 +16,7 @@ use super::checkpoints::ask;
 use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::peers;
-use crate::processes::MOST;
+use crate::processes::{Fate, MOST, bound};
 
 /// How long another node has to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -57,22 +57,23 @@ pub(super) async fn all(grid: &Arc<Grid>, caller: &Caller, everywhere: bool) -> 
 
 /// Which task a process is part of, wherever it is.
 pub(super) async fn find(grid: &Arc<Grid>, process: Gpid) -> Result<TaskId, Failure> {
-    let mut fate = match grid.find_here(process).await {
+    let mut fates = match grid.find_here(process).await {
         Ok(task) => return Ok(task),
-        Err(fate) => fate,
+        Err(fate) => Vec::from_iter(fate),
     };
     let others =
         grid.members.others().into_iter().map(|node| (node, peers::Request::Find(process))).collect();
     let mut silent = Vec::new();
-    for (node, answer) in ask_all::<Result<TaskId, Option<String>>>(grid, others).await {
+    for (node, answer) in ask_all::<Result<TaskId, Option<Fate>>>(grid, others).await {
         match answer {
             Some(Ok(task)) => return Ok(task),
-            Some(Err(theirs)) => fate = fate.or(theirs),
+            Some(Err(fate)) => fates.extend(fate),
             None => silent.push(node.to_string()),
         }
     }
-    let why = match (fate, silent.is_empty()) {
-        (Some(fate), _) => fate,
+    let last = fates.into_iter().min_by_key(|fate| fate.ago);
+    let why = match (last, silent.is_empty()) {
+        (Some(fate), _) => fate.sentence,
         (None, true) => {
             format!(
                 "no process {process} runs in this VO: gridctl ps --processes --everywhere lists those of yours"
@@ -117,7 +118,7 @@ pub(super) async fn signal(
 fn listing(mut processes: Vec<Process>, mut silent: Vec<NodeId>) -> Reply {
     processes.sort_by_key(|process| (process.task, process.gpid));
     let more = processes.len() > MOST;
-    processes.truncate(MOST);
+    bound(&mut processes);
     silent.sort_unstable();
     silent.dedup();
     Reply::Processes { processes, silent, more }

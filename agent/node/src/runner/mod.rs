@@ -678,12 +678,16 @@ impl Runner {
         runs.iter().filter_map(used).collect()
     }
 
-    /// Not of those that are being restored: they have no ids yet.
+    /// Not of those that are being restored, as long as they have no ids.
     fn places(&self, runs: Option<Vec<Run>>) -> Vec<Place> {
         let runs = runs.unwrap_or_else(|| self.runs.keys().copied().collect());
         let place = |run: Run| {
             let local = self.runs.get(&run)?;
-            let there = local.resuming.is_none() && local.started.is_some() && !local.progress.borrow().ended;
+            let named = match &local.resuming {
+                Some(resuming) => resuming.identified,
+                None => local.started.is_some(),
+            };
+            let there = named && !local.progress.borrow().ended;
             there.then(|| (run, local.slot.name()))
         };
         runs.into_iter().filter_map(place).collect()

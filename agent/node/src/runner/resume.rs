@@ -64,7 +64,7 @@ pub(super) struct Resuming {
     /// What went wrong so far.
     trouble: Vec<String>,
     /// Its processes have their ids.
-    identified: bool,
+    pub(super) identified: bool,
 }
 
 impl Resuming {
