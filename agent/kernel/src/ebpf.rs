@@ -51,7 +51,7 @@ pub(crate) enum LoadError {
     Folder { path: PathBuf, source: io::Error },
     #[error("the kernel takes no eBPF programs: {0}")]
     Load(#[from] EbpfError),
-    #[error("the kernel refuses an eBPF program: {0}")]
+    #[error("the kernel refuses an eBPF program: {}", brief(.0))]
     Program(#[from] ProgramError),
     #[error("the kernel refuses an eBPF map: {0}")]
     Map(#[from] MapError),
@@ -355,9 +355,18 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Detaches all, and forgets what is marked.
+/// Detaches all, and forgets what is marked. What has a dot in its name is the file system's own.
 fn clear(folder: &Path) -> io::Result<()> {
-    fs::read_dir(folder)?.flatten().try_for_each(|entry| remove(&entry.path()))
+    let entries = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    entries.filter(|path| path.extension().is_none()).try_for_each(|path| remove(&path))
+}
+
+/// What the verifier said last, of all that it says.
+fn brief(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.to_string() };
+    let log = verifier_log.to_string();
+    let last = log.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed "));
+    last.map_or_else(|| io_error.to_string(), |line| format!("{io_error}: {line}"))
 }
 
 fn remove(path: &Path) -> io::Result<()> {
