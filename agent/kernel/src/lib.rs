@@ -8,6 +8,7 @@
 //! | a process gets its id | when it is forked, before its first instruction | when somebody looks |
 //! | those too short to be seen | have ids, and their ends are told | have none |
 //! | time, faults, switches | of all threads, ended ones too | time and faults so; switches and waiting of the main thread |
+//! | TCP connections | those that are open, of whatever network namespace | none |
 //! | across a restart of the agent | the programs go on | a file of this boot's |
 //!
 //! [`Processes`] hides which it is, and [`Processes::lacks`] says why if it is the second. The programs' own story is
