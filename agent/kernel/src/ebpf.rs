@@ -234,8 +234,12 @@ impl Programs {
         for (pid, mark) in marks {
             self.orders.insert(pid, mark, 0).map_err(io::Error::other)?;
         }
-        // Twice: the order of a process's leader tells its other threads which GPID it got.
-        let listed = fs::read(&self.list).and_then(|_| self.threads());
+        // A thread that is listed before its leader learns only at the second time which new id that got.
+        let news = marks.iter().any(|(_, mark)| mark.kind == PROCESS && mark.gpid == 0);
+        let listed = match news {
+            true => fs::read(&self.list).and_then(|_| self.threads()),
+            false => self.threads(),
+        };
         for pid in &ordered {
             self.orders.remove(pid).map_err(io::Error::other)?;
         }

@@ -163,6 +163,25 @@ impl Processes {
         }
     }
 
+    /// The ids of those of these processes that are there, as [`Processes::list`] has them, but told in less time: the pid in
+    /// the task, the id, and that of the parent.
+    ///
+    /// # Errors
+    /// As of [`Processes::list`].
+    pub fn ids(&mut self, pids: &[u32]) -> Result<Vec<(u32, Gpid, Option<Gpid>)>, ProcessesError> {
+        match &mut self.way {
+            Way::Ebpf(programs) => {
+                let all = named(programs, pids, &self.proc)?.into_values().flatten();
+                let leaders = all.filter(|thread| thread.tid == thread.pid);
+                Ok(leaders.filter_map(|leader| Some((leader.inner, leader.gpid?, leader.parent))).collect())
+            }
+            Way::Stack { .. } => {
+                let all = self.list(pids)?.into_iter();
+                Ok(all.map(|process| (process.inner, process.gpid, process.parent)).collect())
+            }
+        }
+    }
+
     /// Gives processes that were restored the ids that they had before. `known` tells, for a pid in the task, the id and
     /// that of the parent; one that it does not know gets a new id when somebody looks.
     ///
@@ -266,7 +285,12 @@ impl Processes {
     }
 }
 
-fn list(programs: &mut Programs, pids: &[u32], proc: &Path) -> Result<Vec<Process>, ProcessesError> {
+/// The threads of these processes, each of which has an id from now on.
+fn named(
+    programs: &mut Programs,
+    pids: &[u32],
+    proc: &Path,
+) -> Result<BTreeMap<u32, Vec<Thread>>, ProcessesError> {
     let wanted: BTreeSet<u32> = pids.iter().copied().collect();
     let mut threads = programs.threads()?;
     let named: BTreeSet<u32> =
@@ -287,6 +311,11 @@ fn list(programs: &mut Programs, pids: &[u32], proc: &Path) -> Result<Vec<Proces
             all.entry(thread.pid).or_default().push(thread);
         }
     }
+    Ok(all)
+}
+
+fn list(programs: &mut Programs, pids: &[u32], proc: &Path) -> Result<Vec<Process>, ProcessesError> {
+    let all = named(programs, pids, proc)?;
     let mut connections = programs.connections()?;
     let whole = |threads: Vec<Thread>| {
         let process = whole(&threads, proc)?;

@@ -241,11 +241,8 @@ impl Processes {
     /// The ids of the processes in a control group, for a checkpoint.
     pub(crate) fn identities(&self, group: &str) -> Vec<Identity> {
         let pids = self.groups().and_then(|groups| groups.group(group).processes()).unwrap_or_default();
-        let listed = self.kernel().list(&pids).unwrap_or_default();
-        listed
-            .into_iter()
-            .map(|process| Identity { pid: process.inner, gpid: process.gpid, parent: process.parent })
-            .collect()
+        let ids = self.kernel().ids(&pids).unwrap_or_default();
+        ids.into_iter().map(|(pid, gpid, parent)| Identity { pid, gpid, parent }).collect()
     }
 
     /// Gives restored processes their ids back.
