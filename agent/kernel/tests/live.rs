@@ -95,7 +95,7 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "it did not come to this");
+        assert!(begun.elapsed() < Duration::from_secs(180), "it did not come to this");
         thread::sleep(Duration::from_millis(5));
     }
 }
