@@ -2,16 +2,18 @@
 /*
  * The grid's operations, as /dev/gridos takes them: ioctl(fd, GRIDOS_IOC(op), &arguments).
  *
- * One space of numbers for all doors. Numbers up to 127 are answered by the kernel, those from 128 to 255 are the
- * daemon's own, and those from 256 go to the daemon as requests (GRIDOS_OP_CALL).
+ * One space of numbers for all doors. Numbers up to 127 are answered by the kernel, those from
+ * 128 to 255 are the daemon's own, and those from 256 go to the daemon as requests
+ * (GRIDOS_OP_CALL).
  *
- * The arguments of each operation begin with their size. A struct grows at its end only, and zero there means what
- * an older program meant: a shorter one is taken as if zeros followed; a longer one is refused with E2BIG, unless
- * the rest is zero. What is written back is never longer than the size that was given. Unknown flags and non-zero
- * reserved fields are refused with EINVAL, a size that is less than that of version 1 as well.
+ * The arguments of each operation begin with their size. A struct grows at its end only, and
+ * zero there means what an older program meant: a shorter one is taken as if zeros followed; a
+ * longer one is refused with E2BIG, unless the rest is zero. What is written back is never
+ * longer than the size that was given. Unknown flags and non-zero reserved fields are refused
+ * with EINVAL, a size that is less than that of version 1 as well.
  *
- * Pointers are __u64, so that 32-bit programs need no translation. Process ids are those of the caller's pid
- * namespace, user ids those of its user namespace.
+ * Pointers are __u64, so that 32-bit programs need no translation. Process ids are those of the
+ * caller's pid namespace, user ids those of its user namespace.
  */
 #ifndef _UAPI_LINUX_GRIDOS_H
 #define _UAPI_LINUX_GRIDOS_H
@@ -36,7 +38,10 @@ enum gridos_op {
 	GRIDOS_OP_JOBS		= 5,	/* struct gridos_list of struct gridos_job */
 	GRIDOS_OP_CALL		= 6,	/* struct gridos_call */
 
-	/* For the daemon: CAP_SYS_ADMIN, and all but the first only on the file that is attached. */
+	/*
+	 * For the daemon: CAP_SYS_ADMIN, and all but the first only on the file that is
+	 * attached.
+	 */
 	GRIDOS_OP_ATTACH	= 128,	/* struct gridos_attach */
 	GRIDOS_OP_REGISTER	= 129,	/* struct gridos_register */
 	GRIDOS_OP_SET_GPID	= 130,	/* struct gridos_register */
@@ -45,7 +50,7 @@ enum gridos_op {
 
 	/* In requests alone. */
 	GRIDOS_OP_CANCEL	= 192,	/* the caller of request id has given up; no answer */
-	GRIDOS_OP_LOW		= 193,	/* three quarters of the serials are used: RANGE, please; no answer */
+	GRIDOS_OP_LOW		= 193,	/* a quarter of the serials is left: RANGE; no answer */
 
 	/* What only the daemon can answer. The bytes in and out are between it and the caller. */
 	GRIDOS_OP_COMMAND	= 256,	/* one line of text, as written to /proc/gridos/control */
@@ -56,12 +61,18 @@ enum gridos_op {
 	GRIDOS_OP_SUBMIT	= 261,
 };
 
-/* A GPID is a node's number and a serial of that node's, printed 12.5031. It is never used twice, and never 0. */
+/*
+ * A GPID is a node's number and a serial of that node's, printed 12.5031. It is never used
+ * twice, and never 0.
+ */
 #define GRIDOS_GPID(node, serial)	((((__u64)(node)) << 32) | (__u32)(serial))
 #define GRIDOS_GPID_NODE(gpid)		((__u32)((gpid) >> 32))
 #define GRIDOS_GPID_SERIAL(gpid)	((__u32)(gpid))
 
-/* The highest number of a node; it leaves a GPID positive where it is taken for a signed number. */
+/*
+ * The highest number of a node; it leaves a GPID positive where it is taken for a signed
+ * number.
+ */
 #define GRIDOS_NODE_MAX		0x7fffffff
 
 /* The most bytes of a call, in and out. */
@@ -96,8 +107,9 @@ struct gridos_self {
 #define GRIDOS_LOOKUP_GPID	(1U << 1)
 
 /*
- * ESRCH if there is no such process here, if it belongs to no job, if the caller's pid namespace does not have it,
- * and if it is another user's, unless the caller has CAP_SYS_PTRACE or CAP_SYS_ADMIN.
+ * ESRCH if there is no such process here, if it belongs to no job, if the caller's pid
+ * namespace does not have it, and if it is another user's, unless the caller has CAP_SYS_PTRACE
+ * or CAP_SYS_ADMIN.
  */
 struct gridos_lookup {
 	__u32 size;
@@ -142,26 +154,30 @@ struct gridos_job {
 };
 
 /*
- * Reads a table that the daemon published: nodes by number, or those jobs by number that are the caller's
- * (all of them with CAP_SYS_PTRACE or CAP_SYS_ADMIN). Begins with the first record whose number is at least from;
- * to go on, give one more than the last number.
+ * Reads a table that the daemon published: nodes by number, or those jobs by number that are
+ * the caller's (all of them with CAP_SYS_PTRACE or CAP_SYS_ADMIN). Begins with the first record
+ * whose number is at least from; to go on, give one more than the last number.
  */
 struct gridos_list {
 	__u32 size;
-	__u32 record_size;	/* of a record as the program knows it; the rest of a longer one is zero */
+	__u32 record_size;	/* as the program knows it; the rest of a longer one is zero */
 	__u64 records;		/* pointer */
 	__u64 from;
 	__u32 count;		/* in: records that there is room for; out: that were written */
 	__u32 reserved;
 };
 
-/* EAGAIN where there is no daemon, and where it goes away before it has answered. Otherwise the next one is waited for. */
+/*
+ * EAGAIN where there is no daemon, and where it goes away before it has answered. Otherwise the
+ * next one is waited for.
+ */
 #define GRIDOS_CALL_NOWAIT	(1U << 0)
 
 /*
- * Asks the daemon. ETIMEDOUT after the time given, EINTR after a signal: the daemon is told, but what was asked for
- * may have been done. EDQUOT if the user has too many calls under way, EBUSY if all users together have. Any other
- * error is the daemon's answer, which may have bytes, too.
+ * Asks the daemon. ETIMEDOUT after the time given, EINTR after a signal: the daemon is told,
+ * but what was asked for may have been done. EDQUOT if the user has too many calls under way,
+ * EBUSY if all users together have. Any other error is the daemon's answer, which may have
+ * bytes, too.
  */
 struct gridos_call {
 	__u32 size;
@@ -174,18 +190,22 @@ struct gridos_call {
 	__u32 out_len;		/* in: the room, at most GRIDOS_CALL_MAX; out: bytes written */
 };
 
-/* Makes the open file the grid's daemon until it is closed. EBUSY if there is one; EPROTONOSUPPORT if it is too new. */
+/*
+ * Makes the open file the grid's daemon until it is closed. EBUSY if there is one;
+ * EPROTONOSUPPORT if it is too new.
+ */
 struct gridos_attach {
 	__u32 size;
 	__u32 version;		/* GRIDOS_UAPI_VERSION that the daemon was built with */
 };
 
 /*
- * REGISTER gives a process the next GPID: EEXIST if it has one, ENXIO without RANGE, ENOSPC at the range's end.
- * SET_GPID gives it the one that it had on another node, or before it was written down; what it has is dropped.
- * EEXIST if another process has that GPID, EINVAL if this node has yet to hand it out. With both, ENFILE if there
- * are more processes than the module's parameter max_processes. Its children, not those that it has already, get
- * GPIDs of their own in the same job and task.
+ * REGISTER gives a process the next GPID: EEXIST if it has one, ENXIO without RANGE, ENOSPC at
+ * the range's end. SET_GPID gives it the one that it had on another node, or before it was
+ * written down; what it has is dropped. EEXIST if another process has that GPID, EINVAL if this
+ * node has yet to hand it out. With both, ENFILE if there are more processes than the module's
+ * parameter max_processes. Its children, not those that it has already, get GPIDs of their own
+ * in the same job and task.
  */
 struct gridos_register {
 	__u32 size;
@@ -197,8 +217,9 @@ struct gridos_register {
 };
 
 /*
- * The serials that may be handed out: next to end - 1. The module hands none out twice, whatever it is told: next is
- * raised to the first that it has not used, and told back. ERANGE if nothing is left of the range.
+ * The serials that may be handed out: next to end - 1. The module hands none out twice,
+ * whatever it is told: next is raised to the first that it has not used, and told back. ERANGE
+ * if nothing is left of the range.
  */
 struct gridos_range {
 	__u32 size;
@@ -207,7 +228,10 @@ struct gridos_range {
 	__u32 end;
 };
 
-/* Replaces a table as a whole. Numbers must ascend. A daemon's older, shorter records end in zeros. */
+/*
+ * Replaces a table as a whole. Numbers must ascend. A daemon's older, shorter records end in
+ * zeros.
+ */
 struct gridos_publish {
 	__u32 size;
 	__u32 table;		/* GRIDOS_OP_NODES or GRIDOS_OP_JOBS */
@@ -219,7 +243,10 @@ struct gridos_publish {
 /* The request was given to an earlier daemon, which went away: it may have been done. */
 #define GRIDOS_REQUEST_AGAIN	(1U << 0)
 
-/* read() of the attached file gives one of these, with its bytes behind it. EINVAL if there is no room for all. */
+/*
+ * read() of the attached file gives one of these, with its bytes behind it. EINVAL if there is
+ * no room for all.
+ */
 struct gridos_request {
 	__u32 size;		/* of this struct */
 	__u32 op;
@@ -233,7 +260,10 @@ struct gridos_request {
 	__u32 room;		/* the most bytes that the answer may have */
 };
 
-/* write() to the attached file takes one of these, with its bytes behind it. ENOENT if nobody waits for it any more. */
+/*
+ * write() to the attached file takes one of these, with its bytes behind it. ENOENT if nobody
+ * waits for it any more.
+ */
 struct gridos_answer {
 	__u32 size;		/* of this struct; the bytes begin there */
 	__s32 error;		/* 0, or -1 to -511 */
