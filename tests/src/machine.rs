@@ -36,6 +36,14 @@ impl Machine {
     /// # Errors
     /// What this machine lacks, and what installs it.
     pub fn new() -> Result<Self, String> {
+        Self::with_kernel("vmlinuz")
+    }
+
+    /// The same with another kernel, by its name in the target folder's `vm`.
+    ///
+    /// # Errors
+    /// What this machine lacks, and what installs it.
+    pub fn with_kernel(name: &str) -> Result<Self, String> {
         if std::env::consts::ARCH != "x86_64" {
             return Err("the machine's kernel is for x86_64".into());
         }
@@ -44,7 +52,7 @@ impl Machine {
                 return Err(format!("there is no {tool}: setup/install test installs it"));
             }
         }
-        let kernel = fetched("vmlinuz")?;
+        let kernel = fetched(name)?;
         let folder = tempfile::Builder::new().prefix("gridvm-").tempdir_in("/var/tmp").unwrap();
         fs::create_dir(folder.path().join("root")).unwrap();
         Ok(Self { kernel, folder })
@@ -110,12 +118,30 @@ impl Machine {
         }
     }
 
+    /// Copies a file.
+    pub fn copy(&self, path: &str, from: &Path) {
+        let to = self.root().join(path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(from, to).unwrap();
+    }
+
     /// Compiles a program of C, which needs no library, into `bin`.
     pub fn compile(&self, name: &str, source: &str) {
         let path = self.folder.path().join(format!("{name}.c"));
         fs::write(&path, source).unwrap();
+        self.compile_file(name, &path, &[]);
+    }
+
+    /// The same from a file, with headers in these folders.
+    pub fn compile_file(&self, name: &str, path: &Path, headers: &[&Path]) {
         let to = self.root().join("bin").join(name);
-        let built = Command::new("gcc").args(["-O1", "-static", "-o"]).args([to, path]).status();
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O1", "-static", "-pthread"]);
+        for folder in headers {
+            gcc.arg("-I").arg(folder);
+        }
+        let built = gcc.arg("-o").args([&to, path]).status();
         assert!(built.unwrap().success(), "gcc");
     }
 
@@ -146,7 +172,8 @@ impl Machine {
         // Not by KVM: there are machines that have it, and on which Debian's kernel stops early.
         let output = Command::new("timeout")
             .args([PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", &memory.to_string(), "-smp", "2"])
-            .args(["-nographic", "-no-reboot", "-net", "none", "-kernel"])
+            // QEMU 7.2 sets wrong flags after cmpxchg16b, which the allocator of Linux 6.12 uses if it can.
+            .args(["-cpu", "max,-cx16", "-nographic", "-no-reboot", "-net", "none", "-kernel"])
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&image)

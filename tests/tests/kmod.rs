@@ -1,0 +1,191 @@
+//! The kernel module, on the kernels of Debian 12 and of its backports, each in a virtual machine.
+//!
+//! The module is built for the kernel from its headers (`setup/install test` fetches both), and loaded. The programs
+//! in `kmod/` try what it promises, scenario by scenario, one line each on the serial console. At last the module is
+//! unloaded, and the kernel's messages are looked at: a warning in them fails the test, whatever the programs say.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use grid_tests::{Machine, fetched, skipped};
+
+/// The programs, in the order in which they run, and the scenarios of each.
+const PROGRAMS: &[(&str, &[&str])] = &[
+    (
+        "processes",
+        &[
+            "unranged",
+            "identity",
+            "inherits",
+            "zombies",
+            "storm",
+            "dying",
+            "restored",
+            "ranges",
+            "namespaces",
+            "listed",
+        ],
+    ),
+    (
+        "calls",
+        &[
+            "answered",
+            "malformed",
+            "timed_out",
+            "interrupted",
+            "abandoned",
+            "handed_on",
+            "exclusive",
+            "control",
+        ],
+    ),
+    ("users", &["refused", "blind", "others_jobs", "limits"]),
+    ("tables", &["published", "extensible", "replaced"]),
+];
+
+const INIT: &str = r##"#!/bin/sh
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
+# The host may be busy: what is slow is not stuck.
+echo 60 > /proc/sys/kernel/watchdog_thresh
+echo 120 > /sys/module/rcupdate/parameters/rcu_cpu_stall_timeout
+tell() { echo "RESULT $1=$2"; }
+
+insmod /gridos.ko; tell loaded "$?"
+for program in PROGRAMS; do
+    $program
+    tell "$program" "$?"
+done
+tell left "$(grep processes /proc/gridos/version)"
+rmmod gridos; tell unloaded "$?"
+tell nothing "$(ls -d /proc/gridos /dev/gridos /sys/module/gridos 2>/dev/null)"
+echo MESSAGES BEGIN
+dmesg
+echo MESSAGES END
+echo MACHINE DONE
+poweroff -f
+"##;
+
+/// What a kernel says when something is wrong in it.
+const TROUBLES: &[&str] = &[
+    "WARNING:",
+    "BUG:",
+    "BUG gridos",
+    "Oops",
+    "kernel BUG",
+    "general protection",
+    "Call Trace",
+    "INFO: task",
+    "INFO: rcu",
+    "INFO: possible",
+    "INFO: lockdep",
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "suspicious RCU usage",
+    "sleeping function called",
+    "scheduling while atomic",
+    "Bad page",
+    "Object already free",
+    "Objects remaining",
+    "refcount_t:",
+    "UBSAN:",
+    "KASAN:",
+    "unreferenced object",
+    "protection fault",
+    "stack-protector",
+];
+
+/// The lines in which a kernel says that something is wrong.
+fn troubles(messages: &str) -> Vec<&str> {
+    messages.lines().filter(|line| TROUBLES.iter().any(|trouble| line.contains(trouble))).collect()
+}
+
+/// The folder of the repository in which the module is.
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kmod").canonicalize().expect("kmod/ is in the repository")
+}
+
+/// Builds the module in a folder of its own, as two kernels may be tested at once.
+fn build(version: &str, folder: &Path) -> Result<PathBuf, String> {
+    let headers = fetched(&format!("kernels/{version}/build"))?;
+    let copied = Command::new("cp").arg("-r").arg(sources()).arg(folder.join("kmod")).status();
+    assert!(copied.expect("cp").success());
+    let output = Command::new("make")
+        .args(["-s", "CC=gcc", "W=1"])
+        .arg(format!("KDIR={}", headers.display()))
+        .current_dir(folder.join("kmod"))
+        .output()
+        .expect("make");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("warning:"), "{said}");
+    Ok(folder.join("kmod/gridos.ko"))
+}
+
+fn works_on(version: &str) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let ready = || {
+        let machine = Machine::with_kernel(&format!("kernels/{version}/vmlinuz"))?;
+        machine.copy("gridos.ko", &build(version, folder.path())?);
+        Ok::<_, String>(machine)
+    };
+    let machine = match ready() {
+        Ok(machine) => machine,
+        Err(why) => return skipped(&format!("the module on Linux {version}"), &why),
+    };
+    for name in ["proc", "sys", "dev", "tmp"] {
+        machine.mkdir(name);
+    }
+    machine.busybox("bin", "sh mount echo grep ls insmod rmmod dmesg poweroff");
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kmod");
+    for (name, _) in PROGRAMS {
+        let source = programs.join(format!("{name}.c"));
+        machine.compile_file(name, &source, &[&sources().join("include/uapi")]);
+    }
+    let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();
+    machine.write("init", &INIT.replace("PROGRAMS", &names.join(" ")), 0o755);
+
+    let console = machine.boot(None, "/init", 1024);
+    let text = console.text();
+    let said = text.split_once("MESSAGES BEGIN").and_then(|(_, rest)| rest.split_once("MESSAGES END"));
+    let (messages, _) = said.unwrap_or_else(|| panic!("the machine did not tell its messages\n{text}"));
+    assert!(messages.contains("gridos: loading out-of-tree module"), "{text}");
+    assert_eq!(troubles(text), Vec::<&str>::new(), "{text}");
+    console.expect(&[("loaded", "0")]);
+    for (program, scenarios) in PROGRAMS {
+        for scenario in *scenarios {
+            console.expect(&[(scenario, "ok")]);
+        }
+        console.expect(&[(program, "0")]);
+    }
+    console.expect(&[("left", "processes 0"), ("unloaded", "0"), ("nothing", "")]);
+    for line in text.lines().filter(|line| line.starts_with("FIGURE")) {
+        println!("{line} (Linux {version})");
+    }
+}
+
+#[test]
+fn the_module_works_on_linux_6_1() {
+    works_on("6.1");
+}
+
+#[test]
+fn the_module_works_on_linux_6_12() {
+    works_on("6.12");
+}
+
+#[test]
+fn messages_of_trouble_are_told_from_others() {
+    let quiet = "gridos: loading out-of-tree module taints kernel.\nRun /init as init process\n";
+    assert_eq!(troubles(quiet), Vec::<&str>::new());
+    for line in [
+        "WARNING: CPU: 1 PID: 77 at /build/processes.c:176 gridos_exited+0x1/0x2 [gridos]",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000008",
+        "BUG gridos_process (Tainted: G): Objects remaining on __kmem_cache_shutdown()",
+        "refcount_t: underflow; use-after-free.",
+        "INFO: task rmmod:99 blocked for more than 120 seconds.",
+    ] {
+        let messages = format!("{quiet}{line}\n");
+        assert_eq!(troubles(&messages), [line]);
+    }
+}
