@@ -55,6 +55,24 @@ static int control_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
+/* The daemon wrote the answer, but it is the reader's memory as long as the file is open. */
+static int take_over(struct gridos_reply *reply)
+{
+	void *bytes = NULL;
+
+	if (reply->len) {
+		bytes = kvmalloc(reply->len, GFP_KERNEL_ACCOUNT);
+		if (bytes)
+			memcpy(bytes, reply->bytes, reply->len);
+		else
+			reply->error = -ENOMEM;
+	}
+	kvfree(reply->bytes);
+	reply->bytes = bytes;
+	reply->len = bytes ? reply->len : 0;
+	return reply->error;
+}
+
 static ssize_t control_write(struct file *file, const char __user *from, size_t count, loff_t *pos)
 {
 	struct dialogue *dialogue = file->private_data;
@@ -83,7 +101,7 @@ static ssize_t control_write(struct file *file, const char __user *from, size_t 
 	dialogue->read = 0;
 	err = gridos_ask(GRIDOS_OP_COMMAND, line, len, GRIDOS_CALL_MAX, flags, 0, &dialogue->reply);
 	if (!err)
-		err = dialogue->reply.error;
+		err = take_over(&dialogue->reply);
 	mutex_unlock(&dialogue->lock);
 	return err ?: count;
 }

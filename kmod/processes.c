@@ -225,7 +225,7 @@ int gridos_range(struct gridos_range *range)
 	/* Also where the node's number changes: it may change back. */
 	range->next = max(range->next, serials.next);
 	if (range->next < range->end) {
-		serials.node = range->node;
+		WRITE_ONCE(serials.node, range->node);
 		serials.next = range->next;
 		serials.end = range->end;
 		serials.low = (range->end - range->next) / 4;
@@ -472,13 +472,12 @@ static void *gpids_start(struct seq_file *seq, loff_t *pos) __acquires(RCU)
 
 static void *gpids_next(struct seq_file *seq, void *v, loff_t *pos)
 {
+	struct list_head *at = &all;
 	struct gridos_process *process;
 
-	if (v == SEQ_START_TOKEN)
-		process = list_first_or_null_rcu(&all, struct gridos_process, all);
-	else
-		process = list_next_or_null_rcu(&all, &((struct gridos_process *)v)->all, struct gridos_process,
-						all);
+	if (v != SEQ_START_TOKEN)
+		at = &((struct gridos_process *)v)->all;
+	process = list_next_or_null_rcu(&all, at, struct gridos_process, all);
 	*pos = process ? process->order : *pos + 1;
 	return process;
 }

@@ -1,15 +1,17 @@
 //! The kernel module, on the kernels of Debian 12 and of its backports, each in a virtual machine.
 //!
 //! The module is built for the kernel from its headers (`setup/install test` fetches both), and loaded. The programs
-//! in `kmod/` try what it promises, scenario by scenario, one line each on the serial console. At last the module is
-//! unloaded, and the kernel's messages are looked at: a warning in them fails the test, whatever the programs say.
+//! in `kmod/` try what it promises, scenario by scenario, one line each on the serial console; then come random and
+//! hostile arguments (`fuzz.c`; its seed is told, and taken from `GRIDOS_FUZZ_SEED`), and everything at once, with the
+//! module unloaded and loaded meanwhile (`stress.c`). At last the kernel's messages are looked at: a warning in them fails
+//! the test, whatever the programs say.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use grid_tests::{Machine, fetched, skipped};
 
-/// The programs, in the order in which they run, and the scenarios of each.
+/// The programs that look at one promise after the other, in the order in which they run, and the scenarios of each.
 const PROGRAMS: &[(&str, &[&str])] = &[
     (
         "processes",
@@ -43,6 +45,9 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("tables", &["published", "extensible", "replaced"]),
 ];
 
+/// The module has the version of all else.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 const INIT: &str = r##"#!/bin/sh
 export PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
@@ -57,6 +62,11 @@ for program in PROGRAMS; do
     tell "$program" "$?"
 done
 tell left "$(grep processes /proc/gridos/version)"
+# It may have given the first process, and so all others, a GPID, which goes with the module.
+fuzz SEED; tell fuzz "$?"
+rmmod gridos; tell unloaded_with_processes "$?"
+insmod /gridos.ko; tell loaded_again "$?"
+stress; tell stress "$?"
 rmmod gridos; tell unloaded "$?"
 tell nothing "$(ls -d /proc/gridos /dev/gridos /sys/module/gridos 2>/dev/null)"
 echo MESSAGES BEGIN
@@ -106,20 +116,27 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../kmod").canonicalize().expect("kmod/ is in the repository")
 }
 
-/// Builds the module in a folder of its own, as two kernels may be tested at once.
-fn build(version: &str, folder: &Path) -> Result<PathBuf, String> {
-    let headers = fetched(&format!("kernels/{version}/build"))?;
-    let copied = Command::new("cp").arg("-r").arg(sources()).arg(folder.join("kmod")).status();
-    assert!(copied.expect("cp").success());
+/// Builds the module from the sources in this folder, without a warning.
+fn make(folder: &Path, headers: &Path) -> PathBuf {
     let output = Command::new("make")
         .args(["-s", "CC=gcc", "W=1"])
         .arg(format!("KDIR={}", headers.display()))
-        .current_dir(folder.join("kmod"))
+        .current_dir(folder)
         .output()
         .expect("make");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("warning:"), "{said}");
-    Ok(folder.join("kmod/gridos.ko"))
+    let module = folder.join("gridos.ko");
+    assert!(module.exists(), "{said}");
+    module
+}
+
+/// Builds the module for a kernel below this folder, as two kernels may be tested at once.
+fn build(version: &str, folder: &Path) -> Result<PathBuf, String> {
+    let headers = fetched(&format!("kernels/{version}/build"))?;
+    let copied = Command::new("cp").arg("-r").arg(sources()).arg(folder.join("kmod")).status();
+    assert!(copied.expect("cp").success());
+    Ok(make(&folder.join("kmod"), &headers))
 }
 
 fn works_on(version: &str) {
@@ -138,12 +155,15 @@ fn works_on(version: &str) {
     }
     machine.busybox("bin", "sh mount echo grep ls insmod rmmod dmesg poweroff");
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kmod");
-    for (name, _) in PROGRAMS {
+    let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();
+    for name in names.iter().chain(&["fuzz", "stress"]) {
         let source = programs.join(format!("{name}.c"));
         machine.compile_file(name, &source, &[&sources().join("include/uapi")]);
     }
-    let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();
-    machine.write("init", &INIT.replace("PROGRAMS", &names.join(" ")), 0o755);
+    // As a failed run told it; another one each time otherwise.
+    let seed = std::env::var("GRIDOS_FUZZ_SEED").unwrap_or_default();
+    let init = INIT.replace("PROGRAMS", &names.join(" ")).replace("SEED", &seed);
+    machine.write("init", &init, 0o755);
 
     let console = machine.boot(None, "/init", 1024);
     let text = console.text();
@@ -158,7 +178,8 @@ fn works_on(version: &str) {
         }
         console.expect(&[(program, "0")]);
     }
-    console.expect(&[("left", "processes 0"), ("unloaded", "0"), ("nothing", "")]);
+    console.expect(&[("left", "processes 0"), ("fuzzed", "ok"), ("unloaded_with_processes", "0")]);
+    console.expect(&[("loaded_again", "0"), ("stressed", "ok"), ("unloaded", "0"), ("nothing", "")]);
     for line in text.lines().filter(|line| line.starts_with("FIGURE")) {
         println!("{line} (Linux {version})");
     }
@@ -172,6 +193,43 @@ fn the_module_works_on_linux_6_1() {
 #[test]
 fn the_module_works_on_linux_6_12() {
     works_on("6.12");
+}
+
+/// What DKMS does: it unpacks the package, and builds what `dkms.conf` says.
+#[test]
+fn the_package_has_all_that_builds_the_module() {
+    let name = "the package of the module";
+    let Ok(headers) = fetched("kernels/6.1/build") else {
+        return skipped(name, "there are no kernel headers: setup/install test fetches them");
+    };
+    if Command::new("dpkg-deb").arg("--version").output().is_err() {
+        return skipped(name, "there is no dpkg-deb");
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let root = folder.path().join("root");
+    let run = |command: &mut Command| {
+        let output = command.output().expect("a command");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    run(Command::new("make")
+        .arg("deb")
+        .arg(format!("DEB_DIR={}", folder.path().display()))
+        .current_dir(sources()));
+    let package = folder.path().join(format!("gridos-dkms_{VERSION}_all.deb"));
+    run(Command::new("dpkg-deb").arg("-x").args([&package, &root]));
+    let scripts = folder.path().join("scripts");
+    run(Command::new("dpkg-deb").arg("-e").args([&package, &scripts]));
+    let from = root.join("usr/src").join(format!("gridos-{VERSION}"));
+    make(&from, &headers);
+    let read = |path: PathBuf| std::fs::read_to_string(&path).expect("a file of the package");
+    let dkms = read(from.join("dkms.conf"));
+    assert!(dkms.contains(&format!("PACKAGE_VERSION=\"{VERSION}\"")), "{dkms}");
+    for script in ["postinst", "prerm"] {
+        let text = read(scripts.join(script));
+        assert!(text.contains(&format!("-v {VERSION}")) && !text.contains('@'), "{text}");
+        run(Command::new("sh").arg("-n").arg(scripts.join(script)));
+    }
 }
 
 #[test]
