@@ -29,16 +29,17 @@ static int __init gridos_init(void)
 	err = gridos_follow_init();
 	if (err)
 		goto no_follow;
-	err = gridos_device_init();
-	if (err)
-		goto no_device;
 	err = gridos_proc_init();
 	if (err)
 		goto no_proc;
+	/* Last, as who has opened it must find the module loaded. */
+	err = gridos_device_init();
+	if (err)
+		goto no_device;
 	return 0;
-no_proc:
-	gridos_device_exit();
 no_device:
+	gridos_proc_exit();
+no_proc:
 	gridos_follow_exit();
 no_follow:
 	gridos_processes_exit();
@@ -48,8 +49,8 @@ no_follow:
 /* Nothing that keeps the module loaded is open: there is neither daemon nor call. */
 static void __exit gridos_exit(void)
 {
-	gridos_proc_exit();
 	gridos_device_exit();
+	gridos_proc_exit();
 	gridos_follow_exit();
 	gridos_tables_exit();
 	gridos_processes_exit();

@@ -19,6 +19,8 @@ const PATIENCE: &str = "600";
 #[derive(Debug)]
 pub struct Machine {
     kernel: PathBuf,
+    /// As QEMU names it.
+    processor: &'static str,
     folder: tempfile::TempDir,
 }
 
@@ -36,14 +38,19 @@ impl Machine {
     /// # Errors
     /// What this machine lacks, and what installs it.
     pub fn new() -> Result<Self, String> {
-        Self::with_kernel("vmlinuz")
+        Self::of("vmlinuz", "qemu64")
     }
 
-    /// The same with another kernel, by its name in the target folder's `vm`.
+    /// The same with one of the kernels that the module is tested on.
     ///
     /// # Errors
     /// What this machine lacks, and what installs it.
-    pub fn with_kernel(name: &str) -> Result<Self, String> {
+    pub fn with_kernel(version: &str) -> Result<Self, String> {
+        // QEMU 7.2 sets wrong flags after cmpxchg16b, which the allocator of Linux 6.12 uses if it can.
+        Self::of(&format!("kernels/{version}/vmlinuz"), "max,-cx16")
+    }
+
+    fn of(kernel: &str, processor: &'static str) -> Result<Self, String> {
         if std::env::consts::ARCH != "x86_64" {
             return Err("the machine's kernel is for x86_64".into());
         }
@@ -52,10 +59,10 @@ impl Machine {
                 return Err(format!("there is no {tool}: setup/install test installs it"));
             }
         }
-        let kernel = fetched(name)?;
+        let kernel = fetched(kernel)?;
         let folder = tempfile::Builder::new().prefix("gridvm-").tempdir_in("/var/tmp").unwrap();
         fs::create_dir(folder.path().join("root")).unwrap();
-        Ok(Self { kernel, folder })
+        Ok(Self { kernel, processor, folder })
     }
 
     fn root(&self) -> PathBuf {
@@ -172,8 +179,7 @@ impl Machine {
         // Not by KVM: there are machines that have it, and on which Debian's kernel stops early.
         let output = Command::new("timeout")
             .args([PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", &memory.to_string(), "-smp", "2"])
-            // QEMU 7.2 sets wrong flags after cmpxchg16b, which the allocator of Linux 6.12 uses if it can.
-            .args(["-cpu", "max,-cx16", "-nographic", "-no-reboot", "-net", "none", "-kernel"])
+            .args(["-cpu", self.processor, "-nographic", "-no-reboot", "-net", "none", "-kernel"])
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&image)
