@@ -21,6 +21,8 @@ pub struct Machine {
     kernel: PathBuf,
     /// As QEMU names it.
     processor: &'static str,
+    /// What the kernel is told besides.
+    options: &'static str,
     folder: tempfile::TempDir,
 }
 
@@ -38,7 +40,7 @@ impl Machine {
     /// # Errors
     /// What this machine lacks, and what installs it.
     pub fn new() -> Result<Self, String> {
-        Self::of("vmlinuz", "qemu64")
+        Self::of("vmlinuz", "qemu64", "")
     }
 
     /// The same with one of the kernels that the module is tested on.
@@ -47,10 +49,15 @@ impl Machine {
     /// What this machine lacks, and what installs it.
     pub fn with_kernel(version: &str) -> Result<Self, String> {
         // QEMU 7.2 sets wrong flags after cmpxchg16b, which the allocator of Linux 6.12 uses if it can.
-        Self::of(&format!("kernels/{version}/vmlinuz"), "max,-cx16")
+        // What is freed is overwritten, and looked at when it is allocated again: a small part of what KASAN would find.
+        Self::of(
+            &format!("kernels/{version}/vmlinuz"),
+            "max,-cx16",
+            "slub_debug=FZP,gridos_process,kmalloc-*",
+        )
     }
 
-    fn of(kernel: &str, processor: &'static str) -> Result<Self, String> {
+    fn of(kernel: &str, processor: &'static str, options: &'static str) -> Result<Self, String> {
         if std::env::consts::ARCH != "x86_64" {
             return Err("the machine's kernel is for x86_64".into());
         }
@@ -62,7 +69,7 @@ impl Machine {
         let kernel = fetched(kernel)?;
         let folder = tempfile::Builder::new().prefix("gridvm-").tempdir_in("/var/tmp").unwrap();
         fs::create_dir(folder.path().join("root")).unwrap();
-        Ok(Self { kernel, processor, folder })
+        Ok(Self { kernel, processor, options, folder })
     }
 
     fn root(&self) -> PathBuf {
@@ -183,7 +190,7 @@ impl Machine {
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&image)
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 rdinit={init}")])
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 rdinit={init} {}", self.options)])
             .stdin(Stdio::null())
             .output()
             .unwrap();
