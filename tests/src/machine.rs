@@ -19,6 +19,10 @@ const PATIENCE: &str = "600";
 #[derive(Debug)]
 pub struct Machine {
     kernel: PathBuf,
+    /// As QEMU names it.
+    processor: &'static str,
+    /// What the kernel is told besides.
+    options: &'static str,
     folder: tempfile::TempDir,
 }
 
@@ -36,6 +40,24 @@ impl Machine {
     /// # Errors
     /// What this machine lacks, and what installs it.
     pub fn new() -> Result<Self, String> {
+        Self::of("vmlinuz", "qemu64", "")
+    }
+
+    /// The same with one of the kernels that the module is tested on.
+    ///
+    /// # Errors
+    /// What this machine lacks, and what installs it.
+    pub fn with_kernel(version: &str) -> Result<Self, String> {
+        // QEMU 7.2 sets wrong flags after cmpxchg16b, which the allocator of Linux 6.12 uses if it can.
+        // What is freed is overwritten, and looked at when it is allocated again: a small part of what KASAN would find.
+        Self::of(
+            &format!("kernels/{version}/vmlinuz"),
+            "max,-cx16",
+            "slub_debug=FZP,gridos_process,kmalloc-*",
+        )
+    }
+
+    fn of(kernel: &str, processor: &'static str, options: &'static str) -> Result<Self, String> {
         if std::env::consts::ARCH != "x86_64" {
             return Err("the machine's kernel is for x86_64".into());
         }
@@ -44,10 +66,10 @@ impl Machine {
                 return Err(format!("there is no {tool}: setup/install test installs it"));
             }
         }
-        let kernel = fetched("vmlinuz")?;
+        let kernel = fetched(kernel)?;
         let folder = tempfile::Builder::new().prefix("gridvm-").tempdir_in("/var/tmp").unwrap();
         fs::create_dir(folder.path().join("root")).unwrap();
-        Ok(Self { kernel, folder })
+        Ok(Self { kernel, processor, options, folder })
     }
 
     fn root(&self) -> PathBuf {
@@ -110,12 +132,30 @@ impl Machine {
         }
     }
 
+    /// Copies a file.
+    pub fn copy(&self, path: &str, from: &Path) {
+        let to = self.root().join(path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(from, to).unwrap();
+    }
+
     /// Compiles a program of C, which needs no library, into `bin`.
     pub fn compile(&self, name: &str, source: &str) {
         let path = self.folder.path().join(format!("{name}.c"));
         fs::write(&path, source).unwrap();
+        self.compile_file(name, &path, &[]);
+    }
+
+    /// The same from a file, with headers in these folders.
+    pub fn compile_file(&self, name: &str, path: &Path, headers: &[&Path]) {
         let to = self.root().join("bin").join(name);
-        let built = Command::new("gcc").args(["-O1", "-static", "-o"]).args([to, path]).status();
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O1", "-static", "-pthread"]);
+        for folder in headers {
+            gcc.arg("-I").arg(folder);
+        }
+        let built = gcc.arg("-o").args([&to, path]).status();
         assert!(built.unwrap().success(), "gcc");
     }
 
@@ -146,11 +186,11 @@ impl Machine {
         // Not by KVM: there are machines that have it, and on which Debian's kernel stops early.
         let output = Command::new("timeout")
             .args([PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", &memory.to_string(), "-smp", "2"])
-            .args(["-nographic", "-no-reboot", "-net", "none", "-kernel"])
+            .args(["-cpu", self.processor, "-nographic", "-no-reboot", "-net", "none", "-kernel"])
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&image)
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 rdinit={init}")])
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 rdinit={init} {}", self.options)])
             .stdin(Stdio::null())
             .output()
             .unwrap();
