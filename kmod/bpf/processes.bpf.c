@@ -300,7 +300,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct mark *given, mark;
 	struct serials *all;
 
-	if (!from)
+	/* While programs of one release take the place of another's, both see a fork. */
+	if (!from || bpf_task_storage_get(&marks, child, 0, 0))
 		return 0;
 	mark = *from;
 	if (child->tgid == child->pid) {

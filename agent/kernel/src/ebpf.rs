@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   folder/marks, gpids, orders, limits, serials, ends     maps
-//!   folder/HASH/fork, exit, list, connections                           links, of the programs with this hash
+//!   folder/HASH/fork, exit, list, connections             links, of the programs with this hash
 //! ```
 //!
 //! Programs of another release take the place of the former ones and go on with their maps; maps that do not fit are
@@ -266,10 +266,8 @@ impl Programs {
     }
 
     pub(crate) fn close(&self) -> io::Result<()> {
-        let folder = self.list.ancestors().nth(2).unwrap_or(&self.list);
-        clear(folder)?;
         // The maps are open still, but not by the mount.
-        Ok(nix::mount::umount(folder)?)
+        unmount(self.list.ancestors().nth(2).unwrap_or(&self.list))
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -307,13 +305,25 @@ impl Drop for Trimmed {
 fn mount(folder: &Path) -> Result<(), LoadError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|source| LoadError::Folder { path: folder.into(), source })?;
-    let kind = nix::sys::statfs::statfs(folder).map(|stat| stat.filesystem_type().0);
-    if kind == Ok(BPF_FS as _) {
+    if is_mounted(folder) {
         return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     nix::mount::mount(Some("bpf"), folder, Some("bpf"), flags, Some("mode=0700"))
         .map_err(|errno| LoadError::Mount { path: folder.into(), source: errno.into() })
+}
+
+fn is_mounted(folder: &Path) -> bool {
+    nix::sys::statfs::statfs(folder).is_ok_and(|stat| stat.filesystem_type().0 == BPF_FS as _)
+}
+
+/// Detaches all programs that are pinned there, and unmounts the file system, if it is there.
+pub(crate) fn unmount(folder: &Path) -> io::Result<()> {
+    if is_mounted(folder) {
+        clear(folder)?;
+        nix::mount::umount(folder)?;
+    }
+    Ok(())
 }
 
 fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {

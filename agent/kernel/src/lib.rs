@@ -95,29 +95,30 @@ pub struct ProcessesError(#[from] io::Error);
 impl Processes {
     /// Begins to follow what this process starts in pid namespaces, by eBPF if it can be.
     pub fn open(folders: &Folders, node: NodeId) -> Self {
-        let serials = || Serials::new(folders.state.join("gpids"));
+        let serials = Serials::new(folders.state.join("gpids"));
         let programs =
-            Programs::open(&folders.runtime.join("bpf"), node, serials()).map_err(|error| error.to_string());
+            Programs::open(&folders.runtime.join("bpf"), node, serials).map_err(|error| error.to_string());
         let marked = programs.and_then(|mut programs| {
             let mark = (std::process::id(), Mark::keeper());
             programs.order(&[mark]).map_err(|error| error.to_string())?;
             Ok(programs)
         });
-        let way = match marked {
-            Ok(programs) => Way::Ebpf(Box::new(programs)),
-            Err(why) => {
-                let table = Table::open(folders.runtime.join("gpids"), node, serials());
-                Way::Stack { table, why }
-            }
-        };
-        Self { proc: folders.proc.clone(), way }
+        match marked {
+            Ok(programs) => Self { proc: folders.proc.clone(), way: Way::Ebpf(Box::new(programs)) },
+            Err(why) => Self::without_ebpf(folders, node, &why),
+        }
     }
 
-    /// Without eBPF, though it may be there.
+    /// Without eBPF, though it may be there. Programs of an earlier agent go, and with them the ids that they gave: two who take
+    /// blocks of serials would come to give the same ones.
     pub fn without_ebpf(folders: &Folders, node: NodeId, why: &str) -> Self {
+        let why = match ebpf::unmount(&folders.runtime.join("bpf")) {
+            Ok(()) => why.to_owned(),
+            Err(error) => format!("{why}, and those that are there cannot be removed: {error}"),
+        };
         let table =
             Table::open(folders.runtime.join("gpids"), node, Serials::new(folders.state.join("gpids")));
-        Self { proc: folders.proc.clone(), way: Way::Stack { table, why: why.into() } }
+        Self { proc: folders.proc.clone(), way: Way::Stack { table, why } }
     }
 
     /// Why there is no eBPF; nothing if there is.

@@ -218,6 +218,30 @@ fn what_was_there_before_is_found_when_it_is_looked_for() {
 }
 
 #[test]
+fn where_programs_come_and_go_no_id_is_given_twice() {
+    let node = Node::new();
+    let Some(processes) = node.processes("where_programs_come_and_go_no_id_is_given_twice") else { return };
+    let is_mounted = || {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        mounts.contains(node.folders.runtime.to_str().unwrap())
+    };
+    let mut seen = BTreeSet::new();
+    let mut look = |mut processes: Processes| {
+        let task = Task::start("sleep 1000 & sleep 1000 & wait");
+        for process in processes.list(&task.pids(2)).unwrap() {
+            assert!(seen.insert(process.gpid), "{} was given before", process.gpid);
+        }
+        seen.len()
+    };
+    assert_eq!(look(processes), 2);
+    assert!(is_mounted());
+    assert_eq!(look(Processes::without_ebpf(&node.folders, NodeId(7), "it is off")), 4);
+    assert!(!is_mounted(), "programs go on that nobody looks at");
+    assert_eq!(look(Processes::open(&node.folders, NodeId(7))), 6);
+    assert!(is_mounted());
+}
+
+#[test]
 fn all_threads_of_a_process_count_and_its_id_ends_with_the_last() {
     let node = Node::new();
     let Some(mut processes) = node.processes("all_threads_of_a_process_count_and_its_id_ends_with_the_last")
