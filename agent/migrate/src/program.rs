@@ -137,7 +137,7 @@ fn dump(
     steps.tell(Step::Go)?;
     // CRIU has a limit of its own.
     steps.expect(Step::Stopped)?;
-    let listed = tracker.stopped().and_then(|frozen| tracker.list(frozen, sink)).map_err(failed)?;
+    let listed = tracker.list(sink).map_err(failed)?;
     steps.tell(Step::Listed)?;
     tracker.send_rest(listed, sink).map_err(failed)?;
     steps.expect(Step::Written)?;

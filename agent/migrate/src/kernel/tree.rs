@@ -1,4 +1,4 @@
-//! Who belongs to a process tree, and whether it stands still.
+//! Who belongs to a process tree, and in which states they are.
 
 use std::collections::HashSet;
 use std::fs;
@@ -70,38 +70,4 @@ pub(crate) fn inner_pid(proc: &Path, pid: i32) -> io::Result<i32> {
     numbers
         .and_then(|numbers| numbers.split_ascii_whitespace().last()?.parse().ok())
         .ok_or_else(|| io::Error::other(format!("{}: it says no NSpid", path.display())))
-}
-
-/// Watches a tree until every thread of it was seen in a tracer's stop.
-///
-/// CRIU lets single threads run again for its own code; a thread that was once stopped is in its hands all the same, and
-/// only what is not can make new ones.
-#[derive(Debug, Default)]
-pub(crate) struct Stillness {
-    stopped: HashSet<(i32, i32)>,
-}
-
-impl Stillness {
-    /// The processes of the tree, if all of it stands still.
-    ///
-    /// # Errors
-    /// Where a root has ended.
-    pub(crate) fn look(&mut self, proc: &Path, roots: &[i32]) -> io::Result<Option<Vec<i32>>> {
-        let pids = below(proc, roots)?;
-        let mut still = true;
-        for &pid in &pids {
-            for thread in threads(proc, pid).unwrap_or_default() {
-                if self.stopped.contains(&(pid, thread)) {
-                    continue;
-                }
-                match state(proc, pid, thread) {
-                    Some(b't') => drop(self.stopped.insert((pid, thread))),
-                    Some(b'Z' | b'X') | None => (),
-                    Some(_) => still = false,
-                }
-            }
-        }
-        // What was made between the two looks was made by one that is not stopped.
-        Ok(if still && below(proc, roots)? == pids { Some(pids) } else { None })
-    }
 }

@@ -99,7 +99,11 @@ impl<'w> PageSink<'w> {
         Ok(self.to.flush()?)
     }
 
-    pub(crate) fn end(&mut self) -> Result<(), SinkError> {
+    /// Tells that all was sent and is valid: without it, the destination lets nothing go.
+    ///
+    /// # Errors
+    /// Where the stream broke.
+    pub fn end(&mut self) -> Result<(), SinkError> {
         self.say(&Record::End)?;
         Ok(self.to.flush()?)
     }

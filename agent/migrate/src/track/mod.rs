@@ -38,9 +38,6 @@ use crate::kernel::{PAGE, Range, pagemap, tree};
 use crate::pages::{PageSink, SinkError};
 use process::Process;
 
-/// Between two looks whether the tree is frozen.
-const LOOK: Duration = Duration::from_micros(50);
-
 /// Why memory is not moved while its processes run. They run on as before when the tracker is dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum TrackError {
@@ -76,9 +73,6 @@ pub enum TrackError {
         /// The address.
         at: u64,
     },
-    /// The processes did not stop.
-    #[error("the processes were not frozen within {0:?}")]
-    NotFrozen(Duration),
     /// The stream broke.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -102,19 +96,10 @@ pub struct FinalStats {
     pub exists: u64,
     /// Bytes of them that were sent after the freeze.
     pub bytes: u64,
-    /// From the first look until the tree stood still.
-    pub frozen: Duration,
     /// For the scan, and to tell its result.
     pub scan: Duration,
     /// For the copy.
     pub copy: Duration,
-}
-
-/// A tree that stands still: its processes.
-#[derive(Debug)]
-pub struct Frozen {
-    pids: Vec<i32>,
-    took: Duration,
 }
 
 /// What is still to come of a tree that stands still.
@@ -216,52 +201,15 @@ impl Tracker {
         Ok(RoundStats { bytes: pages * PAGE, took: start.elapsed(), processes: self.processes.len() })
     }
 
-    /// Waits until somebody, CRIU, has stopped every thread of the tree, as far as that can be seen: a thread that stops for a
-    /// signal is let go once more. Who is told by CRIU itself knows: [`stopped`](Self::stopped).
-    ///
-    /// # Errors
-    /// Where it is not frozen in this time.
-    pub fn wait_frozen(&self, limit: Duration) -> Result<Frozen, TrackError> {
-        let start = Instant::now();
-        let mut stillness = tree::Stillness::default();
-        loop {
-            if let Some(pids) = stillness.look(&self.proc, &self.roots).map_err(TrackError::Tree)? {
-                return Ok(Frozen { pids, took: start.elapsed() });
-            }
-            if start.elapsed() > limit {
-                return Err(TrackError::NotFrozen(limit));
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// The tree, of which somebody, CRIU, says that he has stopped every thread.
-    ///
-    /// # Errors
-    /// Where it cannot be looked at.
-    pub fn stopped(&self) -> Result<Frozen, TrackError> {
-        let pids = tree::below(&self.proc, &self.roots).map_err(TrackError::Tree)?;
-        Ok(Frozen { pids, took: Duration::ZERO })
-    }
-
-    /// Sends the rest, and the end: [`list`](Self::list), then [`send_rest`](Self::send_rest).
-    ///
-    /// # Errors
-    /// As these.
-    pub fn send_final(&mut self, frozen: Frozen, sink: &mut PageSink<'_>) -> Result<FinalStats, TrackError> {
-        let listed = self.list(frozen, sink)?;
-        let stats = self.send_rest(listed, sink)?;
-        sink.end()?;
-        Ok(stats)
-    }
-
-    /// Tells what exists, and what of it is still to come.
+    /// Tells what exists, and what of it is still to come, of a tree of which every thread is stopped. Only who stops them
+    /// knows when that is: CRIU lets single threads run for its own code meanwhile, and leaves them in another stop at its
+    /// end, so that their states in `/proc` are no sign of it.
     ///
     /// # Errors
     /// Where memory cannot be looked at, or the destination is gone.
-    pub fn list(&mut self, frozen: Frozen, sink: &mut PageSink<'_>) -> Result<Listed, TrackError> {
-        let Frozen { pids, took } = frozen;
+    pub fn list(&mut self, sink: &mut PageSink<'_>) -> Result<Listed, TrackError> {
         let still = Instant::now();
+        let pids = tree::below(&self.proc, &self.roots).map_err(TrackError::Tree)?;
         self.processes.retain(|process| pids.contains(&process.pid));
         for pid in pids {
             if !self.processes.iter().any(|process| process.pid == pid) {
@@ -269,7 +217,7 @@ impl Tracker {
                 self.processes.push(Process::untracked(pid, image_pid));
             }
         }
-        let mut stats = FinalStats { frozen: took, ..FinalStats::default() };
+        let mut stats = FinalStats::default();
         let mut dirty = Vec::with_capacity(self.processes.len());
         for process in &self.processes {
             let found = process.at_freeze(&self.proc)?;

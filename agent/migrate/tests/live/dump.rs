@@ -43,7 +43,7 @@ impl Dump {
     }
 
     pub(crate) fn start(&mut self, rig: &Rig) {
-        let mut command = rig.places[0].criu(&["dump", "--manage-cgroups=ignore", "-o", "dump.log", "-v1"]);
+        let mut command = rig.places[0].criu(&["dump", "--manage-cgroups=ignore", "-o", "dump.log", "-v3"]);
         command.args(["-t", &rig.inner.to_string(), "-D"]).arg(rig.images());
         match &self.kind {
             Kind::Lazy { port, told, .. } => {
@@ -60,6 +60,16 @@ impl Dump {
         if let Kind::Lazy { told, .. } = &mut self.kind {
             drop(told.take());
         }
+    }
+
+    /// Waits until CRIU has stopped every thread: what its log tells of next is the network.
+    pub(crate) fn wait_frozen(&mut self, rig: &Rig) {
+        let (criu, log) = (self.criu.as_mut().unwrap(), rig.images().join("dump.log"));
+        wait_for("the freeze", || {
+            let ended = criu.try_wait().unwrap().filter(|status| !status.success());
+            assert!(ended.is_none(), "{}", rig.log_of("dump.log"));
+            fs::read_to_string(&log).is_ok_and(|log| log.contains("Lock network")).then_some(())
+        });
     }
 
     /// What looks whether the copy of the frozen tree's smaps is right.

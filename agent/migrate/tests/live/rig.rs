@@ -236,14 +236,14 @@ impl Rig {
             dump.roll_back(self);
             return outcome;
         }
-        let frozen = tracker
-            .wait_frozen(LIMIT)
-            .unwrap_or_else(|error| panic!("{error:?}; {}", self.log_of("dump.log")));
+        dump.wait_frozen(self);
         outcome.frozen = start.elapsed();
         let check = dump.check();
         let filling = std::thread::scope(|scope| {
             let last = scope.spawn(|| {
-                let last = tracker.send_final(frozen, &mut sink).unwrap();
+                let listed = tracker.list(&mut sink).unwrap();
+                let last = tracker.send_rest(listed, &mut sink).unwrap();
+                sink.end().unwrap();
                 assert!(check());
                 last
             });
@@ -329,7 +329,6 @@ impl Rig {
 
     /// Lets it run for a while after a move: what was not there yet is asked for.
     pub(crate) fn run_on(&self) {
-        std::thread::sleep(Duration::from_millis(300));
     }
 }
 
