@@ -18,6 +18,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
         &[
             "unranged",
             "identity",
+            "entered",
             "inherits",
             "zombies",
             "storm",
