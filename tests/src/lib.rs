@@ -32,7 +32,7 @@ pub use disk::SmallDisk;
 pub use grid::{Grid, GridConfig, Shared};
 pub use machine::{Console, Machine, fetched};
 pub use obstacle::{obstacle, skipped};
-pub use programs::program;
+pub use programs::{probed, program};
 pub use run::{NOBODY, Run, Running};
 pub use terminal::Terminal;
 pub use traces::Traces;
