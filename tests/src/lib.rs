@@ -20,6 +20,7 @@
 mod disk;
 mod grid;
 mod machine;
+pub mod module;
 mod obstacle;
 mod programs;
 mod run;

@@ -2,10 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here, with the place and the cause")]
 
 use std::path::Path;
+use std::process::Command;
 
-use grid_tests::{Grid, GridConfig, NOBODY, probed, program, until, with};
+use grid_tests::{Grid, GridConfig, NOBODY, module, probed, program, until, with};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
+use libgrid::sys::abi::{self, Op};
 use libgrid::units::{Bytes, Cpus};
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
@@ -86,4 +88,75 @@ fn operations_on_a_users_own_socket_have_the_rights_of_that_user() {
             until("it has ended", || sys(grid, 2, &["status", &id.to_string()]).1.contains("state done"));
         },
     );
+}
+
+/// The header, as a compiler of C sees it, and `libgrid::sys::abi` have the same structs and numbers.
+#[test]
+fn rust_and_c_agree_on_structs_and_numbers() {
+    macro_rules! structs {
+        ($($name:ident $c:literal: $($field:ident $c_field:literal,)*;)*) => {
+            [$(
+                (format!("sizeof(struct {})", $c), size_of::<abi::$name>()),
+                $((format!("offsetof(struct {}, {})", $c, $c_field), std::mem::offset_of!(abi::$name, $field)),)*
+            )*]
+        };
+    }
+    let layout = structs! {
+        Version "gridos_version": version "version", flags "flags", node "node",;
+        SelfInfo "gridos_self": node "node", gpid "gpid", job "job", task "task", reserved "reserved",;
+        Lookup "gridos_lookup": flags "flags", gpid "gpid", pid "pid", reserved "reserved",;
+        Node "gridos_node": number "number", state "state", memory "memory", memory_free "memory_free", cpus "cpus",
+            cpus_free "cpus_free", name "name",;
+        Job "gridos_job": job "job", uid "uid", state "state", tasks "tasks", running "running", done "done",
+            failed "failed", name "name",;
+        Attach "gridos_attach": version "version",;
+        Register "gridos_register": pid "pid", gpid "gpid", job "job", task "task", reserved "reserved",;
+        Range "gridos_range": node "node", next "next", end "end",;
+        Request "gridos_request": op "op", id "id", gpid "gpid", pid "pid", uid "uid", gid "gid", flags "flags",
+            len "len", room "room",;
+        Answer "gridos_answer": error "error", id "id", len "len", reserved "reserved",;
+        Target "gridos_target": flags "flags", gpid "gpid", job "job", task "task", value "value",;
+        Status "gridos_status": state "state", job "job", task "task", node "node", exit_status "exit_status",
+            running "running", done "done", failed "failed",;
+        Moved "gridos_moved": node "node", stopped_ns "stopped_ns",;
+        Checkpointed "gridos_checkpointed": number "number", bytes "bytes",;
+        Submitted "gridos_submitted": job "job",;
+    };
+    let numbers = [Op::VERSION, Op::SELF, Op::LOOKUP, Op::NODES, Op::JOBS, Op::CALL]
+        .into_iter()
+        .chain([
+            Op::ATTACH,
+            Op::REGISTER,
+            Op::SET_GPID,
+            Op::RANGE,
+            Op::PUBLISH,
+            Op::ENTER,
+            Op::CANCEL,
+            Op::LOW,
+        ])
+        .chain([Op::COMMAND, Op::STATUS, Op::SIGNAL, Op::MIGRATE, Op::CHECKPOINT, Op::SUBMIT])
+        .map(|op| (format!("GRIDOS_OP_{op}"), op.0 as usize));
+    let limits = [
+        ("GRIDOS_UAPI_VERSION", abi::VERSION as usize),
+        ("GRIDOS_CALL_MAX", abi::CALL_MAX),
+        ("GRIDOS_NODES_MAX", abi::NODES_MAX),
+        ("GRIDOS_JOBS_MAX", abi::JOBS_MAX),
+        ("GRIDOS_TASK_ALL", abi::TASK_ALL as usize),
+        ("GRIDOS_TARGET_NOWAIT", abi::TARGET_NOWAIT as usize),
+        ("GRIDOS_LOOKUP_PID", abi::LOOKUP_PID as usize),
+        ("GRIDOS_LOOKUP_GPID", abi::LOOKUP_GPID as usize),
+        ("GRIDOS_VERSION_DAEMON", abi::VERSION_DAEMON as usize),
+        ("GRIDOS_REQUEST_AGAIN", abi::REQUEST_AGAIN as usize),
+    ];
+    let limits = limits.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = "#include <stddef.h>\n#include <linux/gridos.h>\n".to_owned();
+    for (what, value) in layout.into_iter().chain(numbers).chain(limits) {
+        source += &format!("_Static_assert({what} == {value}u, \"{what}\");\n");
+    }
+    let path = folder.path().join("layout.c");
+    std::fs::write(&path, source).unwrap();
+    let header = module::sources().join("include/uapi");
+    let built = Command::new("gcc").arg("-fsyntax-only").arg("-I").arg(header).arg(path).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
