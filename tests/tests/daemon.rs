@@ -1,6 +1,5 @@
 //! The agent as the kernel module's daemon, in a virtual machine: ids are the module's, programs of jobs and of users ask
 //! the grid through the kernel, and a restart of the agent loses neither ids nor questions.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here, with the place and the cause")]
 
 use grid_tests::module::{build, troubles};
 use grid_tests::{Machine, probed, skipped};

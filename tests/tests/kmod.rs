@@ -6,7 +6,7 @@
 //! module unloaded and loaded meanwhile (`stress.c`). At last the kernel's messages are looked at: a warning in them fails
 //! the test, whatever the programs say.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use grid_tests::module::{build, make, sources, troubles};

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use grid_tests::{Grid, GridConfig, NOBODY, module, probed, program, until, with};
+use grid_tests::{Grid, GridConfig, NOBODY, module, probed, program, skipped, until, with};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::sys::abi::{self, Op};
@@ -86,6 +86,69 @@ fn operations_on_a_users_own_socket_have_the_rights_of_that_user() {
             let (status, _, _) = sys(grid, 2, &["signal", &id.to_string(), "KILL"]);
             assert_eq!(status, 0);
             until("it has ended", || sys(grid, 2, &["status", &id.to_string()]).1.contains("state done"));
+        },
+    );
+}
+
+#[test]
+fn files_stand_in_for_those_of_the_module() {
+    with(
+        "files_stand_in_for_those_of_the_module",
+        || GridConfig::new("files_stand_in_for_those_of_the_module", 2).up(),
+        |grid| {
+            if !Path::new("/dev/fuse").exists() {
+                return skipped("files_stand_in_for_those_of_the_module", "the kernel has no FUSE");
+            }
+            let shell = |uid: u32, script: &str| {
+                let user = format!("--reuid={uid} --regid={uid} --clear-groups");
+                let mut command = grid.machine(1).exec("sh");
+                let script = format!("cd /run/gridos/proc && exec setpriv {user} sh -c '{script}' 2>&1");
+                let output = command.args(["-c", &script]).output().unwrap();
+                String::from_utf8(output.stdout).unwrap()
+            };
+            let id = grid.submit(1, JobSpec { nodes: vec!["node1".into()], ..job(&SLEEP) });
+            grid.until_running(1, id);
+            assert_eq!(shell(0, "ls"), "control\ngpids\njobs\nnodes\nself\nversion\n");
+            assert_eq!(
+                shell(0, "cat version self"),
+                "uapi 1\nnode 1\ndaemon attached\ngpid -\nnode 1\njob -\ntask -\n"
+            );
+            let nodes = shell(0, "cat nodes");
+            assert!(nodes.lines().count() == 3 && nodes.contains("\tnode2\n"), "{nodes}");
+            let line = format!("{id}\t0\trunning\t1\t1\t0\t0\tsleep\n");
+            assert!(shell(0, "cat jobs").ends_with(&line));
+            let gpids = shell(0, "cat gpids");
+            let (gpid, _) = gpids.lines().nth(1).unwrap().split_once('\t').unwrap();
+            // A command and its answer are of one open file; each drops what is left of the answer before.
+            let dialogue = format!("exec 3<>control; echo help >&3; echo status {gpid} >&3; cat <&3");
+            assert!(shell(0, &dialogue).starts_with(&format!("job {id}\ntask 0\nstate running\nnode 1\n")));
+            let wrong = shell(0, "exec 3<>control; echo nonsense >&3; cat <&3");
+            assert!(wrong.ends_with("\"nonsense\" is no command: help tells which there are\n"), "{wrong}");
+            // Another user sees and may nothing of it, and what is no command is none.
+            assert_eq!(shell(NOBODY, "cat jobs gpids").lines().count(), 2);
+            let denied = shell(NOBODY, &format!("exec 3<>control; echo signal {id} KILL >&3; cat <&3"));
+            assert!(denied.contains("ask them, or root"), "{denied}");
+            for wrong in [
+                "printf \"a\\nb\" > control",
+                "echo > control",
+                "echo x > version",
+                "rm version",
+                "chmod 777 nodes",
+            ] {
+                let said = shell(0, &format!("{wrong} && echo done"));
+                assert!(!said.contains("done"), "{wrong}: {said}");
+            }
+            let long = shell(0, "dd if=/dev/zero of=control bs=5000 count=1");
+            assert!(long.contains("Message too long"), "{long}");
+            // A killed agent's tree is of no use; the next agent's is in its place, and the last takes it along.
+            grid.kill_agent(1);
+            grid.until_up(1, 2);
+            until("the files are there again", || shell(0, "cat gpids") == gpids);
+            grid.gridctl(1, ["kill", "-s", "KILL", &id.to_string()]).ok();
+            grid.wait(1, id);
+            let mounts =
+                || std::fs::read_to_string(format!("/proc/{}/mounts", grid.agents()[0].unwrap())).unwrap();
+            assert_eq!(mounts().lines().filter(|line| line.contains(" fuse ")).count(), 1);
         },
     );
 }

@@ -24,6 +24,7 @@ mod pidfd;
 mod proc;
 mod serials;
 mod stack;
+pub mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

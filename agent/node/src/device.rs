@@ -77,7 +77,7 @@ async fn answer(grid: Arc<Grid>, requests: Requests, asked: Asked) {
 }
 
 /// Waits until a process has closed its door.
-async fn closed(pid: u32) {
+pub(crate) async fn closed(pid: u32) {
     let begun = Instant::now();
     while begun.elapsed() < CLOSING && blocking(move || is_open(pid)).await {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -87,7 +87,8 @@ async fn closed(pid: u32) {
 fn is_open(pid: u32) -> bool {
     let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let mut places = files.filter_map(|file| fs::read_link(file.path()).ok());
-    places.any(|place| place.ends_with("dev/gridos") || place.ends_with("gridos/control"))
+    let doors = ["dev/gridos", "gridos/control", "proc/control"];
+    places.any(|place| doors.iter().any(|door| place.ends_with(door)))
 }
 
 /// Keeps the module's tables as the grid is.

@@ -1,6 +1,7 @@
 //! What this machine can do for the grid, what is missing, what that costs, and what to do.
 
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use grid_checkpoint::Installation;
@@ -20,7 +21,7 @@ const LITTLE_ROOM: u64 = 1 << 30;
 
 pub(crate) async fn examine(config: &Config, grid: Option<&Grid>) -> Vec<Finding> {
     let mut findings =
-        vec![tier(grid), module(grid), cgroups(config), shim(), room(config), resources(config)];
+        vec![tier(grid), module(config, grid), cgroups(config), shim(), room(config), resources(config)];
     findings.extend(checkpoints().await);
     findings.extend(vo(grid));
     if let Some(grid) = grid {
@@ -68,12 +69,18 @@ fn tier(grid: Option<&Grid>) -> Finding {
     }
 }
 
-fn module(grid: Option<&Grid>) -> Finding {
-    let text = match grid.map(|grid| grid.processes.lacks_module()) {
-        None => "told when this node is in a VO".into(),
-        Some(None) => "/dev/gridos and /proc/gridos are there".into(),
-        Some(Some(why)) => {
-            format!("{why}: programs ask the agent instead of the kernel (see kmod/README.md)")
+fn module(config: &Config, grid: Option<&Grid>) -> Finding {
+    let Some(grid) = grid else {
+        return finding("module", Verdict::Good, "told when this node is in a VO");
+    };
+    let text = match grid.processes.lacks_module() {
+        None => "/dev/gridos and /proc/gridos are there".into(),
+        Some(why) => {
+            let tree = match &*grid.tree.lock().unwrap_or_else(PoisonError::into_inner) {
+                Ok(_) => format!("its files are in {}", config.runtime_dir.join("proc").display()),
+                Err(why) => format!("there are no files instead of it ({why})"),
+            };
+            format!("{why}: programs ask the agent instead of the kernel, and {tree} (see kmod/README.md)")
         }
     };
     finding("module", Verdict::Good, text)

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use grid_jobs::home::{self, Home};
 use grid_jobs::host::{self, Host};
+use grid_kernel::tree::Tree;
 use grid_link::{Incoming, Link, LinkConfig};
 use grid_transfer::session::Invitation;
 use grid_vo::{NodeKey, RevocationList};
@@ -64,6 +65,8 @@ pub(crate) struct Grid {
     pub(crate) typists: Typists,
     pub(crate) network: Network,
     pub(crate) processes: Processes,
+    /// What stands in for the module's files; and why it does not.
+    pub(crate) tree: Mutex<Result<Tree, String>>,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
     queries: mpsc::UnboundedSender<Query>,
@@ -198,10 +201,18 @@ impl Grid {
             typists: Typists::default(),
             network,
             processes,
+            tree: Mutex::new(Err("it is not mounted yet".into())),
             addrs,
             queries,
             news,
         });
+        if !grid.processes.has_module() {
+            let tree = crate::tree::mount(&grid).map_err(|error| error.to_string());
+            if let Err(why) = &tree {
+                info!(why, "no_tree");
+            }
+            *grid.tree.lock().unwrap_or_else(PoisonError::into_inner) = tree;
+        }
         tokio::spawn(grid.clone().keep_certificate());
         Ok((grid, incoming))
     }
@@ -213,6 +224,7 @@ impl Grid {
 
     /// Says goodbye to the others. Tasks run on; their shims wait for the next agent.
     pub(crate) async fn stop(&self) {
+        *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = Err("the agent stops".into());
         let _ = self.news.send(News::Leave).await;
         self.link.close().await;
     }

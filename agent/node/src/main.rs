@@ -37,6 +37,7 @@ mod runner;
 mod serve;
 mod staging;
 mod store;
+mod tree;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
