@@ -139,6 +139,9 @@ fn files_stand_in_for_those_of_the_module() {
             }
             let long = shell(0, "dd if=/dev/zero of=control bs=5000 count=1");
             assert!(long.contains("Message too long"), "{long}");
+            // Nobody fills the agent's memory with what they hold open.
+            let said = shell(NOBODY, "for i in $(seq 80); do sleep 3 < gpids & done; wait");
+            assert!(said.contains("Too many open files"), "{said}");
             // A killed agent's tree is of no use; the next agent's is in its place, and the last takes it along.
             grid.kill_agent(1);
             grid.until_up(1, 2);

@@ -28,6 +28,9 @@ const COMMAND_MAX: usize = 4096;
 /// The file that takes commands.
 const CONTROL: &str = "control";
 
+/// How many files of it a user may have open: each holds what it told. Root has no limit.
+const MOST_OPEN: usize = 64;
+
 /// Names and attributes do not change.
 const FOREVER: Duration = Duration::from_secs(3600);
 
@@ -106,8 +109,8 @@ fn detach(folder: &Path) {
 }
 
 /// An open file: what was told, and for `control` how much of it was read.
-#[derive(Default)]
 struct Open {
+    uid: u32,
     text: Vec<u8>,
     read: usize,
 }
@@ -225,17 +228,27 @@ impl Filesystem for Files {
     fn open(&self, request: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let Some(name) = self.name(inode) else { return reply.error(Errno::EISDIR) };
         let handle = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let uid = request.uid();
+        {
+            let mut all = lock(&self.open);
+            if uid != 0 && all.values().filter(|open| open.uid == uid).count() >= MOST_OPEN {
+                return reply.error(Errno::EMFILE);
+            }
+            all.insert(handle, Open { uid, text: Vec::new(), read: 0 });
+        }
         if name == CONTROL {
-            lock(&self.open).insert(handle, Open::default());
             return reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_STREAM);
         }
         let open = self.open.clone();
         let told = move |answer: Result<Vec<u8>, (i32, Vec<u8>)>| match answer {
             Ok(text) => {
-                lock(&open).insert(handle, Open { text, read: 0 });
+                lock(&open).insert(handle, Open { uid, text, read: 0 });
                 reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
             }
-            Err((errno, _)) => reply.error(Errno::from_i32(errno)),
+            Err((errno, _)) => {
+                lock(&open).remove(&handle);
+                reply.error(Errno::from_i32(errno));
+            }
         };
         self.answers.read(name, opener(request), Box::new(told));
     }
@@ -290,7 +303,7 @@ impl Filesystem for Files {
                 Err(failed) => failed,
             };
             if let Some(open) = lock(&open).get_mut(&handle) {
-                *open = Open { text, read: 0 };
+                (open.text, open.read) = (text, 0);
             }
             match errno {
                 0 => reply.written(written),
