@@ -178,13 +178,13 @@ ready() {
 
 run_up() {
     [[ $(uname -m) == x86_64 ]] || fail "the image is for x86_64, and this machine is not"
+    ! runs || fail "a grid runs in $folder already: images/run.sh down ends it, or choose another --folder"
     [[ -e $image/made-of ]] || fail "there is no image in $image: make image builds it"
     local tool i
     for tool in qemu-system-x86_64 qemu-img ssh setpriv flock; do
         command -v "$tool" >/dev/null || fail "there is no $tool: setup/install image installs it"
     done
     image=$(cd "$image" && pwd)
-    ! runs || fail "a grid runs in $folder already: images/run.sh down ends it, or choose another --folder"
     [[ ! -e $folder || -e $folder/lock ]] || fail "$folder is there already and not a grid's: choose another --folder"
     rm -rf "$folder"
     mkdir -p "$(dirname "$folder")"
@@ -206,7 +206,7 @@ run_up() {
         echo "$count machines by KVM, with $cpus cores and $memory each"
     else
         # QEMU 7.2 sets wrong flags after cmpxchg16b, which the allocator of Linux 6.12 uses if it can.
-        accel=(-accel "tcg,thread=multi" -cpu "max,-cx16")
+        accel=(-accel "tcg,thread=multi,tb-size=256" -cpu "max,-cx16")
         echo "$count machines by emulation (TCG), as $why; with $cpus cores and $memory each"
     fi
     ssh-keygen -q -t ed25519 -N '' -C grid -f key

@@ -328,8 +328,7 @@ impl Rig {
     }
 
     /// Lets it run for a while after a move: what was not there yet is asked for.
-    pub(crate) fn run_on(&self) {
-    }
+    pub(crate) fn run_on(&self) {}
 }
 
 impl Drop for Rig {
