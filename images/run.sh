@@ -235,6 +235,11 @@ run_up() {
             on node1 gridctl token create </dev/null | on "node$i" 'gridctl join "$(cat)"' >/dev/null || fail "node$i cannot join"
         fi
     done
+    # Nodes that have joined hear of each other a moment later.
+    until [[ $(on node1 gridctl nodes --json </dev/null | grep -o '"state":"up"' | wc -l) == "$count" ]]; do
+        ((SECONDS < count * patience)) || fail "not all nodes see each other: images/run.sh exec node1 -- gridctl nodes"
+        sleep 0.5
+    done
     echo "the grid is up after $SECONDS s: images/run.sh exec node1 -- gridctl nodes; Ctrl-C ends it"
     wait -n "${pids[@]}" || true
     for i in "${!pids[@]}"; do

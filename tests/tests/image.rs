@@ -62,8 +62,9 @@ fn machines_of_the_image_form_a_grid_and_a_task_moves_between_them() {
     println!("{}FIGURE two machines are a grid after {:.0?}", machines.said(), began.elapsed());
 
     for node in [1, 2] {
-        let up = machines.on(node, &["gridctl", "nodes", "--json"]).ok().matches(r#""state":"up""#).count();
-        assert_eq!(up, 2);
+        until_within("both are up", Duration::from_secs(30), || {
+            machines.on(node, &["gridctl", "nodes", "--json"]).ok().matches(r#""state":"up""#).count() == 2
+        });
         let facts = machines.on(
             node,
             &[
