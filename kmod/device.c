@@ -4,8 +4,8 @@
  * besides.
  *
  * Anybody may open it. What a program may ask for is checked where it is answered; the daemon's
- * operations need CAP_SYS_ADMIN each time, whoever opened the file, and all but ATTACH need the
- * file that is attached.
+ * operations need CAP_SYS_ADMIN each time, whoever opened the file, and all but ATTACH and ENTER
+ * need the file that is attached.
  */
 #include <linux/capability.h>
 #include <linux/miscdevice.h>
@@ -129,6 +129,14 @@ static int op_publish(struct file *file, union arguments *args)
 	return gridos_publish(&args->publish);
 }
 
+static int op_enter(struct file *file, union arguments *args)
+{
+	return gridos_enter(&args->reg);
+}
+
+/* Who may. */
+enum right { ANYBODY, ADMIN, DAEMON };
+
 struct operation {
 	int (*run)(struct file *file, union arguments *args);
 	/*
@@ -136,24 +144,25 @@ struct operation {
 	 * one.
 	 */
 	u32 size;
-	bool daemon;
+	enum right right;
 };
 
-#define OPERATION(_run, _type)		{ .run = (_run), .size = sizeof(_type) }
-#define DAEMON_OPERATION(_run, _type)	{ .run = (_run), .size = sizeof(_type), .daemon = true }
+#define OPERATION(_run, _type, _right) \
+	{ .run = (_run), .size = sizeof(_type), .right = (_right) }
 
 static const struct operation operations[] = {
-	[GRIDOS_OP_VERSION] = OPERATION(op_version, struct gridos_version),
-	[GRIDOS_OP_SELF] = OPERATION(op_self, struct gridos_self),
-	[GRIDOS_OP_LOOKUP] = OPERATION(op_lookup, struct gridos_lookup),
-	[GRIDOS_OP_NODES] = OPERATION(op_nodes, struct gridos_list),
-	[GRIDOS_OP_JOBS] = OPERATION(op_jobs, struct gridos_list),
-	[GRIDOS_OP_CALL] = OPERATION(op_call, struct gridos_call),
-	[GRIDOS_OP_ATTACH] = DAEMON_OPERATION(op_attach, struct gridos_attach),
-	[GRIDOS_OP_REGISTER] = DAEMON_OPERATION(op_register, struct gridos_register),
-	[GRIDOS_OP_SET_GPID] = DAEMON_OPERATION(op_set_gpid, struct gridos_register),
-	[GRIDOS_OP_RANGE] = DAEMON_OPERATION(op_range, struct gridos_range),
-	[GRIDOS_OP_PUBLISH] = DAEMON_OPERATION(op_publish, struct gridos_publish),
+	[GRIDOS_OP_VERSION] = OPERATION(op_version, struct gridos_version, ANYBODY),
+	[GRIDOS_OP_SELF] = OPERATION(op_self, struct gridos_self, ANYBODY),
+	[GRIDOS_OP_LOOKUP] = OPERATION(op_lookup, struct gridos_lookup, ANYBODY),
+	[GRIDOS_OP_NODES] = OPERATION(op_nodes, struct gridos_list, ANYBODY),
+	[GRIDOS_OP_JOBS] = OPERATION(op_jobs, struct gridos_list, ANYBODY),
+	[GRIDOS_OP_CALL] = OPERATION(op_call, struct gridos_call, ANYBODY),
+	[GRIDOS_OP_ATTACH] = OPERATION(op_attach, struct gridos_attach, ADMIN),
+	[GRIDOS_OP_REGISTER] = OPERATION(op_register, struct gridos_register, DAEMON),
+	[GRIDOS_OP_SET_GPID] = OPERATION(op_set_gpid, struct gridos_register, DAEMON),
+	[GRIDOS_OP_RANGE] = OPERATION(op_range, struct gridos_range, DAEMON),
+	[GRIDOS_OP_PUBLISH] = OPERATION(op_publish, struct gridos_publish, DAEMON),
+	[GRIDOS_OP_ENTER] = OPERATION(op_enter, struct gridos_register, ADMIN),
 };
 
 static long device_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
@@ -168,8 +177,9 @@ static long device_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	if (cmd != GRIDOS_IOC(op) || op >= ARRAY_SIZE(operations) || !operations[op].run)
 		return -ENOTTY;
 	operation = &operations[op];
-	if (operation->daemon && (!capable(CAP_SYS_ADMIN) ||
-				  (op != GRIDOS_OP_ATTACH && !gridos_is_daemon(file))))
+	if (operation->right != ANYBODY && !capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	if (operation->right == DAEMON && !gridos_is_daemon(file))
 		return -EPERM;
 
 	if (get_user(size, (u32 __user *)user))

@@ -43,6 +43,7 @@ int gridos_range(struct gridos_range *range);
 u32 gridos_node_number(void);
 int gridos_register(struct gridos_register *args);
 int gridos_set_gpid(const struct gridos_register *args);
+int gridos_enter(struct gridos_register *args);
 
 void gridos_forked(struct task_struct *parent, struct task_struct *child);
 void gridos_exited(struct task_struct *task);

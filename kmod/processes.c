@@ -347,6 +347,18 @@ int gridos_set_gpid(const struct gridos_register *args)
 	return give(&copy, args->gpid);
 }
 
+int gridos_enter(struct gridos_register *args)
+{
+	int err;
+
+	if (args->pid || args->gpid)
+		return -EINVAL;
+	args->pid = task_tgid_vnr(current);
+	err = give(args, 0);
+	args->pid = 0;
+	return err;
+}
+
 /* === What the scheduler tells, in the parent and in the thread that ends; none may sleep === */
 
 void gridos_forked(struct task_struct *parent, struct task_struct *child)

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use libgrid::ids::Selector;
 use libgrid::spec::{Checkpoints, Indices, Net};
 use libgrid::status::MoveMode;
+use libgrid::sys::Door;
 use libgrid::units::{Bytes, Cpus, Span};
 
 use crate::process::Target;
@@ -225,6 +226,15 @@ pub(crate) enum Command {
     Ftp {
         #[command(subcommand)]
         command: FtpCommand,
+    },
+    /// Do one of the operations that the kernel module has, too. Example: gridctl sys status j2.1
+    Sys {
+        /// Through this door alone: device or agent
+        #[arg(long)]
+        door: Option<Door>,
+        /// Such as version, self, nodes, jobs, gpids, or migrate 2.5031 node3; help tells all
+        #[arg(required = true)]
+        operation: Vec<String>,
     },
     /// A grid on this machine alone, to try things out. Example: sudo gridctl lab up -n 3
     Lab {

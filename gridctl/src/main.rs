@@ -23,6 +23,7 @@ mod moving;
 mod process;
 mod run;
 mod show;
+mod sys;
 mod terminal;
 mod top;
 
@@ -119,6 +120,7 @@ fn dispatch(args: Args) -> Done {
         Command::Export(args) => copy::export(&mut connect()?, args, json),
         Command::Unexport { path } => copy::unexport(&mut connect()?, &path, json),
         Command::Exports { everywhere } => copy::exports(&mut connect()?, everywhere, json),
+        Command::Sys { door, operation } => sys::sys(args.socket.as_deref(), door, &operation, json),
         Command::Lab { command } => lab::lab(command, json),
         Command::Ftp { command } => ftp::ftp(command, json),
         Command::Completion { shell } => {

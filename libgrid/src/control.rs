@@ -194,6 +194,14 @@ pub enum Request {
         /// From 1 to 64.
         signal: i32,
     },
+    /// One of the operations that the kernel module has, too (`libgrid::sys`): [`Reply::Operated`].
+    Operate {
+        /// Its number.
+        op: u32,
+        /// Its arguments, as `kmod/include/uapi/linux/gridos.h` has them; at most 64 KiB.
+        #[serde(with = "serde_bytes")]
+        input: Vec<u8>,
+    },
 }
 
 /// A job to run, and where it came from.
@@ -403,6 +411,14 @@ pub enum Reply {
     },
     /// The process is part of this task.
     Found(TaskId),
+    /// What an operation came back with.
+    Operated {
+        /// The number of the error (errno(3)); 0 for none.
+        errno: i32,
+        /// What came out; with an error, a sentence.
+        #[serde(with = "serde_bytes")]
+        output: Vec<u8>,
+    },
 }
 
 /// A certificate of the VO, for programs that speak TLS or GSI, all as PEM.

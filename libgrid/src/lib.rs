@@ -28,11 +28,12 @@
 //! | [`client`] | the connection to the agent, async |
 //! | [`blocking`] | the same without a runtime |
 //! | [`wire`] | framing, codec, version |
+//! | `sys` | the grid's operations through the kernel or the agent; with the feature of that name |
 //! | `io` | bulk data between files and sockets; with the feature of that name |
 //! | `user` | whose rights a process has; with the feature of that name |
 //! | `archive` | inputs and results as archives; with the feature of that name |
 //! | `ftp` | FTP and GridFTP as written on the wire; with the feature of that name |
-// One call of the kernel has no safe wrapper: io/info.rs.
+// Two calls of the kernel have no safe wrapper: io/info.rs, sys/device.rs.
 #![deny(unsafe_code)]
 
 pub mod address;
@@ -53,6 +54,8 @@ pub mod node;
 pub mod process;
 pub mod spec;
 pub mod status;
+#[cfg(feature = "sys")]
+pub mod sys;
 pub mod units;
 #[cfg(feature = "user")]
 pub mod user;

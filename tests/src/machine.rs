@@ -123,7 +123,8 @@ impl Machine {
         Ok(())
     }
 
-    fn install(&self, programs: &[&str]) {
+    /// Installs programs of this workspace in `usr/local/bin`.
+    pub fn install(&self, programs: &[&str]) {
         let folder = self.root().join("usr/local/bin");
         fs::create_dir_all(&folder).unwrap();
         for name in programs {

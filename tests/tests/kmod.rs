@@ -6,9 +6,10 @@
 //! module unloaded and loaded meanwhile (`stress.c`). At last the kernel's messages are looked at: a warning in them fails
 //! the test, whatever the programs say.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use grid_tests::module::{build, make, sources, troubles};
 use grid_tests::{Machine, fetched, skipped};
 
 /// The programs that look at one promise after the other, in the order in which they run, and the scenarios of each.
@@ -18,6 +19,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
         &[
             "unranged",
             "identity",
+            "entered",
             "inherits",
             "zombies",
             "storm",
@@ -84,70 +86,6 @@ echo MESSAGES END
 echo MACHINE DONE
 poweroff -f
 "##;
-
-/// What a kernel says when something is wrong in it.
-const TROUBLES: &[&str] = &[
-    "WARNING:",
-    "BUG:",
-    "BUG gridos",
-    "BUG kmalloc",
-    "Oops",
-    "kernel BUG",
-    "general protection",
-    "Call Trace",
-    "INFO: task",
-    "INFO: rcu",
-    "INFO: possible",
-    "INFO: lockdep",
-    "possible circular locking",
-    "possible recursive locking",
-    "inconsistent lock state",
-    "suspicious RCU usage",
-    "sleeping function called",
-    "scheduling while atomic",
-    "Bad page",
-    "Object already free",
-    "Objects remaining",
-    "refcount_t:",
-    "UBSAN:",
-    "KASAN:",
-    "unreferenced object",
-    "protection fault",
-    "stack-protector",
-];
-
-/// The lines in which a kernel says that something is wrong.
-fn troubles(messages: &str) -> Vec<&str> {
-    messages.lines().filter(|line| TROUBLES.iter().any(|trouble| line.contains(trouble))).collect()
-}
-
-/// The folder of the repository in which the module is.
-fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kmod").canonicalize().expect("kmod/ is in the repository")
-}
-
-/// Builds the module from the sources in this folder, without a warning.
-fn make(folder: &Path, headers: &Path) -> PathBuf {
-    let output = Command::new("make")
-        .args(["-s", "CC=gcc", "W=1"])
-        .arg(format!("KDIR={}", headers.display()))
-        .current_dir(folder)
-        .output()
-        .expect("make");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !said.contains("warning:"), "{said}");
-    let module = folder.join("gridos.ko");
-    assert!(module.exists(), "{said}");
-    module
-}
-
-/// Builds the module for a kernel below this folder, as two kernels may be tested at once.
-fn build(version: &str, folder: &Path) -> Result<PathBuf, String> {
-    let headers = fetched(&format!("kernels/{version}/build"))?;
-    let copied = Command::new("cp").arg("-r").arg(sources()).arg(folder.join("kmod")).status();
-    assert!(copied.expect("cp").success());
-    Ok(make(&folder.join("kmod"), &headers))
-}
 
 fn works_on(version: &str) {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -11,10 +11,15 @@
 //! | TCP connections | those that are open, of whatever network namespace | none |
 //! | across a restart of the agent | the programs go on | a file of this boot's |
 //!
+//! Where the kernel module is loaded (tier `kernel`), ids are the module's, and every program finds them; all else is told
+//! by eBPF as before, or from `/proc`, under ids of a series of their own that nobody sees. Who starts a process enters it
+//! in the module, and its children are entered by themselves.
+//!
 //! [`Processes`] hides which it is, and [`Processes::lacks`] says why if it is the second. The programs' own story is
-//! in `kmod/bpf/processes.bpf.c`.
+//! in `kmod/bpf/processes.bpf.c`, the module's in `kmod/README.md`.
 
 mod ebpf;
+mod module;
 mod pidfd;
 mod proc;
 mod serials;
@@ -25,11 +30,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use libgrid::ids::{Gpid, NodeId};
+use libgrid::ids::{Gpid, NodeId, TaskId};
 use libgrid::process::Connection;
 
 pub use crate::ebpf::{Ended, Health};
 use crate::ebpf::{Mark, PROCESS, Programs, Thread};
+use crate::module::Module;
+pub use crate::module::{Asked, Requests};
 use crate::proc::{Stat, Status, TICKS};
 use crate::serials::Serials;
 use crate::stack::Table;
@@ -76,9 +83,24 @@ pub struct Process {
     pub connections: Vec<Connection>,
 }
 
+/// A process of a task, and its ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its pid as the agent sees it.
+    pub pid: u32,
+    /// Its pid in its task.
+    pub inner: u32,
+    /// Its global id.
+    pub gpid: Gpid,
+    /// That of the process that made it, if that has one.
+    pub parent: Option<Gpid>,
+}
+
 /// The processes of this node's tasks.
 pub struct Processes {
     proc: PathBuf,
+    /// Whose ids are those of processes, where it is there.
+    module: Result<Module, String>,
     way: Way,
 }
 
@@ -93,32 +115,75 @@ enum Way {
 pub struct ProcessesError(#[from] io::Error);
 
 impl Processes {
-    /// Begins to follow what this process starts in pid namespaces, by eBPF if it can be.
-    pub fn open(folders: &Folders, node: NodeId) -> Self {
-        let serials = Serials::new(folders.state.join("gpids"));
-        let programs =
-            Programs::open(&folders.runtime.join("bpf"), node, serials).map_err(|error| error.to_string());
-        let marked = programs.and_then(|mut programs| {
+    /// Begins to follow what this process starts in pid namespaces, by the kernel module and by eBPF, as far as they can be.
+    /// With `ebpf`, a sentence why it is not to be used.
+    ///
+    /// What was used before and is not any more goes, and with it the ids that it gave: two who take blocks of serials
+    /// would come to give the same ones.
+    pub fn open(folders: &Folders, node: NodeId, ebpf: Result<(), &str>) -> Self {
+        let Folders { runtime, state, proc } = folders;
+        let series = |name: &str| Serials::new(state.join(name));
+        let module = match Module::open(series("gpids"), runtime.join("gpids.module"), node) {
+            Ok(Some(module)) => Ok(module),
+            Ok(None) => Err("the kernel module is not loaded".to_owned()),
+            Err(error) => Err(format!("the kernel module cannot be used: {error}")),
+        };
+        // Each is told by its ids, which are not those of processes where the module gives them.
+        let (own, other) = if module.is_ok() { ("figures", "bpf") } else { ("bpf", "figures") };
+        let ids = if module.is_ok() { "figures" } else { "gpids" };
+        let left = ebpf::unmount(&runtime.join(other));
+        let programs = ebpf.map_err(str::to_owned).and_then(|()| {
+            let programs = Programs::open(&runtime.join(own), node, series(ids));
+            let mut programs = programs.map_err(|error| error.to_string())?;
             let mark = (std::process::id(), Mark::keeper());
             programs.order(&[mark]).map_err(|error| error.to_string())?;
             Ok(programs)
         });
-        match marked {
-            Ok(programs) => Self { proc: folders.proc.clone(), way: Way::Ebpf(Box::new(programs)) },
-            Err(why) => Self::without_ebpf(folders, node, &why),
-        }
+        let way = match programs {
+            Ok(programs) => Way::Ebpf(Box::new(programs)),
+            Err(why) => {
+                let why = match ebpf::unmount(&runtime.join(own)).and(left) {
+                    Ok(()) => why,
+                    Err(error) => format!("{why}, and programs that are there cannot be removed: {error}"),
+                };
+                let table = if module.is_ok() { "figures.stack" } else { "gpids" };
+                Way::Stack { table: Table::open(runtime.join(table), node, series(ids)), why }
+            }
+        };
+        Self { proc: proc.clone(), module, way }
     }
 
-    /// Without eBPF, though it may be there. Programs of an earlier agent go, and with them the ids that they gave: two who take
-    /// blocks of serials would come to give the same ones.
-    pub fn without_ebpf(folders: &Folders, node: NodeId, why: &str) -> Self {
-        let why = match ebpf::unmount(&folders.runtime.join("bpf")) {
-            Ok(()) => why.to_owned(),
-            Err(error) => format!("{why}, and those that are there cannot be removed: {error}"),
-        };
-        let table =
-            Table::open(folders.runtime.join("gpids"), node, Serials::new(folders.state.join("gpids")));
-        Self { proc: folders.proc.clone(), way: Way::Stack { table, why } }
+    /// Why ids are not the kernel module's; nothing if they are.
+    pub fn lacks_module(&self) -> Option<&str> {
+        self.module.as_ref().err().map(String::as_str)
+    }
+
+    /// What programs ask through the module, if it is there.
+    pub fn requests(&self) -> Option<Requests> {
+        self.module.as_ref().ok().map(Module::requests)
+    }
+
+    /// Gives ids to processes of tasks that were there before the module. Without it, [`Processes::list`] does so by itself.
+    ///
+    /// # Errors
+    /// Where the module refuses.
+    pub fn register(&self, tasks: &BTreeMap<u32, TaskId>) -> Result<(), ProcessesError> {
+        let Ok(module) = &self.module else { return Ok(()) };
+        // An init has none.
+        let tasks = tasks.iter().map(|(pid, task)| (*pid, *task));
+        let tasks = tasks
+            .filter(|(pid, _)| module.gpid(*pid).is_none() && self.inner(*pid).is_some_and(|pid| pid != 1));
+        Ok(module.register(&tasks.collect())?)
+    }
+
+    /// The pid that a process has in its innermost namespace.
+    pub fn inner(&self, pid: u32) -> Option<u32> {
+        Some(Status::of(pid, &self.proc)?.inner)
+    }
+
+    /// The user that a process has.
+    pub fn user(&self, pid: u32) -> Option<u32> {
+        Some(Status::of(pid, &self.proc)?.uid)
     }
 
     /// Why there is no eBPF; nothing if there is.
@@ -147,6 +212,22 @@ impl Processes {
     /// # Errors
     /// Where the kernel refuses to be asked, or no serial can be written down.
     pub fn list(&mut self, pids: &[u32]) -> Result<Vec<Process>, ProcessesError> {
+        let mut all = self.figures(pids)?;
+        if let Ok(module) = &self.module {
+            let id = |pid| module.gpid(pid);
+            all.retain_mut(|process| match id(process.pid) {
+                Some(gpid) => {
+                    process.gpid = gpid;
+                    process.parent = Stat::of(process.pid, &self.proc).and_then(|stat| id(stat.parent));
+                    true
+                }
+                None => false,
+            });
+        }
+        Ok(all)
+    }
+
+    fn figures(&mut self, pids: &[u32]) -> Result<Vec<Process>, ProcessesError> {
         match &mut self.way {
             Way::Ebpf(programs) => list(programs, pids, &self.proc),
             Way::Stack { table, .. } => {
@@ -164,41 +245,57 @@ impl Processes {
         }
     }
 
-    /// The ids of those of these processes that are there, as [`Processes::list`] has them, but told in less time: the pid in
-    /// the task, the id, and that of the parent.
+    /// The ids of those of these processes that are there, as [`Processes::list`] has them, but told in less time.
     ///
     /// # Errors
     /// As of [`Processes::list`].
-    pub fn ids(&mut self, pids: &[u32]) -> Result<Vec<(u32, Gpid, Option<Gpid>)>, ProcessesError> {
+    pub fn ids(&mut self, pids: &[u32]) -> Result<Vec<Named>, ProcessesError> {
+        if let Ok(module) = &self.module {
+            let known = |pid: &u32| {
+                let parent = Stat::of(*pid, &self.proc)?.parent;
+                let (inner, gpid) = (self.inner(*pid)?, module.gpid(*pid)?);
+                Some(Named { pid: *pid, inner, gpid, parent: module.gpid(parent) })
+            };
+            return Ok(pids.iter().filter_map(known).collect());
+        }
         match &mut self.way {
             Way::Ebpf(programs) => {
                 let all = named(programs, pids, &self.proc)?.into_values().flatten();
                 let leaders = all.filter(|thread| thread.tid == thread.pid);
-                Ok(leaders.filter_map(|leader| Some((leader.inner, leader.gpid?, leader.parent))).collect())
+                let named = |leader: Thread| {
+                    let Thread { pid, inner, gpid, parent, .. } = leader;
+                    Some(Named { pid, inner, gpid: gpid?, parent })
+                };
+                Ok(leaders.filter_map(named).collect())
             }
             Way::Stack { .. } => {
                 let all = self.list(pids)?.into_iter();
-                Ok(all.map(|process| (process.inner, process.gpid, process.parent)).collect())
+                let named =
+                    |Process { pid, inner, gpid, parent, .. }: Process| Named { pid, inner, gpid, parent };
+                Ok(all.map(named).collect())
             }
         }
     }
 
-    /// Gives processes that were restored the ids that they had before. `known` tells, for a pid in the task, the id and
+    /// Gives processes of a task that were restored the ids that they had before. `known` tells, for a pid in the task, the id and
     /// that of the parent; one that it does not know gets a new id when somebody looks.
     ///
     /// # Errors
     /// Where the kernel refuses to be asked.
     pub fn restored(
         &mut self,
+        task: TaskId,
         pids: &[u32],
         known: impl Fn(u32) -> Option<(Gpid, Option<Gpid>)>,
     ) -> Result<(), ProcessesError> {
-        let inner = |pid: u32| Some(Status::of(pid, &self.proc)?.inner);
         let ids: Vec<(u32, Gpid, Option<Gpid>)> = pids
             .iter()
-            .filter_map(|pid| known(inner(*pid)?).map(|(gpid, parent)| (*pid, gpid, parent)))
+            .filter_map(|pid| known(self.inner(*pid)?).map(|(gpid, parent)| (*pid, gpid, parent)))
             .collect();
-        self.give(&ids)
+        match &self.module {
+            Ok(module) => Ok(ids.into_iter().try_for_each(|(pid, gpid, _)| module.set(pid, gpid, task))?),
+            Err(_) => self.give(&ids),
+        }
     }
 
     fn give(&mut self, ids: &[(u32, Gpid, Option<Gpid>)]) -> Result<(), ProcessesError> {
@@ -223,6 +320,9 @@ impl Processes {
 
     /// The pid of a process that is here.
     pub fn find(&self, gpid: Gpid) -> Option<u32> {
+        if let Ok(module) = &self.module {
+            return module.find(gpid);
+        }
         match &self.way {
             Way::Ebpf(programs) => programs.find(gpid),
             Way::Stack { table, .. } => table.find(gpid, &self.proc),
@@ -268,10 +368,15 @@ impl Processes {
     /// # Errors
     /// Where no serials can be written down.
     pub fn tick(&mut self) -> Result<Vec<Ended>, ProcessesError> {
+        if let Ok(module) = &self.module {
+            module.tick()?;
+        }
         match &mut self.way {
             Way::Ebpf(programs) => {
                 programs.refill()?;
-                Ok(programs.ended())
+                let ended = programs.ended();
+                // Those are told by ids that nobody sees.
+                Ok(if self.module.is_ok() { Vec::new() } else { ended })
             }
             Way::Stack { .. } => Ok(Vec::new()),
         }

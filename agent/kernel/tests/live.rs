@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use grid_kernel::{Ended, Folders, Health, Process, Processes};
-use libgrid::ids::{Gpid, NodeId};
+use libgrid::ids::{Gpid, JobId, NodeId};
 
 /// One after the other: each follows all that this process starts.
 static TURN: Mutex<()> = Mutex::new(());
@@ -35,7 +35,7 @@ impl Node {
 
     /// Follows processes; says why it does not.
     fn processes(&self, test: &str) -> Option<Processes> {
-        let processes = Processes::open(&self.folders, NodeId(7));
+        let processes = Processes::open(&self.folders, NodeId(7), Ok(()));
         if let Some(why) = processes.lacks() {
             let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
             return None;
@@ -141,7 +141,9 @@ fn ids_are_inherited_and_outlive_the_agent() {
     let first: Vec<u32> = until(|| {
         let init = children(task.0.id()).first().copied()?;
         let shell = children(init).into_iter().find(|pid| !children(*pid).is_empty())?;
-        Some(vec![shell, children(shell)[0]])
+        let child = children(shell)[0];
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
+        (name == "sleep\n").then_some(vec![shell, child])
     });
     let listed = processes.list(&first).unwrap();
     let known = by_pid(&listed);
@@ -154,7 +156,7 @@ fn ids_are_inherited_and_outlive_the_agent() {
     drop(processes);
     fs::write(&go, "").unwrap();
     let later = task.pids(4);
-    let mut processes = Processes::open(&node.folders, NodeId(7));
+    let mut processes = Processes::open(&node.folders, NodeId(7), Ok(()));
     let again = processes.list(&later).unwrap();
     let again = by_pid(&again);
     assert_eq!(again.len(), 4);
@@ -181,7 +183,8 @@ fn a_restored_process_gets_its_id_back_and_hands_it_down() {
     let found = processes.list(&[pid]).unwrap().pop().unwrap();
     let (before, inner) = (found.gpid, found.inner);
     let (given, parent) = (Gpid { node: NodeId(3), serial: 77 }, Gpid { node: NodeId(3), serial: 5 });
-    processes.restored(&[pid], |pid| (pid == inner).then_some((given, Some(parent)))).unwrap();
+    let of = JobId { home: NodeId(3), serial: 1 }.task(0);
+    processes.restored(of, &[pid], |pid| (pid == inner).then_some((given, Some(parent)))).unwrap();
     let now = &processes.list(&[pid]).unwrap()[0];
     assert_eq!((now.gpid, now.parent), (given, Some(parent)));
     assert_eq!((processes.find(given), processes.find(before)), (Some(pid), None));
@@ -235,9 +238,9 @@ fn where_programs_come_and_go_no_id_is_given_twice() {
     };
     assert_eq!(look(processes), 2);
     assert!(is_mounted());
-    assert_eq!(look(Processes::without_ebpf(&node.folders, NodeId(7), "it is off")), 4);
+    assert_eq!(look(Processes::open(&node.folders, NodeId(7), Err("it is off"))), 4);
     assert!(!is_mounted(), "programs go on that nobody looks at");
-    assert_eq!(look(Processes::open(&node.folders, NodeId(7))), 6);
+    assert_eq!(look(Processes::open(&node.folders, NodeId(7), Ok(()))), 6);
     assert!(is_mounted());
 }
 

@@ -5,6 +5,7 @@
 //! | any user of a node of the VO | submit; see nodes and jobs; read the output of their own jobs, type into them, and end them |
 //! | root of a node of the VO | that with everybody's jobs; drain nodes |
 //! | any user of a node of the VO | copy files that this node lends, as the export says ([`crate::copy::exports`]) |
+//! | a process of a job | with its own job, what the job's owner may |
 //! | any user of this machine | copy their own files; get a certificate of the VO that names them |
 //! | root of this machine | found and join a VO; lend folders |
 //! | root of the founding node | make tokens, revoke nodes |
@@ -17,7 +18,7 @@ use std::io;
 
 use grid_jobs::record::JobRecord;
 use libgrid::control::{Failure, Kind};
-use libgrid::ids::NodeId;
+use libgrid::ids::{JobId, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
@@ -34,20 +35,32 @@ pub(crate) struct Caller {
     node_name: String,
     /// The number of their node, if it is another one.
     node: Option<NodeId>,
+    /// The job that the asking process is part of, and for which it may act.
+    job: Option<JobId>,
 }
 
 impl Caller {
     /// Who is on the other end of a connection, as the kernel says.
     pub(crate) fn of(stream: &UnixStream, config: &Config) -> io::Result<Self> {
         let peer = stream.peer_cred()?;
-        let known = nix::unistd::User::from_uid(peer.uid().into()).ok().flatten();
-        Ok(Self {
-            user: known.map_or_else(|| peer.uid().to_string(), |user| user.name),
-            uid: peer.uid(),
-            gid: peer.gid(),
-            node_name: config.name.clone(),
-            node: None,
-        })
+        Ok(Self::user_of(peer.uid(), peer.gid(), config))
+    }
+
+    /// A user of this machine, as the kernel says.
+    pub(crate) fn user_of(uid: u32, gid: u32, config: &Config) -> Self {
+        let known = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+        let user = known.map_or_else(|| uid.to_string(), |user| user.name);
+        Self { user, uid, gid, node_name: config.name.clone(), node: None, job: None }
+    }
+
+    /// The same caller, who asks from within a process of this job.
+    pub(crate) fn of_job(self, job: JobId) -> Self {
+        Self { job: Some(job), ..self }
+    }
+
+    /// Whether it is a process of this job. `at` are the nodes where the job runs: no other one can say so of its own processes.
+    pub(crate) fn acts_for(&self, job: JobId, mut at: impl Iterator<Item = NodeId>) -> bool {
+        self.job == Some(job) && self.node.is_none_or(|node| at.any(|at| at == node))
     }
 
     /// The same caller, as another node tells of it.

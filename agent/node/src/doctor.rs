@@ -19,7 +19,8 @@ use crate::runner::shim_program;
 const LITTLE_ROOM: u64 = 1 << 30;
 
 pub(crate) async fn examine(config: &Config, grid: Option<&Grid>) -> Vec<Finding> {
-    let mut findings = vec![tier(grid), cgroups(config), shim(), room(config), resources(config)];
+    let mut findings =
+        vec![tier(grid), module(grid), cgroups(config), shim(), room(config), resources(config)];
     findings.extend(checkpoints().await);
     findings.extend(vo(grid));
     if let Some(grid) = grid {
@@ -46,7 +47,17 @@ fn tier(grid: Option<&Grid>) -> Finding {
             );
             finding("tier", Verdict::Missing, text)
         }
+        None if grid.processes.has_module() => {
+            let text =
+                "kernel: every process has its id from its first instruction, and any program finds it";
+            finding("tier", Verdict::Good, text)
+        }
         None => finding("tier", Verdict::Good, "ebpf: every process is followed from its first instruction"),
+        Some(why) if grid.processes.has_module() => {
+            let text =
+                format!("kernel, without eBPF: {why}; connections, and how processes ended, are not known");
+            finding("tier", Verdict::Good, text)
+        }
         Some(why) => {
             let text = format!(
                 "stack: {why}; processes get their ids when they are looked at, and how those ended that nobody looked at is \
@@ -55,6 +66,17 @@ fn tier(grid: Option<&Grid>) -> Finding {
             finding("tier", Verdict::Good, text)
         }
     }
+}
+
+fn module(grid: Option<&Grid>) -> Finding {
+    let text = match grid.map(|grid| grid.processes.lacks_module()) {
+        None => "told when this node is in a VO".into(),
+        Some(None) => "/dev/gridos and /proc/gridos are there".into(),
+        Some(Some(why)) => {
+            format!("{why}: programs ask the agent instead of the kernel (see kmod/README.md)")
+        }
+    };
+    finding("module", Verdict::Good, text)
 }
 
 fn cgroups(config: &Config) -> Finding {

@@ -14,7 +14,8 @@ use libgrid::control::{Certificate, Failure, Kind};
 use libgrid::ids::{Gpid, NodeId, Run, TaskId};
 use libgrid::node::NodeInfo;
 use libgrid::process::Process;
-use libgrid::status::{Checkpoint, Obstacle, TaskCheckpoints};
+use libgrid::status::{Checkpoint, JobSummary, Obstacle, TaskCheckpoints};
+use libgrid::sys::abi;
 use libgrid::units::{Bytes, Span};
 use libgrid::wire::stream;
 use tokio::sync::{mpsc, oneshot};
@@ -22,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::caller::Caller;
 use crate::config::Config;
-use crate::control::Typists;
+use crate::control::{Typists, operations};
 use crate::copy::Copies;
 use crate::core::{self, Core, Outlets};
 use crate::identity::{self, FOUNDER, Identity, failure};
@@ -46,6 +47,9 @@ const RENEW: Duration = Duration::from_secs(10);
 
 /// How long others have to take a revocation.
 const SPREAD: Duration = Duration::from_secs(5);
+
+/// The most jobs that are told as a table.
+const MOST_JOBS: usize = 5_000;
 
 pub(crate) struct Grid {
     pub(crate) config: Arc<Config>,
@@ -153,7 +157,7 @@ impl Grid {
             node: me,
             name: config.name.clone(),
             addrs: addrs.clone(),
-            tier: machine::tier(processes.lacks().is_none()),
+            tier: machine::tier(processes.has_module(), processes.lacks().is_none()),
             total,
             free: total,
             load: machine::load(),
@@ -232,6 +236,36 @@ impl Grid {
         let places = processes::places(&self.queries, None).await;
         let run = self.processes.find(process, places).await;
         run.map(|run| run.task).ok_or_else(|| self.processes.fate(process))
+    }
+
+    /// The run that a process here is part of.
+    pub(crate) async fn run_of(&self, pid: u32) -> Option<Run> {
+        self.processes.run_of(pid, processes::places(&self.queries, None).await).await
+    }
+
+    /// All processes of tasks here: their pids, their ids, and their tasks.
+    pub(crate) async fn ids(&self) -> Vec<(u32, Gpid, TaskId)> {
+        self.processes.ids(processes::places(&self.queries, None).await).await
+    }
+
+    /// Whether somebody may know of a process: as the kernel module has it, everybody of those of their own user.
+    pub(crate) fn may_see(&self, caller: &Caller, pid: u32) -> bool {
+        caller.is_root() || self.processes.user(pid) == Some(caller.uid)
+    }
+
+    /// The jobs of this home, by their numbers, as the kernel module tells them.
+    pub(crate) async fn jobs(&self) -> Result<Vec<abi::Job>, Failure> {
+        let jobs = self.core.look(|view| {
+            let jobs = view.home.summaries(true).into_iter();
+            let told = |job: JobSummary| Some(operations::job(&job, view.home.record(job.id)?.origin.uid));
+            jobs.filter_map(told).collect::<Vec<_>>()
+        });
+        let mut jobs = jobs.await.map_err(|error| failure(Kind::Unavailable, error))?;
+        jobs.sort_by_key(|job| job.job);
+        // The newest are kept.
+        let surplus = jobs.len().saturating_sub(abi::JOBS_MAX.min(MOST_JOBS));
+        jobs.drain(..surplus);
+        Ok(jobs)
     }
 
     /// Sends a signal to a process of a run that is here.

@@ -29,9 +29,13 @@ pub(crate) fn load() -> u32 {
     (load * 100.0) as u32
 }
 
-/// What the kernel allows, and the agent uses. The module has no part in this release.
-pub(crate) fn tier(ebpf: bool) -> Tier {
-    if ebpf { Tier::Ebpf } else { Tier::Stack }
+/// What the kernel allows, and the agent uses.
+pub(crate) fn tier(module: bool, ebpf: bool) -> Tier {
+    match (module, ebpf) {
+        (true, _) => Tier::Kernel,
+        (false, true) => Tier::Ebpf,
+        (false, false) => Tier::Stack,
+    }
 }
 
 /// Bytes that can still be written below `folder`, if the system says.

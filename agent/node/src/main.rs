@@ -22,6 +22,7 @@ mod config;
 mod control;
 mod copy;
 mod core;
+mod device;
 mod doctor;
 mod grid;
 mod identity;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use grid_kernel::{Ended, Folders, Health};
+use grid_kernel::{Ended, Folders, Health, Requests};
 use grid_qos::{CgroupError, Cgroups};
 use libgrid::control::{Failure, Kind};
 use libgrid::ids::{Gpid, NodeId, Run, TaskId};
@@ -61,6 +61,7 @@ pub(crate) struct Processes(Arc<Inner>);
 struct Inner {
     me: NodeId,
     config: Arc<Config>,
+    has_module: bool,
     kernel: Mutex<grid_kernel::Processes>,
     ended: Mutex<VecDeque<Ended>>,
 }
@@ -73,19 +74,22 @@ impl Processes {
             state: config.state_dir.clone(),
             proc: "/proc".into(),
         };
-        let wanted = config.ebpf;
-        let kernel = blocking(move || match wanted {
-            true => grid_kernel::Processes::open(&folders, me),
-            false => {
-                let why = "its owner has switched it off (ebpf in gridosd.toml)";
-                grid_kernel::Processes::without_ebpf(&folders, me, why)
-            }
-        });
-        let kernel = kernel.await;
+        let ebpf = config.ebpf.then_some(()).ok_or("its owner has switched it off (ebpf in gridosd.toml)");
+        let kernel = blocking(move || grid_kernel::Processes::open(&folders, me, ebpf)).await;
         if let Some(why) = kernel.lacks() {
             info!(why, "no_ebpf");
         }
-        let inner = Inner { me, config: config.clone(), kernel: Mutex::new(kernel), ended: Mutex::default() };
+        match kernel.lacks_module() {
+            Some(why) => info!(why, "no_module"),
+            None => info!("module_attached"),
+        }
+        let inner = Inner {
+            me,
+            config: config.clone(),
+            has_module: kernel.lacks_module().is_none(),
+            kernel: Mutex::new(kernel),
+            ended: Mutex::default(),
+        };
         let processes = Self(Arc::new(inner));
         tokio::spawn(processes.clone().follow());
         processes
@@ -94,6 +98,21 @@ impl Processes {
     /// Why there is no eBPF; nothing if there is.
     pub(crate) fn lacks(&self) -> Option<String> {
         self.kernel().lacks().map(Into::into)
+    }
+
+    /// Whether ids are the kernel module's.
+    pub(crate) fn has_module(&self) -> bool {
+        self.0.has_module
+    }
+
+    /// Why they are not.
+    pub(crate) fn lacks_module(&self) -> Option<String> {
+        self.kernel().lacks_module().map(Into::into)
+    }
+
+    /// What programs ask through the module, if it is there.
+    pub(crate) fn requests(&self) -> Option<Requests> {
+        self.kernel().requests()
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -138,14 +157,12 @@ impl Processes {
     }
 
     fn look(&self, places: &[Place]) -> Vec<Process> {
-        let Ok(groups) = self.groups() else { return Vec::new() };
-        let mut tasks: BTreeMap<u32, TaskId> = BTreeMap::new();
-        for (run, name) in places {
-            let pids = groups.group(name).processes().unwrap_or_default();
-            tasks.extend(pids.into_iter().map(|pid| (pid, run.task)));
-        }
+        let tasks = self.tasks(places);
         let pids: Vec<u32> = tasks.keys().copied().collect();
-        let listed = match self.kernel().list(&pids) {
+        let mut kernel = self.kernel();
+        let listed = kernel.register(&tasks).and_then(|()| kernel.list(&pids));
+        drop(kernel);
+        let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 warn!(%error, "processes cannot be listed");
@@ -199,14 +216,49 @@ impl Processes {
 
     /// Which of these runs a process is part of.
     pub(crate) async fn find(&self, gpid: Gpid, places: Vec<Place>) -> Option<Run> {
+        let pid = self.kernel().find(gpid)?;
+        self.run_of(pid, places).await
+    }
+
+    /// The same, of a process by its pid.
+    pub(crate) async fn run_of(&self, pid: u32, places: Vec<Place>) -> Option<Run> {
         let this = self.clone();
         blocking(move || {
-            let pid = this.kernel().find(gpid)?;
             let groups = this.groups().ok()?;
             let holds = |name: &str| groups.group(name).processes().is_ok_and(|pids| pids.contains(&pid));
             places.into_iter().find(|(_, name)| holds(name)).map(|(run, _)| run)
         })
         .await
+    }
+
+    /// The pids of the processes of these runs, their ids, and their tasks.
+    pub(crate) async fn ids(&self, places: Vec<Place>) -> Vec<(u32, Gpid, TaskId)> {
+        let this = self.clone();
+        blocking(move || {
+            let tasks = this.tasks(&places);
+            let pids: Vec<u32> = tasks.keys().copied().collect();
+            let mut kernel = this.kernel();
+            let ids = kernel.register(&tasks).and_then(|()| kernel.ids(&pids)).unwrap_or_default();
+            ids.into_iter().filter_map(|one| Some((one.pid, one.gpid, *tasks.get(&one.pid)?))).collect()
+        })
+        .await
+    }
+
+    /// The pid of a process in its task.
+    pub(crate) fn inner(&self, pid: u32) -> Option<u32> {
+        self.kernel().inner(pid)
+    }
+
+    /// The user that a process has.
+    pub(crate) fn user(&self, pid: u32) -> Option<u32> {
+        self.kernel().user(pid)
+    }
+
+    /// The tasks of the processes of these runs.
+    fn tasks(&self, places: &[Place]) -> BTreeMap<u32, TaskId> {
+        let Ok(groups) = self.groups() else { return BTreeMap::new() };
+        let pids = |name: &str| groups.group(name).processes().unwrap_or_default();
+        places.iter().flat_map(|(run, name)| pids(name).into_iter().map(|pid| (pid, run.task))).collect()
     }
 
     /// What became of a process that was here, as far as that is remembered.
@@ -239,20 +291,22 @@ impl Processes {
     }
 
     /// The ids of the processes in a control group, for a checkpoint.
-    pub(crate) fn identities(&self, group: &str) -> Vec<Identity> {
+    pub(crate) fn identities(&self, task: TaskId, group: &str) -> Vec<Identity> {
         let pids = self.groups().and_then(|groups| groups.group(group).processes()).unwrap_or_default();
-        let ids = self.kernel().ids(&pids).unwrap_or_default();
-        ids.into_iter().map(|(pid, gpid, parent)| Identity { pid, gpid, parent }).collect()
+        let tasks = pids.iter().map(|pid| (*pid, task)).collect();
+        let mut kernel = self.kernel();
+        let ids = kernel.register(&tasks).and_then(|()| kernel.ids(&pids)).unwrap_or_default();
+        ids.into_iter().map(|one| Identity { pid: one.inner, gpid: one.gpid, parent: one.parent }).collect()
     }
 
     /// Gives restored processes their ids back.
-    pub(crate) fn restore(&self, group: &str, identities: &[Identity]) {
+    pub(crate) fn restore(&self, task: TaskId, group: &str, identities: &[Identity]) {
         let restored = self.groups().and_then(|groups| groups.group(group).processes());
         let given = restored.map_err(|error| error.to_string()).and_then(|pids| {
             let identities: BTreeMap<u32, &Identity> =
                 identities.iter().map(|identity| (identity.pid, identity)).collect();
             self.kernel()
-                .restored(&pids, |inner| {
+                .restored(task, &pids, |inner| {
                     identities.get(&inner).map(|identity| (identity.gpid, identity.parent))
                 })
                 .map_err(|error| error.to_string())

@@ -58,6 +58,8 @@ pub struct Launch {
     pub checkpoint: Checkpoints,
     /// Its own address in the grid's network; on that of the node if absent.
     pub address: Option<Ipv4Addr>,
+    /// Whether the kernel module is this agent's: the program's process is entered there.
+    pub enters: bool,
 }
 
 /// From the agent to the shim.

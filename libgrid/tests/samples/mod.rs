@@ -145,6 +145,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Migrate { task: job().task(0), to: None, mode: MoveMode::Auto, check: false },
         Request::Migrate { task: job().task(0), to: None, mode: MoveMode::PreCopy, check: false },
         Request::Drain { node: "node2".into(), undo: false },
+        Request::Operate { op: 256, input: b"help".to_vec() },
         Request::Processes { of: Some(Selector::Job(job())), everywhere: true },
         Request::Find { process: gpid() },
         Request::Signal { task: job().task(3), process: gpid(), signal: 10 },
@@ -176,6 +177,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Restore { .. } => "restore",
         Request::Migrate { .. } => "migrate",
         Request::Drain { .. } => "drain",
+        Request::Operate { .. } => "operate",
         Request::Processes { .. } => "processes",
         Request::Find { .. } => "find",
         Request::Signal { .. } => "signal",
@@ -287,6 +289,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         },
         Reply::Processes { processes: vec![process()], silent: vec![NodeId(4)], more: true },
         Reply::Found(job().task(3)),
+        Reply::Operated { errno: 3, output: b"no such process".to_vec() },
     ];
     let name = |reply: &Reply| match reply {
         Reply::Done => "done",
@@ -312,6 +315,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Relocated { .. } => "relocated",
         Reply::Processes { .. } => "processes",
         Reply::Found(_) => "found",
+        Reply::Operated { .. } => "operated",
     };
     let kind = |kind: Kind| match kind {
         Kind::Invalid => "failure-invalid",

@@ -138,6 +138,7 @@ static uint32_t build(uint32_t op, union any *args)
 		return sizeof(args->attach);
 	case GRIDOS_OP_REGISTER:
 	case GRIDOS_OP_SET_GPID:
+	case GRIDOS_OP_ENTER:
 		args->reg = (struct gridos_register){ sizeof(args->reg), some_pid(), number(), number(), number(), 0 };
 		return sizeof(args->reg);
 	case GRIDOS_OP_RANGE:
@@ -156,7 +157,7 @@ static uint32_t build(uint32_t op, union any *args)
 	}
 }
 
-static const uint8_t ops[] = { 1, 2, 3, 4, 5, 6, 128, 129, 130, 131, 132 };
+static const uint8_t ops[] = { 1, 2, 3, 4, 5, 6, 128, 129, 130, 131, 132, 133 };
 
 static void operation(int fd)
 {

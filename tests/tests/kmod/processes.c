@@ -15,6 +15,8 @@ static void unranged(void)
 	must(attach(fd) == 0);
 	gives(ENXIO, reg(fd, getpid(), &gpid));
 	gives(ENXIO, set_gpid(fd, getpid(), GRIDOS_GPID(NODE + 1, 5)));
+	gpid = 0;
+	gives(ENXIO, enter(fd, GRIDOS_OP_ENTER, 0, &gpid, 5));
 	must(self(fd).node == 0);
 }
 
@@ -50,6 +52,31 @@ static void identity(void)
 	gives(ESRCH, gpid_of(fd, -1, &found));
 	gives(ESRCH, pid_of(fd, gpid + 1000, &pid));
 	gives(ESRCH, pid_of(fd, 0, &pid));
+}
+
+/* Whoever starts a process of a job registers it from within, on a file of its own. */
+static void entered(void)
+{
+	int daemon = daemon_fd(), own = device();
+	uint64_t gpid = 0, found;
+	pid_t child;
+
+	gives(EINVAL, enter(own, GRIDOS_OP_ENTER, getpid(), &gpid, 5));
+	gpid = 77;
+	gives(EINVAL, enter(own, GRIDOS_OP_ENTER, 0, &gpid, 5));
+	gpid = 0;
+	gives(0, enter(own, GRIDOS_OP_ENTER, 0, &gpid, 5));
+	must(self(own).gpid == gpid && self(own).job == JOB && self(own).task == 5);
+	gives(0, gpid_of(daemon, getpid(), &found));
+	must(found == gpid);
+	found = 0;
+	gives(EEXIST, enter(own, GRIDOS_OP_ENTER, 0, &found, 6));
+	child = fork();
+	if (!child) {
+		must(self(own).task == 5 && self(own).gpid != gpid);
+		_exit(0);
+	}
+	reap(child);
 }
 
 /* === Inheritance === */
@@ -441,7 +468,8 @@ static void listed(void)
 }
 
 static const struct scenario scenarios[] = {
-	{ "unranged", unranged }, { "identity", identity },   { "inherits", inherits }, { "zombies", zombies },
+	{ "unranged", unranged }, { "identity", identity },   { "entered", entered },
+	{ "inherits", inherits }, { "zombies", zombies },
 	{ "storm", storm },	  { "dying", dying },	      { "restored", restored }, { "ranges", ranges },
 	{ "namespaces", namespaces }, { "listed", listed },
 };

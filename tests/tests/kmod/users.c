@@ -18,6 +18,8 @@ static void refused_user(void *data)
 	gives(EPERM, reg(fd, getpid(), &gpid));
 	gives(EPERM, set_gpid(fd, getpid(), GRIDOS_GPID(NODE + 1, 77)));
 	gives(EPERM, range(fd, 1, 2, NULL));
+	gpid = 0;
+	gives(EPERM, enter(fd, GRIDOS_OP_ENTER, 0, &gpid, 5));
 	gives(EPERM, ioctl(fd, GRIDOS_IOC(GRIDOS_OP_PUBLISH), &publish));
 	gives(EPERM, read(fd, bytes, sizeof(bytes)));
 	gives(EPERM, write(fd, bytes, sizeof(bytes)));

@@ -374,7 +374,7 @@ impl Checkpoints {
             let interval = (!by_hand).then(|| watched.since.elapsed());
             let replies = std::mem::take(&mut watched.asked);
             let number = watched.next;
-            let processes = self.processes.identities(&group_of(&watched.task.place));
+            let processes = self.processes.identities(run.task, &group_of(&watched.task.place));
             watched.writing = Some(Writing { number, interval, cost: Duration::ZERO, replies, processes });
             watched.next += 1;
             if self.size >= self.limit {
@@ -472,7 +472,7 @@ impl Checkpoints {
                 }
                 // Those that came while it was written, too: those that are not in it do no harm.
                 let known: BTreeSet<u32> = processes.iter().map(|process| process.pid).collect();
-                let now = self.processes.identities(&group_of(&task.place));
+                let now = self.processes.identities(run.task, &group_of(&task.place));
                 processes.extend(now.into_iter().filter(|process| !known.contains(&process.pid)));
                 let about = About::new(done.took, interval, left, task.uid, done.bytes);
                 let about = about.with(processes);

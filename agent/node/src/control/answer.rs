@@ -241,13 +241,17 @@ pub(super) fn missing(job: Selector) -> Failure {
 async fn owned(grid: &Arc<Grid>, caller: &Caller, job: Selector) -> Result<(), Answer> {
     let found = grid.core.look(move |view| {
         let record = view.home.record(job.job())?;
+        let runs = view.home.running(job.job());
         match job {
-            Selector::Task(task) => view.home.run_of(task).map(|_| record),
-            Selector::Job(_) => Some(record),
+            Selector::Task(task) => view.home.run_of(task).map(|_| (record, runs)),
+            Selector::Job(_) => Some((record, runs)),
         }
     });
-    let record = found.await?.ok_or_else(|| missing(job))?;
-    Ok(caller.owns(job, &record)?)
+    let (record, runs) = found.await?.ok_or_else(|| missing(job))?;
+    match caller.acts_for(job.job(), runs.into_iter().map(|(_, node)| node)) {
+        true => Ok(()),
+        false => Ok(caller.owns(job, &record)?),
+    }
 }
 
 /// Fills in what the tasks that run have used so far, as far as their nodes say it in time.

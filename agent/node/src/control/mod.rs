@@ -5,6 +5,7 @@ mod answer;
 mod checkpoints;
 mod follow;
 mod moving;
+pub(crate) mod operations;
 mod processes;
 mod submit;
 mod typing;
@@ -16,6 +17,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use grid_link::Incoming;
 use libgrid::control::{AgentInfo, Failure, Kind, Reply, Request, Response};
+use libgrid::sys::abi::Op;
 use libgrid::wire::{WireError, stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
@@ -24,10 +26,12 @@ use tracing::{debug, warn};
 
 pub(crate) use self::answer::relayed;
 pub(crate) use self::moving::relocate;
+use self::operations::Asker;
 pub(crate) use self::typing::{Typists, hear};
 
 use crate::caller::Caller;
 use crate::config::Config;
+use crate::device;
 use crate::doctor;
 use crate::grid::Grid;
 use crate::identity::Identity;
@@ -59,6 +63,9 @@ impl Agent {
 
     fn enter(&self, (grid, incoming): (Arc<Grid>, mpsc::Receiver<Incoming>)) {
         (self.serve)(grid.clone(), incoming);
+        if let Err(error) = device::serve(&grid) {
+            warn!(%error, "programs are not answered through the kernel");
+        }
         *self.grid.write().unwrap_or_else(PoisonError::into_inner) = Some(grid);
     }
 
@@ -104,6 +111,9 @@ impl Agent {
 
     async fn converse(&self, mut client: UnixStream) -> Result<(), WireError> {
         let caller = Caller::of(&client, &self.config)?;
+        let pid = client.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+        // Begins when the client has gone.
+        let mut later = Later::default();
         stream::greet(&mut client).await?;
         let (from, to) = client.split();
         let mut client = Buffered { from: tokio::io::BufReader::new(from), to };
@@ -117,6 +127,11 @@ impl Agent {
                 }
                 Err(error) => return Err(error),
             };
+            if let Request::Operate { op, input } = request {
+                let response = self.operate((&caller, pid), op, &input, &mut later).await;
+                stream::write(&mut client, &response).await?;
+                continue;
+            }
             let goes_on = matches!(request, Request::Logs { .. } | Request::Input { .. } | Request::Copy(_));
             match self.handle(&caller, request, &mut client).await {
                 Ok(()) => (),
@@ -129,6 +144,24 @@ impl Agent {
                 return Ok(());
             }
         }
+    }
+
+    async fn operate(
+        &self,
+        (caller, pid): (&Caller, u32),
+        op: u32,
+        input: &[u8],
+        later: &mut Later,
+    ) -> Response {
+        let asker = Asker::new(self.grid().as_ref(), caller.clone(), pid).await;
+        let operated = operations::operate(self.member(), &asker, Op(op), input).await;
+        Ok(match operated {
+            Ok(answered) => {
+                later.0.extend(answered.then);
+                Reply::Operated { errno: 0, output: answered.output }
+            }
+            Err(refused) => Reply::Operated { errno: refused.errno as i32, output: refused.why.into_bytes() },
+        })
     }
 
     /// Answers one request of a user of this machine, all of it.
@@ -199,6 +232,18 @@ impl Agent {
             node: grid.as_ref().map(|grid| grid.me),
             authority: grid.as_ref().is_some_and(|grid| grid.identity.is_authority()),
             certificate_ends: ends.map(|since| since.as_secs()),
+        }
+    }
+}
+
+/// What begins when it is dropped.
+#[derive(Default)]
+struct Later(Vec<operations::Then>);
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        for then in self.0.drain(..) {
+            tokio::spawn(then);
         }
     }
 }

@@ -491,6 +491,7 @@ impl Runner {
             memory: None,
             checkpoint: when,
             address,
+            enters: self.processes.has_module(),
         }
     }
 

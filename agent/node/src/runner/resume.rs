@@ -344,7 +344,7 @@ impl Runner {
         let Some(resuming) = local.resuming.as_mut().filter(|resuming| !resuming.identified) else { return };
         resuming.identified = true;
         match About::read_in(&folder) {
-            Ok(about) => self.processes.restore(&local.slot.name(), &about.processes),
+            Ok(about) => self.processes.restore(run.task, &local.slot.name(), &about.processes),
             Err(why) => warn!(%run, why, "its processes get new ids"),
         }
     }

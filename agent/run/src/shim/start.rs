@@ -95,6 +95,7 @@ impl Init {
         let path = |path: &Path| CString::new(path.as_os_str().as_encoded_bytes());
         let number = |number: u32| CString::new(number.to_string());
         let places = places(launch)?;
+        let job = if launch.enters { launch.run.task.job.as_u64() } else { 0 };
         let mut argv = vec![
             CString::new("gridos-init")?,
             path(&launch.folder.join("work"))?,
@@ -103,6 +104,8 @@ impl Init {
             number(launch.uid)?,
             number(mode)?,
             number(entrances.len() as u32)?,
+            CString::new(job.to_string())?,
+            number(launch.run.task.index)?,
             number(places.len() as u32)?,
         ];
         argv.extend(places);

@@ -117,6 +117,7 @@ impl Bench {
             memory: None,
             checkpoint: Checkpoints::Off,
             address: None,
+            enters: false,
         }
     }
 

@@ -48,17 +48,23 @@ enum gridos_op {
 	GRIDOS_OP_RANGE		= 131,	/* struct gridos_range */
 	GRIDOS_OP_PUBLISH	= 132,	/* struct gridos_publish */
 
+	/* For whoever starts a process of a job: CAP_SYS_ADMIN, on any file. */
+	GRIDOS_OP_ENTER		= 133,	/* struct gridos_register */
+
 	/* In requests alone. */
 	GRIDOS_OP_CANCEL	= 192,	/* the caller of request id has given up; no answer */
 	GRIDOS_OP_LOW		= 193,	/* a quarter of the serials is left: RANGE; no answer */
 
-	/* What only the daemon can answer. The bytes in and out are between it and the caller. */
+	/*
+	 * What only the daemon can answer. The bytes in and out are between it and the caller; those
+	 * of an error are a sentence.
+	 */
 	GRIDOS_OP_COMMAND	= 256,	/* one line of text, as written to /proc/gridos/control */
-	GRIDOS_OP_STATUS	= 257,
-	GRIDOS_OP_SIGNAL	= 258,
-	GRIDOS_OP_MIGRATE	= 259,
-	GRIDOS_OP_CHECKPOINT	= 260,
-	GRIDOS_OP_SUBMIT	= 261,
+	GRIDOS_OP_STATUS	= 257,	/* struct gridos_target, struct gridos_status */
+	GRIDOS_OP_SIGNAL	= 258,	/* struct gridos_target; value is the signal */
+	GRIDOS_OP_MIGRATE	= 259,	/* struct gridos_target, struct gridos_moved */
+	GRIDOS_OP_CHECKPOINT	= 260,	/* struct gridos_target, struct gridos_checkpointed */
+	GRIDOS_OP_SUBMIT	= 261,	/* text of a job file, struct gridos_submitted */
 };
 
 /*
@@ -205,12 +211,12 @@ struct gridos_attach {
  * written down; what it has is dropped. EEXIST if another process has that GPID, EINVAL if this
  * node has yet to hand it out. With both, ENFILE if there are more processes than the module's
  * parameter max_processes. Its children, not those that it has already, get GPIDs of their own
- * in the same job and task.
+ * in the same job and task. ENTER is REGISTER of the caller itself; its pid and gpid are 0.
  */
 struct gridos_register {
 	__u32 size;
 	__s32 pid;		/* any thread of it */
-	__u64 gpid;		/* REGISTER: out; SET_GPID: in */
+	__u64 gpid;		/* REGISTER, ENTER: out; SET_GPID: in */
 	__u64 job;
 	__u32 task;
 	__u32 reserved;
@@ -270,6 +276,58 @@ struct gridos_answer {
 	__u64 id;
 	__u32 len;		/* bytes that follow: EMSGSIZE if there is no room for them */
 	__u32 reserved;
+};
+
+/* === In and out of calls. A struct that is longer than the other side knows ends in zeros. === */
+
+/* All tasks of a job. */
+#define GRIDOS_TASK_ALL		0xffffffff
+
+/*
+ * MIGRATE comes back when the task is on its way, not when it is there; who is part of the task
+ * has to say so, as nobody can wait for its own move.
+ */
+#define GRIDOS_TARGET_NOWAIT	(1U << 0)
+
+/* A process, or if gpid is 0 a task of a job. */
+struct gridos_target {
+	__u32 size;
+	__u32 flags;		/* GRIDOS_TARGET_* */
+	__u64 gpid;
+	__u64 job;		/* its home's number << 32 | serial */
+	__u32 task;		/* or GRIDOS_TASK_ALL: STATUS, SIGNAL */
+	__s32 value;		/* SIGNAL: 1 to 64; MIGRATE: a node's number, 0 for the best */
+};
+
+struct gridos_status {
+	__u32 size;
+	__u32 state;		/* enum gridos_job_state, of the task if it is about one */
+	__u64 job;
+	__u32 task;		/* as asked; that of the process */
+	__u32 node;		/* where the task runs; 0 if it does not, and of all tasks */
+	__s32 exit_status;	/* as a shell has it; -1 before the end, and of all tasks */
+	__u32 running;		/* tasks */
+	__u32 done;		/* tasks that have ended, well or not */
+	__u32 failed;		/* of those, not well */
+};
+
+struct gridos_moved {
+	__u32 size;
+	__u32 node;		/* where it is now; 0 with NOWAIT */
+	__u64 stopped_ns;	/* how long it stood still; 0 with NOWAIT */
+};
+
+struct gridos_checkpointed {
+	__u32 size;
+	__u32 reserved;
+	__u64 number;
+	__u64 bytes;		/* that it took in the store */
+};
+
+struct gridos_submitted {
+	__u32 size;
+	__u32 reserved;
+	__u64 job;		/* its home's number << 32 | serial */
 };
 
 #endif /* _UAPI_LINUX_GRIDOS_H */

@@ -14,12 +14,12 @@
 //! | descriptors 0, 1, 2 | the program's |
 //! | descriptor 3 | the status pipe: [`Record`]s |
 //! | descriptors 4 to 3 + `groups` | write `0` here to join the control groups |
-//! | arguments | `gridos-init`, work, workdir, tmp, uid, mode, groups, places, the program's possible places, its arguments |
+//! | arguments | `gridos-init`, work, workdir, tmp, uid, mode, groups, job, task, places, the program's possible places, its arguments |
 //! | environment | the program's |
 //!
 //! The mode is a sum: 1, descriptor 0 is a terminal, to be taken; 2, there is no input: descriptor 0 becomes
 //! `/dev/null`, opened here, in the task's own mount namespace, for a checkpoint can name no file of another; 4, a
-//! checkpoint is restored.
+//! checkpoint is restored. With a job that is not 0, the program's process is entered in the kernel module.
 //!
 //! **Restored.** Init makes the mounts and starts nothing: it closes descriptors 0 to 2, which tells whoever restores that
 //! the mounts are there, and reaps what is put below it until pid 2 ends, the number that every task's program has.
@@ -62,6 +62,8 @@ struct Task {
     uid: usize,
     mode: usize,
     groups: usize,
+    job: usize,
+    index: usize,
     places: Strings,
     count: usize,
     argv: Strings,
@@ -77,7 +79,7 @@ type Failed = (Step, Errno);
 /// addresses of the environment, a null.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn begin(stack: *const usize) -> ! {
-    // SAFETY: as promised by the caller; the shim passes at least nine arguments.
+    // SAFETY: as promised by the caller; the shim passes at least eleven arguments.
     let task = unsafe { Task::read(stack) };
     let started = task.prepare().and_then(|()| match task.mode & RESTORED {
         0 => task.start(),
@@ -96,7 +98,7 @@ impl Task {
             let count = *stack;
             let argv = stack.add(1).cast::<*const u8>();
             let at = |index: usize| *argv.add(index);
-            let places = system::number(at(7));
+            let places = system::number(at(9));
             Self {
                 work: at(1),
                 workdir: at(2),
@@ -104,9 +106,11 @@ impl Task {
                 uid: system::number(at(4)),
                 mode: system::number(at(5)),
                 groups: system::number(at(6)),
-                places: argv.add(8),
+                job: system::number(at(7)),
+                index: system::number(at(8)),
+                places: argv.add(10),
                 count: places,
-                argv: argv.add(8 + places),
+                argv: argv.add(10 + places),
                 envp: argv.add(count + 1),
             }
         }
@@ -157,6 +161,10 @@ impl Task {
         let at = |step| move |errno| (step, errno);
         for entrance in ENTRANCES..ENTRANCES + self.groups {
             system::write(entrance, b"0").map_err(at(Step::Cgroup))?;
+        }
+        if self.job != 0 {
+            // Where that fails, the agent gives it an id when it is looked at.
+            let _ = system::register(self.job, self.index);
         }
         system::setsid().map_err(at(Step::Session))?;
         if self.mode & TERMINAL != 0 {

@@ -267,6 +267,30 @@ pub(crate) fn open_for_reading(path: &'static core::ffi::CStr) -> Result<usize, 
     check(unsafe { call(number::OPENAT, -100isize as usize, path.as_ptr() as usize, 0, 0, 0) })
 }
 
+/// Enters this process in the kernel module: `GRIDOS_OP_ENTER` of `kmod/include/uapi/linux/gridos.h`.
+pub(crate) fn register(job: usize, task: usize) -> Result<(), Errno> {
+    const ENTER: usize = 0xe9 << 8 | 133;
+    const O_RDWR: usize = 2;
+    #[repr(C)]
+    struct Register {
+        size: u32,
+        pid: i32,
+        gpid: u64,
+        job: u64,
+        task: u32,
+        reserved: u32,
+    }
+    let size = size_of::<Register>() as u32;
+    let mut register = Register { size, pid: 0, gpid: 0, job: job as u64, task: task as u32, reserved: 0 };
+    let path = c"/dev/gridos".as_ptr() as usize;
+    // AT_FDCWD, which a path from the root does not use. SAFETY: a C string, and numbers.
+    let device = check(unsafe { call(number::OPENAT, -100isize as usize, path, O_RDWR, 0, 0) })?;
+    // SAFETY: the kernel reads and writes the struct alone.
+    let done = check(unsafe { call(number::IOCTL, device, ENTER, (&raw mut register) as usize, 0, 0) });
+    close(device);
+    done.map(drop)
+}
+
 pub(crate) fn close_on_exec_from(fd: usize) {
     // CLOSE_RANGE_CLOEXEC. SAFETY: takes numbers; from Linux 5.11.
     unsafe { call(number::CLOSE_RANGE, fd, u32::MAX as usize, 4, 0, 0) };
