@@ -32,6 +32,10 @@ fn images(name: &str) -> Result<Command, String> {
         return Err("the machine's kernel is for x86_64".into());
     }
     let debian = fetched("debian.tar")?;
+    fetched("kernels/6.12/lib")?;
+    if !debian.ancestors().nth(2).unwrap().join("criu/criu").exists() {
+        return Err("there is no CRIU with its own libraries in the target folder".into());
+    }
     let mut command = Command::new(repository().join("images").join(name));
     command.env("CARGO_TARGET_DIR", debian.ancestors().nth(2).unwrap());
     Ok(command)
