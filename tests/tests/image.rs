@@ -52,6 +52,19 @@ fn task(machines: &Machines, job: &str) -> Value {
     tasks.and_then(|tasks| tasks.get(0)).unwrap_or_else(|| panic!("{status}")).clone()
 }
 
+/// Waits until the kernel of the node that runs the only process of this job says its global id, and only that kernel.
+fn known_to_the_kernel(machines: &Machines, job: &str, runs: u64) {
+    let listed = machines.on(2, &["gridctl", "ps", "--processes", "--json", job]).json();
+    let gpid = listed["processes"][0]["gpid"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned();
+    let pid = machines.on(runs as u32, &["pidof", "counts"]).ok().trim().to_owned();
+    let expected = format!("{gpid}\t{pid}\t{job}\t0");
+    let gpids = |node: u64| machines.on(node as u32, &["cat", "/proc/gridos/gpids"]).ok().to_owned();
+    until_within(&format!("{expected:?} is in the gpids of node {runs}"), Duration::from_secs(30), || {
+        gpids(runs).lines().any(|line| line == expected)
+    });
+    assert!(!gpids(3 - runs).contains(&format!("{gpid}\t")));
+}
+
 #[test]
 fn machines_of_the_image_form_a_grid_and_a_task_moves_between_them() {
     let began = Instant::now();
@@ -111,6 +124,7 @@ fn machines_of_the_image_form_a_grid_and_a_task_moves_between_them() {
     until_within("it counts", patience, || machines.on(2, &["gridctl", "logs", &job]).stdout.contains("3\n"));
 
     let from = task(&machines, &job)["node"].as_u64().expect("a node");
+    known_to_the_kernel(&machines, &job, from);
     let to = format!("node{}", 3 - from);
     let moving = Instant::now();
     let moved = again("it moves", || {
@@ -130,6 +144,7 @@ fn machines_of_the_image_form_a_grid_and_a_task_moves_between_them() {
     // It runs there, and nowhere else.
     let here = |node: u64| machines.on(node as u32, &["pidof", "counts"]).stdout.split_whitespace().count();
     assert_eq!((here(3 - from), here(from)), (1, 0));
+    known_to_the_kernel(&machines, &job, 3 - from);
     let said = machines.on(1, &["gridctl", "logs", &job]).ok().lines().count();
     until_within("it counts on", patience, || {
         machines.on(1, &["gridctl", "logs", &job]).stdout.lines().count() > said + 3
