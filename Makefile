@@ -5,7 +5,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PREFIX := /usr/local
 PROGRAMS := gridctl gridosd gridos-shim gridos-init gridos-criu gridos-pages gridos-mover gridos-ftpd gridos-lab
 
-.PHONY: help build install test lint demo bench clean
+.PHONY: help build install image test lint demo bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,6 +24,11 @@ install: ## what was built, to /usr/local/bin; PREFIX=/usr for elsewhere
 		install $(TARGET_DIR)/criu/criu $(DESTDIR)$(PREFIX)/lib/gridos/criu && \
 		install $(TARGET_DIR)/criu/lib/* $(DESTDIR)$(PREFIX)/lib/gridos/criu/lib; \
 	fi
+
+image: ## an image of a virtual machine that is a node (target/image); images/run.sh boots a grid of them
+	setup/install build image
+	$(CARGO) build --release --workspace --bins
+	images/build
 
 test: ## installs what is missing and runs every test; ONLY=crate runs one crate's
 	setup/install build test

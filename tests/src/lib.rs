@@ -20,6 +20,7 @@
 mod disk;
 mod grid;
 mod machine;
+mod machines;
 pub mod module;
 mod obstacle;
 mod programs;
@@ -32,6 +33,7 @@ mod witness;
 pub use disk::SmallDisk;
 pub use grid::{Grid, GridConfig, Shared};
 pub use machine::{Console, Machine, fetched};
+pub use machines::Machines;
 pub use obstacle::{obstacle, skipped};
 pub use programs::{probed, program};
 pub use run::{NOBODY, Run, Running};

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use grid_lab::Machine;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::until::until;
@@ -145,6 +146,18 @@ impl Running {
     /// What it has printed so far, as text.
     pub fn printed(&self) -> String {
         String::from_utf8_lossy(&self.stdout()).into_owned()
+    }
+
+    /// What it has said so far on its error output.
+    pub fn stderr(&self) -> Vec<u8> {
+        self.stderr.bytes.lock().unwrap().clone()
+    }
+
+    /// Whether it has ended; whoever asks does not wait.
+    pub fn ended(&self) -> bool {
+        let id = Id::Pid(Pid::from_raw(self.child.id() as i32));
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        waitid(id, flags).is_ok_and(|status| status != WaitStatus::StillAlive)
     }
 
     /// Waits until it has printed this.
