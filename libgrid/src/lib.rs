@@ -25,6 +25,7 @@
 //! | [`process`] | what runs in tasks |
 //! | [`control`] | requests to the agent and its replies |
 //! | [`copy`] | files between nodes |
+//! | [`comm`] | messages between processes of jobs |
 //! | [`client`] | the connection to the agent, async |
 //! | [`blocking`] | the same without a runtime |
 //! | [`wire`] | framing, codec, version |
@@ -41,6 +42,7 @@ pub mod archive;
 pub mod blocking;
 #[cfg(feature = "async")]
 pub mod client;
+pub mod comm;
 pub mod control;
 pub mod copy;
 mod error;

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::caller::Caller;
+use crate::comm::{self, Comm};
 use crate::config::Config;
 use crate::control::Typists;
 use crate::copy::Copies;
@@ -58,11 +59,12 @@ pub(crate) struct Grid {
     pub(crate) output: Output,
     pub(crate) copies: Arc<Copies>,
     pub(crate) typists: Typists,
+    pub(crate) comm: Comm,
     pub(crate) network: Network,
     pub(crate) processes: Processes,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
-    queries: mpsc::UnboundedSender<Query>,
+    pub(crate) queries: mpsc::UnboundedSender<Query>,
     news: mpsc::Sender<News>,
 }
 
@@ -192,6 +194,7 @@ impl Grid {
             output,
             copies,
             typists: Typists::default(),
+            comm: Comm::default(),
             network,
             processes,
             addrs,
@@ -199,6 +202,7 @@ impl Grid {
             news,
         });
         tokio::spawn(grid.clone().keep_certificate());
+        comm::start(grid.clone());
         Ok((grid, incoming))
     }
 

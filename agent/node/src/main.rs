@@ -18,6 +18,7 @@
 
 mod caller;
 mod checkpoint;
+mod comm;
 mod config;
 mod control;
 mod copy;

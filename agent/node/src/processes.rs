@@ -199,14 +199,34 @@ impl Processes {
 
     /// Which of these runs a process is part of.
     pub(crate) async fn find(&self, gpid: Gpid, places: Vec<Place>) -> Option<Run> {
+        self.locate(gpid, places).await.map(|(run, _)| run)
+    }
+
+    /// The same, and its pid.
+    pub(crate) async fn locate(&self, gpid: Gpid, places: Vec<Place>) -> Option<(Run, u32)> {
         let this = self.clone();
         blocking(move || {
             let pid = this.kernel().find(gpid)?;
-            let groups = this.groups().ok()?;
-            let holds = |name: &str| groups.group(name).processes().is_ok_and(|pids| pids.contains(&pid));
-            places.into_iter().find(|(_, name)| holds(name)).map(|(run, _)| run)
+            Some((this.run_of(pid, places)?, pid))
         })
         .await
+    }
+
+    /// The run that a process is part of, and its id.
+    pub(crate) async fn of_pid(&self, pid: u32, places: Vec<Place>) -> Option<(Run, Gpid)> {
+        let this = self.clone();
+        blocking(move || {
+            let run = this.run_of(pid, places)?;
+            let (_, gpid, _) = this.kernel().ids(&[pid]).ok()?.pop()?;
+            Some((run, gpid))
+        })
+        .await
+    }
+
+    fn run_of(&self, pid: u32, places: Vec<Place>) -> Option<Run> {
+        let groups = self.groups().ok()?;
+        let holds = |name: &str| groups.group(name).processes().is_ok_and(|pids| pids.contains(&pid));
+        places.into_iter().find(|(_, name)| holds(name)).map(|(run, _)| run)
     }
 
     /// What became of a process that was here, as far as that is remembered.
