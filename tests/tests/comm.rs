@@ -28,6 +28,7 @@ fn mover(nodes: [u32; 2], words: &[&str]) -> JobSpec {
 fn gpid(grid: &Grid, job: JobId) -> String {
     until_some("it says who it is", || {
         let logs = grid.logs(1, job, 0);
+        assert!(!logs.contains("cannot open"), "{logs}");
         logs.lines().find_map(|line| line.strip_prefix("gpid ").map(str::to_owned))
     })
 }
@@ -110,7 +111,8 @@ fn a_line_that_is_cut_delays_and_loses_nothing() {
             let go = grid.dir().join("go");
             let echo = grid.submit(1, talker(2, &["echo"]));
             let peer = gpid(grid, echo);
-            let stream = grid.submit(1, talker(1, &["stream", &peer, &go.display().to_string(), "0", "1000"]));
+            let stream =
+                grid.submit(1, talker(1, &["stream", &peer, &go.display().to_string(), "0", "1000"]));
             until("it flows", || came(grid, stream) >= 500);
             grid.machine(2).cut().unwrap();
             std::thread::sleep(Duration::from_millis(2500));
@@ -164,9 +166,13 @@ fn who_is_not_there_or_is_somebody_elses_is_told_with_a_reason() {
                 assert_eq!(status.tasks[0].outcome, Some(Outcome::Exited(4)), "{logs}");
                 assert!(words.iter().all(|word| logs.contains(word)), "{logs}");
             };
-            fails(grid.submit(1, talker(1, &["try", "1.4000000"])), &["1.4000000 cannot be reached", "no such process"]);
+            fails(
+                grid.submit(1, talker(1, &["try", "1.4000000"])),
+                &["1.4000000 cannot be reached", "no such process"],
+            );
             // A process that has no endpoint.
-            let deaf = grid.submit(1, JobSpec { nodes: vec!["node2".into()], ..JobSpec::command(["sleep", "1000"]) });
+            let deaf = grid
+                .submit(1, JobSpec { nodes: vec!["node2".into()], ..JobSpec::command(["sleep", "1000"]) });
             let id = until_some("it runs", || {
                 let listed = grid.gridctl(1, ["ps", "--processes", &deaf.to_string(), "--json"]).json();
                 listed["processes"][0]["gpid"].as_str().map(str::to_owned)
@@ -218,7 +224,8 @@ fn an_end_that_goes_back_to_a_checkpoint_is_told_to_both() {
             let go = grid.dir().join("go");
             let echo = grid.submit(1, talker(2, &["echo"]));
             let peer = gpid(grid, echo);
-            let stream = grid.submit(1, talker(1, &["stream", &peer, &go.display().to_string(), "100", "1000"]));
+            let stream =
+                grid.submit(1, talker(1, &["stream", &peer, &go.display().to_string(), "100", "1000"]));
             until("it flows", || came(grid, stream) >= 500);
             let written = grid.gridctl(1, ["checkpoint", &echo.to_string(), "--json"]).json();
             let number = written[0]["checkpoints"][0]["number"].as_u64().unwrap();

@@ -87,6 +87,8 @@ struct Peer {
     kept: VecDeque<Message>,
     trouble: Option<Trouble>,
     refused: Option<(Refusal, Duration)>,
+    /// Its present stream tells the other end that the one before broke.
+    tells: bool,
 }
 
 struct Trouble {
@@ -282,7 +284,8 @@ impl Endpoint {
     /// ```
     pub fn flush(&self, timeout: Option<Duration>) -> Result<(), CommError> {
         self.service.shared.wait(timeout, |state, _| {
-            let lost = state.peers.values_mut().find_map(|peer| peer.trouble.take_if(|trouble| trouble.lossy));
+            let lost =
+                state.peers.values_mut().find_map(|peer| peer.trouble.take_if(|trouble| trouble.lossy));
             if let Some(trouble) = lost {
                 return Some(Err(trouble.error));
             }
@@ -391,7 +394,11 @@ impl Shared {
                 let now = state.clock.now();
                 let late: Vec<Gpid> = state.peers.keys().copied().collect();
                 for peer in late {
-                    if state.peers.get(&peer).is_some_and(|peer| peer.stream.wake().is_some_and(|at| at <= now)) {
+                    if state
+                        .peers
+                        .get(&peer)
+                        .is_some_and(|peer| peer.stream.wake().is_some_and(|at| at <= now))
+                    {
                         self.pump(&mut state, now, peer);
                     }
                 }
@@ -399,7 +406,8 @@ impl Shared {
                     state.due = None;
                     self.changed.notify_all();
                 }
-                let until = state.wake().unwrap_or(now + IDLE).clamp(now + Duration::from_millis(1), now + IDLE);
+                let until =
+                    state.wake().unwrap_or(now + IDLE).clamp(now + Duration::from_millis(1), now + IDLE);
                 state.sleeps = until;
                 let sleep = until - now;
                 if slept != Some(sleep) && self.socket.set_read_timeout(Some(sleep)).is_ok() {
@@ -446,7 +454,7 @@ impl Shared {
             let Packet::Data(data) = &packet else { return };
             if data.yours != 0 {
                 // Of a stream that we do not have.
-                let reset = Packet::Reset { yours: data.mine, floor: data.yours, closed: false };
+                let reset = Packet::Reset { yours: data.mine, floor: data.yours, closed: false, ack: 0 };
                 return self.send_packet(from, &reset);
             }
         }
@@ -460,15 +468,18 @@ impl Shared {
         if peer.stream.receive(now, packet.clone()).is_ok() {
             return;
         }
-        if !is_reset && !renews && let Some(farewell) = peer.stream.farewell(false) {
-            self.send_packet(from, &farewell);
-        }
         let lossless = closed && peer.stream.is_flushed();
         let error = if lossless { CommError::Closed(from) } else { CommError::Reset(from) };
         let used = peer.stream.was_used();
         state.renew(now, from, floor);
         if used {
             state.tell(from, Trouble { error, lossy: !lossless });
+        }
+        if !is_reset && !renews {
+            // Until it answers, that it is a new one is news to the other end.
+            let peer = state.peer(now, from);
+            peer.tells = true;
+            peer.stream.knock();
         }
         if renews {
             // It names a stream that is new: nothing is wrong with it.
@@ -487,6 +498,7 @@ impl State {
             kept: VecDeque::new(),
             trouble: None,
             refused: None,
+            tells: false,
         })
     }
 
@@ -543,7 +555,9 @@ impl State {
         let refused = self.peers.iter().find_map(|(id, peer)| Some((id, peer.refused.as_ref()?)));
         match refused {
             Some((id, (Refusal::Deaf, _))) => format!("{id} has no endpoint yet"),
-            Some((_, (Refusal::Missing(why) | Refusal::Unsure(why) | Refusal::Denied(why), _))) => why.clone(),
+            Some((_, (Refusal::Missing(why) | Refusal::Unsure(why) | Refusal::Denied(why), _))) => {
+                why.clone()
+            }
             None => "the other end has sent nothing, or takes nothing".into(),
         }
     }
@@ -573,7 +587,8 @@ impl Drop for Service {
     fn drop(&mut self) {
         let shared = &self.shared;
         let flushed = |state: &mut State, _| {
-            state.peers.values().all(|peer| peer.stream.is_flushed()).then_some(Ok(()))
+            let told = |peer: &Peer| peer.stream.is_flushed() && (!peer.tells || peer.stream.is_open());
+            state.peers.values().all(told).then_some(Ok(()))
         };
         // Whoever wants to know has called flush.
         let _ = shared.wait(Some(LINGER), flushed);

@@ -49,6 +49,8 @@
 //! | a process ends, or is not found for 15 s | [`CommError::Missing`]; what was not acknowledged may have arrived or not |
 //! | an endpoint is dropped | it waits up to 5 s for acknowledgements, then the other end gets [`CommError::Closed`] |
 //!
+//! A process that ends without dropping its endpoint, as with [`std::process::exit`], says nothing: the other end finds out.
+//!
 //! On one host a message goes through the agent, too, as it is the agent that knows who may. A redirect in the kernel
 //! (`sk_msg`) is not used: it is for what a connected TCP socket sends, and these sockets are neither.
 

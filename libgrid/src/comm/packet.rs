@@ -86,11 +86,13 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Packet {
     Data(Data),
-    /// The stream that the receiver calls `yours` is broken, or closed by a user; its next one is to have a name above `floor`.
+    /// The stream that the receiver calls `yours` is broken, or closed by a user who has all parts before `ack`; its next one is to
+    /// have a name above `floor`.
     Reset {
         yours: u64,
         floor: u64,
         closed: bool,
+        ack: u64,
     },
 }
 

@@ -212,14 +212,19 @@ impl Stream {
     /// Takes what the other end sent.
     pub(super) fn receive(&mut self, now: Duration, packet: Packet) -> Result<(), Broken> {
         match packet {
-            Packet::Reset { yours, .. } if yours == self.mine => Err(Broken),
+            Packet::Reset { yours, ack, closed, .. } if yours == self.mine => {
+                if closed && ack <= self.reached {
+                    self.advance(ack);
+                }
+                Err(Broken)
+            }
             Packet::Reset { .. } => Ok(()),
             Packet::Data(data) => self.receive_data(now, data),
         }
     }
 
     fn receive_data(&mut self, now: Duration, data: Data) -> Result<(), Broken> {
-        let stale = |floor| Some(Packet::Reset { yours: data.mine, floor, closed: false });
+        let stale = |floor| Some(Packet::Reset { yours: data.mine, floor, closed: false, ack: 0 });
         if data.yours != 0 && data.yours != self.mine {
             self.reset = stale(0);
             return Ok(());
@@ -289,22 +294,10 @@ impl Stream {
             return;
         }
         self.room = data.window as usize;
-        let mut came = 0;
-        while self.una < data.ack
-            && let Some(sent) = self.out.pop_front()
-        {
-            if self.una < self.sent {
-                self.under_way -= sent.part.cost();
-            }
-            self.una += 1;
-            self.una_chain = sent.chain;
-            came += sent.part.cost();
-        }
-        self.sent = self.sent.max(self.una);
+        let came = self.advance(data.ack);
         if came == 0 {
             return;
         }
-        self.out_bytes -= came;
         self.flight = (self.flight + came).min(WINDOW);
         if let Some((number, at)) = self.timed
             && self.una > number
@@ -317,6 +310,24 @@ impl Stream {
         let smooth = self.smooth.map_or(FIRST_TIMEOUT, |smooth| smooth * 3);
         self.timeout = smooth.clamp(SHORTEST, LONGEST);
         self.again_at = (!self.out.is_empty()).then_some(now + self.timeout);
+    }
+
+    /// Drops the parts before this one, which have arrived; says how much that was.
+    fn advance(&mut self, ack: u64) -> usize {
+        let mut came = 0;
+        while self.una < ack
+            && let Some(sent) = self.out.pop_front()
+        {
+            if self.una < self.sent {
+                self.under_way -= sent.part.cost();
+            }
+            self.una += 1;
+            self.una_chain = sent.chain;
+            came += sent.part.cost();
+        }
+        self.sent = self.sent.max(self.una);
+        self.out_bytes -= came;
+        came
     }
 
     /// The next packet to send, if there is one now.
@@ -406,7 +417,7 @@ impl Stream {
 
     /// What tells the other end that this stream is over: `closed`, because nobody wants it any more.
     pub(super) fn farewell(&self, closed: bool) -> Option<Packet> {
-        self.theirs.map(|yours| Packet::Reset { yours, floor: 0, closed })
+        self.theirs.map(|yours| Packet::Reset { yours, floor: 0, closed, ack: self.expected })
     }
 
     /// Whether this packet begins a stream that is newer than the present one.

@@ -48,7 +48,8 @@ impl Network {
             let bytes = wire::encode(&packet).unwrap();
             assert!(bytes.len() <= MAX_DATAGRAM - 1024, "{}", bytes.len());
             self.packets += 1;
-            let copies = usize::from(!self.rng.random_bool(self.loss)) + usize::from(self.rng.random_bool(self.twice));
+            let copies =
+                usize::from(!self.rng.random_bool(self.loss)) + usize::from(self.rng.random_bool(self.twice));
             for _ in 0..copies {
                 let delay = Duration::from_micros(self.rng.random_range(50..3000));
                 self.under_way.push((self.now + delay, 1 - from, bytes.clone()));
@@ -247,7 +248,7 @@ fn a_stream_that_begins_anew_ends_the_old_one_and_old_packets_do_not() {
     assert!(!network.ends[1].is_renewed_by(&first));
     assert_eq!(network.ends[1].receive(now, first), Ok(()));
     let answer = network.ends[1].poll(now).unwrap();
-    assert_eq!(answer, Packet::Reset { yours: NAMES[0] - 5, floor: NAMES[0], closed: false });
+    assert_eq!(answer, Packet::Reset { yours: NAMES[0] - 5, floor: NAMES[0], closed: false, ack: 0 });
     assert_eq!(older.receive(now, answer), Err(Broken));
 }
 

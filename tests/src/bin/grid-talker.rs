@@ -42,9 +42,13 @@ fn main() {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words[..] {
         ["echo"] => echo(&endpoint),
-        ["stream", peer, until, size, pause] => {
-            stream(&endpoint, peer.parse().unwrap(), Path::new(until), size.parse().unwrap(), pause.parse().unwrap())
-        }
+        ["stream", peer, until, size, pause] => stream(
+            &endpoint,
+            peer.parse().unwrap(),
+            Path::new(until),
+            size.parse().unwrap(),
+            pause.parse().unwrap(),
+        ),
         ["slow", until] => slow(&endpoint, Path::new(until)),
         ["fill", peer] => fill(&endpoint, peer.parse().unwrap()),
         ["try", peer] => attempt(&endpoint, peer.parse().unwrap()),
@@ -53,6 +57,7 @@ fn main() {
         }
         _ => panic!("{words:?}"),
     };
+    drop(endpoint);
     match done {
         Ok(()) => say("OK"),
         Err(error) => {

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use libgrid::comm::{MAX_DATAGRAM, place};
 use nix::fcntl::AtFlags;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, setsockopt, sockopt,
+};
 use nix::sys::stat::fstatat;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;

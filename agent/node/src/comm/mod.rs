@@ -52,6 +52,10 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How long other nodes have to say whether a process is there.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a process may run before it is known to be of a task, and how often that is looked at.
+const FRESH: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// How many processes that spoke are known before those that ended are looked for.
 const MANY: usize = 1024;
 
@@ -140,7 +144,10 @@ async fn listen(grid: Arc<Grid>, ear: Ear) {
 /// Takes what a process of this machine says.
 fn heard(grid: &Arc<Grid>, credentials: UnixCredentials, bytes: Vec<u8>) {
     let Ok(message) = decode::<ToAgent>(&bytes) else { return };
-    let pid = credentials.pid() as u32;
+    spoken(grid, credentials.pid() as u32, message);
+}
+
+fn spoken(grid: &Arc<Grid>, pid: u32, message: ToAgent) {
     let mut state = grid.comm.lock();
     let known = state.senders.get(&pid).filter(|sender| sender.alive.is_still());
     let Some(sender) = known else {
@@ -158,16 +165,27 @@ fn heard(grid: &Arc<Grid>, credentials: UnixCredentials, bytes: Vec<u8>) {
         ToAgent::To { to, packet } => {
             let Ok(permit) = sender.quota.clone().try_acquire_owned() else { return };
             drop(state);
-            route(grid, Letter { routed: Routed { from: gpid, job, to, packet }, origin: Origin::Here(permit) });
+            route(
+                grid,
+                Letter { routed: Routed { from: gpid, job, to, packet }, origin: Origin::Here(permit) },
+            );
         }
     }
 }
 
 /// Finds out who speaks for the first time.
 async fn meet(grid: Arc<Grid>, pid: u32, message: ToAgent) {
-    let places = processes::places(&grid.queries, None).await;
-    let found = grid.processes.of_pid(pid, places).await;
     let alive = Alive::open(pid);
+    let mut found = None;
+    // A process may speak before its shim has told of it.
+    for _ in 0..FRESH.as_millis() / AGAIN.as_millis() {
+        let places = processes::places(&grid.queries, None).await;
+        found = grid.processes.of_pid(pid, places).await;
+        if found.is_some() || !alive.as_ref().is_ok_and(Alive::is_still) {
+            break;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
     let mut state = grid.comm.lock();
     state.asked.remove(&pid);
     let found = found.map(|(run, gpid)| (gpid, run.task.job));
@@ -178,8 +196,9 @@ async fn meet(grid: Arc<Grid>, pid: u32, message: ToAgent) {
         state.senders.insert(pid, Sender { gpid, job, alive, quota: Arc::new(Semaphore::new(QUOTA)) });
     }
     drop(state);
-    if matches!(message, ToAgent::Hello) || found.is_none() {
-        greet(&grid, pid, found);
+    match found {
+        Some(_) => spoken(&grid, pid, message),
+        None => greet(&grid, pid, None),
     }
 }
 
