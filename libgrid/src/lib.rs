@@ -26,6 +26,7 @@
 //! | [`control`] | requests to the agent and its replies |
 //! | [`copy`] | files between nodes |
 //! | [`comm`] | messages between processes of jobs |
+//! | [`pipe`] | named pipes between nodes |
 //! | [`client`] | the connection to the agent, async |
 //! | [`blocking`] | the same without a runtime |
 //! | [`wire`] | framing, codec, version |
@@ -52,6 +53,7 @@ pub mod ids;
 #[cfg(feature = "io")]
 pub mod io;
 pub mod node;
+pub mod pipe;
 pub mod process;
 pub mod spec;
 pub mod status;

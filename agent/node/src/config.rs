@@ -271,6 +271,11 @@ impl Config {
         self.runtime_dir.join("work")
     }
 
+    /// Named pipes of this node.
+    pub(crate) fn pipes_dir(&self) -> PathBuf {
+        self.state_dir.join("pipes")
+    }
+
     /// Where processes of tasks send their messages.
     pub(crate) fn comm_socket(&self) -> PathBuf {
         self.runtime_dir.join("comm.sock")

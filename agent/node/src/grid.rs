@@ -32,6 +32,8 @@ use crate::membership::{self, Members, News};
 use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
+use crate::pipes::Pipes;
+use crate::pipes::fifo::{self, Fifos};
 use crate::processes::{self, Fate, Processes};
 use crate::runner::{
     self, Departing, Departure, Keyboard, Outset, Query, Round, Rounding, Surveyed, Taker, moving,
@@ -60,6 +62,7 @@ pub(crate) struct Grid {
     pub(crate) copies: Arc<Copies>,
     pub(crate) typists: Typists,
     pub(crate) comm: Comm,
+    pub(crate) pipes: Pipes,
     pub(crate) network: Network,
     pub(crate) processes: Processes,
     /// Where other nodes reach this one.
@@ -80,6 +83,7 @@ impl Grid {
         let identity = Arc::new(identity);
         let me = identity.node();
         let copies = Arc::new(Copies::load(&config)?);
+        let pipes = Pipes::load(&config)?;
         let (shims, found) = runner::find(&config).await.map_err(|error| internal(&error))?;
         let (link, incoming) =
             Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
@@ -140,11 +144,12 @@ impl Grid {
         };
         tokio::spawn(output.clone().collect_all(collects_end));
         let channel = (queries.clone(), queries_end);
+        let (fifos, orders) = Fifos::new();
         let runner = runner::start(
             config.clone(),
             me,
             core.clone(),
-            (staging, network.clone(), processes.clone()),
+            (staging, network.clone(), processes.clone(), fifos),
             (shims, found),
             channel,
             actions_end,
@@ -195,6 +200,7 @@ impl Grid {
             copies,
             typists: Typists::default(),
             comm: Comm::default(),
+            pipes,
             network,
             processes,
             addrs,
@@ -203,6 +209,7 @@ impl Grid {
         });
         tokio::spawn(grid.clone().keep_certificate());
         comm::start(grid.clone());
+        tokio::spawn(fifo::serve(grid.clone(), orders));
         Ok((grid, incoming))
     }
 

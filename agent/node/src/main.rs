@@ -31,6 +31,7 @@ mod membership;
 mod network;
 mod output;
 mod peers;
+mod pipes;
 mod processes;
 mod relay;
 mod runner;

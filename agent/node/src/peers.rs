@@ -14,6 +14,7 @@
 //! | `Processes` | one `Vec<Process>` frame |
 //! | `Find` | one `Result<TaskId, Option<Fate>>` frame |
 //! | `Comm` | the asker sends `Routed` frames; `Bounce` frames for those that were not delivered |
+//! | `Owner` | one `Option<Owner>` frame |
 //! | `SameUser` | one `bool` frame |
 //! | `Signal` | one `Result<(), Failure>` frame |
 //! | `Checkpoint` | one `Result<Checkpoint, Failure>` frame, when it is stored |
@@ -81,6 +82,8 @@ pub(crate) enum Request {
     Find(Gpid),
     /// Datagrams for processes at the asked node.
     Comm,
+    /// Whose a job of the asked home is.
+    Owner(JobId),
     /// Whether two jobs of the asked home are one user's.
     SameUser(JobId, JobId),
     /// A process of a run is to get a signal.

@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::caller;
 use crate::checkpoint::exports;
 use crate::comm;
 use crate::control;
@@ -111,6 +112,7 @@ async fn answer_node(
             answer_once(&mut duplex, &grid.processes_of(Some(runs)).await).await
         }
         Request::Comm => comm::take(grid, duplex).await,
+        Request::Owner(job) => answer_once(&mut duplex, &caller::owner(grid, job).await).await,
         Request::SameUser(one, other) => {
             answer_once(&mut duplex, &comm::same_user(grid, one, other).await).await
         }

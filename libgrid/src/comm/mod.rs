@@ -64,9 +64,9 @@ use std::io;
 use std::time::Duration;
 
 pub use self::endpoint::Endpoint;
-#[doc(hidden)]
-pub use self::packet::is_packet;
 pub use self::packet::{FromAgent, MAX_DATAGRAM, Refusal, ToAgent, decode};
+#[doc(hidden)]
+pub use self::packet::{is_packet, sample_packet};
 use crate::ids::Gpid;
 
 /// Where agents take datagrams, unless they are told otherwise.

@@ -185,3 +185,22 @@ pub(super) fn packet(bytes: &[u8]) -> Option<Packet> {
 pub fn is_packet(bytes: &[u8]) -> bool {
     packet(bytes).is_some()
 }
+
+/// A packet that sets every field: for fuzzing, and for the golden vectors.
+#[doc(hidden)]
+pub fn sample_packet() -> Vec<u8> {
+    let part = |last| Part { tag: 7, last, bytes: b"\xffout\n".to_vec() };
+    let data = Data {
+        mine: 1 << 50,
+        yours: 3,
+        ack: 300,
+        ack_chain: u64::MAX,
+        window: 1 << 21,
+        una: 290,
+        ask: true,
+        first: 295,
+        chain: 1 << 63,
+        parts: vec![part(false), part(true)],
+    };
+    wire::encode(&Packet::Data(data)).unwrap_or_default()
+}
