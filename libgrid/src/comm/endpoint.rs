@@ -1,6 +1,5 @@
 //! The socket of a process, the thread that serves it, and what users call.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -8,11 +7,11 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::packet::{self, MAX_DATAGRAM, Packet};
-use super::stream::Stream;
-use super::{CommError, DEFAULT_SOCKET, FromAgent, MAX_MESSAGE, Message, Refusal, ToAgent, place};
+use super::state::{Peer, State, Trouble};
+use super::{CommError, DEFAULT_SOCKET, FromAgent, MAX_MESSAGE, Message, ToAgent, place};
 use crate::ids::Gpid;
 use crate::wire;
 
@@ -27,10 +26,6 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// How long the agent may not take a datagram, until that counts as lost.
 const STUCK: Duration = Duration::from_millis(100);
-
-/// How long a process may not be found: one that never was there, and one that may be moving or coming back from a checkpoint.
-const GRACE_NEW: Duration = Duration::from_secs(2);
-const GRACE: Duration = Duration::from_secs(15);
 
 /// How long an endpoint that is dropped waits for acknowledgements.
 const LINGER: Duration = Duration::from_secs(5);
@@ -64,43 +59,6 @@ struct Shared {
     agent: String,
     state: Mutex<State>,
     changed: Condvar,
-}
-
-struct State {
-    clock: Clock,
-    peers: BTreeMap<Gpid, Peer>,
-    /// The last name of a stream.
-    named: u64,
-    me: Option<Gpid>,
-    stranger: bool,
-    /// Until when the thread sleeps.
-    sleeps: Duration,
-    /// The first moment at which a user is to be woken.
-    due: Option<Duration>,
-    stopping: bool,
-    failed: Option<io::ErrorKind>,
-}
-
-struct Peer {
-    stream: Stream,
-    /// Messages of streams that are over.
-    kept: VecDeque<Message>,
-    trouble: Option<Trouble>,
-    refused: Option<(Refusal, Duration)>,
-    /// Its present stream tells the other end that the one before broke.
-    tells: bool,
-}
-
-struct Trouble {
-    error: CommError,
-    /// Whether something that was sent, or was to come, may be lost.
-    lossy: bool,
-}
-
-/// A time that goes on where it was when the process moves: the clock of the next machine may be far from this one's.
-struct Clock {
-    seen: Instant,
-    sum: Duration,
 }
 
 impl Endpoint {
@@ -144,22 +102,11 @@ impl Endpoint {
             Ok(socket)
         };
         let socket = bound().map_err(|source| CommError::Socket { path: path.clone(), source })?;
-        let state = State {
-            clock: Clock { seen: Instant::now(), sum: Duration::ZERO },
-            peers: BTreeMap::new(),
-            named: 0,
-            me: None,
-            stranger: false,
-            sleeps: Duration::ZERO,
-            due: None,
-            stopping: false,
-            failed: None,
-        };
         let shared = Arc::new(Shared {
             socket,
             path,
             agent: agent.to_owned(),
-            state: Mutex::new(state),
+            state: Mutex::new(State::new()),
             changed: Condvar::new(),
         });
         let thread = {
@@ -485,99 +432,6 @@ impl Shared {
             // It names a stream that is new: nothing is wrong with it.
             let _ = state.peer(now, from).stream.receive(now, packet);
         }
-    }
-}
-
-// === impl State ===
-
-impl State {
-    fn peer(&mut self, now: Duration, id: Gpid) -> &mut Peer {
-        let named = &mut self.named;
-        self.peers.entry(id).or_insert_with(|| Peer {
-            stream: Stream::new(now, id, name_after(named, 0)),
-            kept: VecDeque::new(),
-            trouble: None,
-            refused: None,
-            tells: false,
-        })
-    }
-
-    /// Puts a new stream in the place of one that is over.
-    fn renew(&mut self, now: Duration, id: Gpid, floor: u64) {
-        let name = name_after(&mut self.named, floor);
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let old = std::mem::replace(&mut peer.stream, Stream::new(now, id, name));
-        peer.kept.extend(old.into_ready());
-        peer.refused = None;
-    }
-
-    fn tell(&mut self, id: Gpid, trouble: Trouble) {
-        if let Some(peer) = self.peers.get_mut(&id) {
-            peer.trouble = Some(trouble);
-        }
-    }
-
-    /// What a user who sends is to be told first. That the other end has closed an earlier stream is nothing to a new one.
-    fn trouble_of(&mut self, id: Gpid) -> Option<CommError> {
-        let trouble = self.peers.get_mut(&id)?.trouble.take()?;
-        (!matches!(trouble.error, CommError::Closed(_))).then_some(trouble.error)
-    }
-
-    fn refused(&mut self, now: Duration, id: Gpid, why: Refusal) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let since = peer.refused.as_ref().map_or(now, |(_, since)| *since);
-        let grace = if peer.stream.is_open() { GRACE } else { GRACE_NEW };
-        let over = now.saturating_sub(since) >= grace;
-        let error = match &why {
-            Refusal::Denied(why) => Some(CommError::Denied { peer: id, why: why.clone() }),
-            Refusal::Missing(why) => over.then(|| CommError::Missing { peer: id, why: why.clone() }),
-            Refusal::Deaf => (over && peer.stream.is_open())
-                .then(|| CommError::Missing { peer: id, why: "it has no endpoint any more".into() }),
-            Refusal::Unsure(_) => None,
-        };
-        // Silence of some nodes is no news of the process.
-        let since = if matches!(why, Refusal::Unsure(_)) { now } else { since };
-        peer.refused = Some((why, since));
-        if let Some(error) = error {
-            let lossy = !peer.stream.is_flushed();
-            self.renew(now, id, 0);
-            self.tell(id, Trouble { error, lossy });
-        }
-    }
-
-    /// The moment at which the thread has to do something.
-    fn wake(&self) -> Option<Duration> {
-        self.peers.values().filter_map(|peer| peer.stream.wake()).chain(self.due).min()
-    }
-
-    /// What a user who waited too long waited for.
-    fn waits_for(&self) -> String {
-        let refused = self.peers.iter().find_map(|(id, peer)| Some((id, peer.refused.as_ref()?)));
-        match refused {
-            Some((id, (Refusal::Deaf, _))) => format!("{id} has no endpoint yet"),
-            Some((_, (Refusal::Missing(why) | Refusal::Unsure(why) | Refusal::Denied(why), _))) => {
-                why.clone()
-            }
-            None => "the other end has sent nothing, or takes nothing".into(),
-        }
-    }
-}
-
-/// A name for a stream that is above all earlier ones.
-fn name_after(last: &mut u64, floor: u64) -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    *last = (since.as_micros() as u64).max(*last + 1).max(floor.saturating_add(1));
-    *last
-}
-
-// === impl Clock ===
-
-impl Clock {
-    fn now(&mut self) -> Duration {
-        let now = Instant::now();
-        self.sum += now.saturating_duration_since(self.seen).min(IDLE * 2);
-        self.seen = now;
-        self.sum
     }
 }
 

@@ -56,6 +56,7 @@
 
 mod endpoint;
 mod packet;
+mod state;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -356,10 +356,8 @@ impl Stream {
         let chain = self.chain_before(first);
         self.sent += parts.len() as u64;
         self.under_way += parts.iter().map(Part::cost).sum::<usize>();
-        if !parts.is_empty() {
-            if self.timed.is_none() && first >= self.reached {
-                self.timed = Some((first, now));
-            }
+        if !parts.is_empty() && self.timed.is_none() && first >= self.reached {
+            self.timed = Some((first, now));
         }
         if self.is_owed() {
             self.again_at = self.again_at.or(Some(now + self.timeout));

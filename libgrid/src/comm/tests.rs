@@ -1,5 +1,4 @@
 //! Streams over a network that loses, repeats and reorders, in virtual time.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here, with the place and the cause")]
 
 use std::time::Duration;
 

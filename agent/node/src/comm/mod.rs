@@ -36,6 +36,7 @@ use self::rights::Rights;
 use crate::grid::Grid;
 use crate::peers::Request;
 use crate::processes::{self, Fate};
+use crate::runner;
 
 /// Datagrams of one process that are under way at most.
 const QUOTA: usize = 64;
@@ -144,15 +145,15 @@ async fn listen(grid: Arc<Grid>, ear: Ear) {
 /// Takes what a process of this machine says.
 fn heard(grid: &Arc<Grid>, credentials: UnixCredentials, bytes: Vec<u8>) {
     let Ok(message) = decode::<ToAgent>(&bytes) else { return };
-    spoken(grid, credentials.pid() as u32, message);
+    spoken(grid, (credentials.pid() as u32, credentials.uid()), message);
 }
 
-fn spoken(grid: &Arc<Grid>, pid: u32, message: ToAgent) {
+fn spoken(grid: &Arc<Grid>, (pid, uid): (u32, u32), message: ToAgent) {
     let mut state = grid.comm.lock();
     let known = state.senders.get(&pid).filter(|sender| sender.alive.is_still());
     let Some(sender) = known else {
         if state.asked.len() < MANY && state.asked.insert(pid) {
-            tokio::spawn(meet(grid.clone(), pid, message));
+            tokio::spawn(meet(grid.clone(), (pid, uid), message));
         }
         return;
     };
@@ -174,11 +175,12 @@ fn spoken(grid: &Arc<Grid>, pid: u32, message: ToAgent) {
 }
 
 /// Finds out who speaks for the first time.
-async fn meet(grid: Arc<Grid>, pid: u32, message: ToAgent) {
+async fn meet(grid: Arc<Grid>, (pid, uid): (u32, u32), message: ToAgent) {
     let alive = Alive::open(pid);
     let mut found = None;
     // A process may speak before its shim has told of it.
-    for _ in 0..FRESH.as_millis() / AGAIN.as_millis() {
+    let tries = if runner::is_task(uid) { FRESH.as_millis() / AGAIN.as_millis() } else { 0 };
+    for _ in 0..tries {
         let places = processes::places(&grid.queries, None).await;
         found = grid.processes.of_pid(pid, places).await;
         if found.is_some() || !alive.as_ref().is_ok_and(Alive::is_still) {
@@ -197,7 +199,7 @@ async fn meet(grid: Arc<Grid>, pid: u32, message: ToAgent) {
     }
     drop(state);
     match found {
-        Some(_) => spoken(&grid, pid, message),
+        Some(_) => spoken(&grid, (pid, uid), message),
         None => greet(&grid, pid, None),
     }
 }

@@ -10,8 +10,9 @@
 //! | `w`, from the program | what was read from the FIFO | the pipe has it |
 //! | `r`, to the program | what came from the pipe, which does not take it for had | the FIFO is empty, and takes all of it at once |
 //!
-//! An agent that is killed with something in its hands loses it (`w`), or the pipe gives it out again (`r`). A task that goes on
-//! from an older checkpoint finds in the FIFO what was there then.
+//! An agent that ends takes its end of the FIFOs along, and the programs see that. One that is killed with something in its hands
+//! loses it (`w`), or the pipe gives it out again (`r`). A task that goes on from an older checkpoint finds in the FIFO what was
+//! there then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -230,10 +231,10 @@ async fn begin(grid: Arc<Grid>, order: Order) {
         };
         tokio::spawn(async move {
             let carried = match one.direction {
-                Direction::Write => carrier.from_program(fifo.read).await,
+                Direction::Write => carrier.carry_out(fifo.read).await,
                 Direction::Read => {
                     drop(fifo.read);
-                    carrier.to_program(fifo.write).await
+                    carrier.carry_in(fifo.write).await
                 }
             };
             if let Err(error) = carried {
@@ -282,7 +283,7 @@ impl Carrier {
         }
     }
 
-    async fn from_program(self, mut fifo: File) -> io::Result<()> {
+    async fn carry_out(self, mut fifo: File) -> io::Result<()> {
         let mut writer = None;
         let mut buffer = vec![0; ATOMIC];
         loop {
@@ -346,7 +347,7 @@ impl Carrier {
         }
     }
 
-    async fn to_program(self, mut fifo: Option<File>) -> io::Result<()> {
+    async fn carry_in(self, mut fifo: Option<File>) -> io::Result<()> {
         let mut reader: Option<DuplexStream> = None;
         loop {
             let (_, ended) = self.control.fate();
