@@ -17,8 +17,7 @@ const VALID: [&str; 4] = [
 ];
 
 /// The fields of a job file.
-const FIELDS: &str =
-    "name command env cpus memory time pids array stage_in stage_out restart log_limit nodes checkpoint net";
+const FIELDS: &str = "name command env cpus memory time pids array stage_in stage_out restart log_limit nodes checkpoint net pipes";
 
 /// The first byte says whether the others are a file, or damage one.
 pub(crate) fn run(data: &[u8]) {

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use libgrid::comm::{self, FromAgent, ToAgent};
 use libgrid::control::{Chunk, Input, Request, Response};
 use libgrid::spec::JobSpec;
 use libgrid::wire::{self, Hello, MAX_FRAME};
@@ -46,10 +47,12 @@ fn valid() -> Vec<Vec<u8>> {
     let responses = samples::responses().into_iter().map(|(_, value)| wire::encode(&value));
     let inputs = samples::inputs().into_iter().map(|(_, value)| wire::encode(&value));
     let chunks = samples::chunks().into_iter().map(|(_, value)| wire::encode(&value));
+    let datagrams = samples::datagrams().into_iter().map(|(_, bytes)| Ok(bytes));
     requests
         .chain(responses)
         .chain(inputs)
         .chain(chunks)
+        .chain(datagrams)
         .map(|bytes| bytes.expect("samples are small"))
         .collect()
 }
@@ -68,6 +71,10 @@ fn messages(bytes: &[u8]) {
     message::<Chunk>(bytes);
     message::<Input>(bytes);
     message::<JobSpec>(bytes);
+    message::<ToAgent>(bytes);
+    message::<FromAgent>(bytes);
+    let (_, held) = peak(|| comm::is_packet(bytes));
+    assert!(held <= AT_ONCE + FOR_EACH_BYTE * bytes.len(), "a packet took {held} bytes of memory");
 }
 
 fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {

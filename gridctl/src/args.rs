@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use libgrid::ids::Selector;
+use libgrid::pipe::PipeUse;
 use libgrid::spec::{Checkpoints, Indices, Net};
 use libgrid::status::MoveMode;
 use libgrid::sys::Door;
 use libgrid::units::{Bytes, Cpus, Span};
 
+use crate::pipe::PipeCommand;
 use crate::process::Target;
 use crate::top::Sort;
 
@@ -221,6 +223,11 @@ pub(crate) enum Command {
         /// By the other nodes, too
         #[arg(long, short)]
         everywhere: bool,
+    },
+    /// Named pipes between nodes. Example: seq 9 | gridctl pipe write node2:numbers
+    Pipe {
+        #[command(subcommand)]
+        command: PipeCommand,
     },
     /// Copy from and to FTP and GridFTP servers, or be one. Example: gridctl ftp get -p 4 ftp://node1:2811/run7.h5
     Ftp {
@@ -469,6 +476,9 @@ pub(crate) struct Options {
     /// Its network: host, that of its node, or grid, with an address of its own that moves along with its connections
     #[arg(long, value_name = "NETWORK")]
     pub(crate) net: Option<Net>,
+    /// A named pipe that it has as a FIFO of that name in its working directory, to read or to write; may be repeated
+    #[arg(long, value_name = "[NODE:]NAME:r|w")]
+    pub(crate) pipe: Vec<PipeUse>,
     /// Do not copy the program, and arguments that name files here, by themselves
     #[arg(long)]
     pub(crate) no_auto_stage: bool,

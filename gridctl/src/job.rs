@@ -28,6 +28,7 @@ pub(crate) fn spec(mut spec: JobSpec, options: &Options) -> anyhow::Result<JobSp
     spec.stage_in.extend(options.stage_in.iter().cloned());
     spec.stage_out.extend(options.stage_out.iter().cloned());
     spec.net = options.net.unwrap_or(spec.net);
+    spec.pipes.extend(options.pipe.iter().cloned());
     spec.nodes.extend(options.node.iter().cloned());
     for pair in &options.env {
         let Some((key, value)) = pair.split_once('=') else {

@@ -20,6 +20,7 @@ mod inputs;
 mod job;
 mod lab;
 mod moving;
+mod pipe;
 mod process;
 mod run;
 mod show;
@@ -121,6 +122,10 @@ fn dispatch(args: Args) -> Done {
         Command::Unexport { path } => copy::unexport(&mut connect()?, &path, json),
         Command::Exports { everywhere } => copy::exports(&mut connect()?, everywhere, json),
         Command::Sys { door, operation } => sys::sys(args.socket.as_deref(), door, &operation, json),
+        Command::Pipe { command } => {
+            let socket = args.socket.clone().unwrap_or_else(libgrid::blocking::socket_path);
+            pipe::pipe(&mut connect()?, &socket, command, json)
+        }
         Command::Lab { command } => lab::lab(command, json),
         Command::Ftp { command } => ftp::ftp(command, json),
         Command::Completion { shell } => {

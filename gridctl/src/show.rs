@@ -8,6 +8,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use libgrid::control::{Finding, NodeState, NodeStatus, Verdict};
 use libgrid::copy::{Entry, EntryKind, ExportOf};
 use libgrid::ids::NodeId;
+use libgrid::pipe::PipeStatus;
 use libgrid::process::{Connection, Process};
 use libgrid::status::{JobStatus, JobSummary, TaskCheckpoints, TaskState, Usage};
 use libgrid::units::{Bytes, Cpus, Span};
@@ -105,6 +106,25 @@ pub(crate) fn exports(exports: &[ExportOf]) -> String {
             Cell::new(if export.write { "read, write" } else { "read" }),
             Cell::new(&export.user),
             right(Bytes(*free)),
+        ]);
+    }
+    trimmed(&table)
+}
+
+pub(crate) fn pipes(pipes: &[PipeStatus]) -> String {
+    let mut table =
+        table(&["NODE", "PIPE", "OWNER", "CAPACITY", "SPILL", "SHARED", "READERS", "WRITERS", "HOLDS"]);
+    for PipeStatus { spec, node, owner, buffered, readers, writers } in pipes {
+        table.add_row([
+            Cell::new(node),
+            Cell::new(&spec.name),
+            Cell::new(owner),
+            right(spec.capacity),
+            right(spec.spill.map_or("-".into(), |spill| spill.to_string())),
+            Cell::new(if spec.shared { "yes" } else { "no" }),
+            right(readers),
+            right(writers),
+            right(buffered),
         ]);
     }
     trimmed(&table)

@@ -2,7 +2,7 @@
 //!
 //! A client connects to the agent's Unix socket ([`DEFAULT_SOCKET`]); each side sends a
 //! [`Hello`](crate::wire::Hello). Then the client sends [`Request`] frames, and gets for each, in order, one
-//! [`Response`] frame. Requests may be sent before earlier ones are answered. Seven requests go on after that,
+//! [`Response`] frame. Requests may be sent before earlier ones are answered. Eight requests go on after that,
 //! and a connection that carried one is closed at its end:
 //!
 //! | request | then |
@@ -14,6 +14,7 @@
 //! | [`Request::Drain`] | [`Reply::Relocated`] for each task, then [`Reply::Done`] |
 //! | [`Request::Copy`] | [`Reply::Copying`] several times a second, then [`Reply::Copied`] |
 //! | [`Request::Input`] | the client sends [`Input`] frames; [`Reply::Done`] when the task ended |
+//! | [`Request::Pipe`] that reads or writes | see [`PipeRequest`] |
 //!
 //! The agent knows its caller from the kernel (`SO_PEERCRED`), not from what is sent.
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::copy::{Copy, Entry, Export, ExportOf, Landed, Place, Progress};
 use crate::ids::{Gpid, JobId, NodeId, Selector, TaskId};
 use crate::node::NodeInfo;
+use crate::pipe::{PipeReply, PipeRequest};
 use crate::process::Process;
 use crate::spec::JobSpec;
 use crate::status::{JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, TaskCheckpoints};
@@ -202,6 +204,8 @@ pub enum Request {
         #[serde(with = "serde_bytes")]
         input: Vec<u8>,
     },
+    /// About named pipes.
+    Pipe(PipeRequest),
 }
 
 /// A job to run, and where it came from.
@@ -419,6 +423,8 @@ pub enum Reply {
         #[serde(with = "serde_bytes")]
         output: Vec<u8>,
     },
+    /// About named pipes.
+    Pipe(PipeReply),
 }
 
 /// A certificate of the VO, for programs that speak TLS or GSI, all as PEM.

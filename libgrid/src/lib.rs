@@ -25,6 +25,8 @@
 //! | [`process`] | what runs in tasks |
 //! | [`control`] | requests to the agent and its replies |
 //! | [`copy`] | files between nodes |
+//! | [`comm`] | messages between processes of jobs |
+//! | [`pipe`] | named pipes between nodes |
 //! | [`client`] | the connection to the agent, async |
 //! | [`blocking`] | the same without a runtime |
 //! | [`wire`] | framing, codec, version |
@@ -42,6 +44,7 @@ pub mod archive;
 pub mod blocking;
 #[cfg(feature = "async")]
 pub mod client;
+pub mod comm;
 pub mod control;
 pub mod copy;
 mod error;
@@ -51,6 +54,7 @@ pub mod ids;
 #[cfg(feature = "io")]
 pub mod io;
 pub mod node;
+pub mod pipe;
 pub mod process;
 pub mod spec;
 pub mod status;

@@ -29,6 +29,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::node::Resources;
+use crate::pipe::PipeUse;
 use crate::units::{Bytes, Cpus, Span};
 
 /// What one task may say at most on its command line and in its environment, in bytes.
@@ -96,6 +97,9 @@ pub struct JobSpec {
     /// Which network each task has.
     #[serde(default)]
     pub net: Net,
+    /// Named pipes that each task has as FIFOs in its working folder.
+    #[serde(default)]
+    pub pipes: Vec<PipeUse>,
 }
 
 /// The network of a task: `host` or `grid`.
@@ -220,6 +224,7 @@ impl JobSpec {
             nodes: Vec::new(),
             checkpoint: Checkpoints::Off,
             net: Net::Host,
+            pipes: Vec::new(),
         }
     }
 
@@ -356,6 +361,19 @@ impl JobSpec {
         self
     }
 
+    /// Gives each task a named pipe as a FIFO.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// let spec = JobSpec::command(["sort", "numbers"]).pipe("numbers:r".parse().unwrap());
+    /// assert_eq!(spec.pipes.len(), 1);
+    /// ```
+    #[must_use]
+    pub fn pipe(mut self, pipe: PipeUse) -> Self {
+        self.pipes.push(pipe);
+        self
+    }
+
     /// Reads a job file and checks it.
     ///
     /// # Errors
@@ -438,6 +456,14 @@ impl JobSpec {
         let uneven = |interval: Duration| interval.is_zero() || interval.subsec_nanos() != 0;
         if matches!(self.checkpoint, Checkpoints::Every(Span(interval)) if uneven(interval)) {
             return field("checkpoint", "an interval has whole seconds, and at least one: write every=5m");
+        }
+        let mut names: Vec<&str> = self.pipes.iter().map(|one| one.pipe.name.as_str()).collect();
+        names.sort_unstable();
+        if names.len() > 64 || names.windows(2).any(|pair| pair[0] == pair[1]) {
+            return field(
+                "pipes",
+                "at most 64, each of another name, as each is a FIFO of its name: leave some out",
+            );
         }
         if self.log_limit.0 < 4096 {
             return field(

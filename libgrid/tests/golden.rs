@@ -35,6 +35,11 @@ fn inputs() -> Named<Input> {
     named("input", samples::inputs())
 }
 
+/// These are not in frames.
+fn datagrams() -> impl Iterator<Item = (String, String)> {
+    named("datagram", samples::datagrams()).into_iter().map(|(name, bytes)| (name, hex(&bytes)))
+}
+
 /// Values of one name are numbered from the second on.
 fn named<T>(what: &str, values: Vec<(&str, T)>) -> Named<T> {
     let mut seen = BTreeMap::new();
@@ -80,6 +85,7 @@ fn every_message_has_the_bytes_that_it_had() {
         .chain(lines(responses()))
         .chain(lines(chunks()))
         .chain(lines(inputs()))
+        .chain(datagrams())
         .collect();
     let mut then = recorded();
     let mut wrong = String::new();

@@ -318,6 +318,11 @@ impl Grid {
         run::run(&mut self.command(index, 0, self.dir(), args), input)
     }
 
+    /// Runs another program on a node as this user.
+    pub fn run_as(&self, index: u32, uid: u32, program: &Path, args: &[&str]) -> Run {
+        run::run(run::command(&self.machine(index), uid, program).args(args), b"")
+    }
+
     /// Starts `gridctl` on a node as root.
     pub fn start<S: AsRef<OsStr>>(&self, index: u32, args: impl IntoIterator<Item = S>) -> Running {
         Running::start(&mut self.command(index, 0, self.dir(), args))

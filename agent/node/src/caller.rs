@@ -15,14 +15,20 @@
 //! come.
 
 use std::io;
+use std::sync::Arc;
 
 use grid_jobs::record::JobRecord;
 use libgrid::control::{Failure, Kind};
 use libgrid::ids::{JobId, NodeId};
+use libgrid::pipe::PipeUse;
+use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use crate::config::Config;
+use crate::grid::Grid;
+use crate::peers::{AskError, Request};
+use crate::{processes, runner};
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,30 +43,77 @@ pub(crate) struct Caller {
     node: Option<NodeId>,
     /// The job that the asking process is part of, and for which it may act.
     job: Option<JobId>,
+    /// The same of a job's owner, for whom a task acts on any node.
+    home: Option<NodeId>,
+    /// Their process, on this machine.
+    #[serde(skip)]
+    pid: Option<i32>,
 }
 
 impl Caller {
     /// Who is on the other end of a connection, as the kernel says.
     pub(crate) fn of(stream: &UnixStream, config: &Config) -> io::Result<Self> {
         let peer = stream.peer_cred()?;
-        Ok(Self::user_of(peer.uid(), peer.gid(), config))
+        let pid = peer.pid();
+        Ok(Self { pid, ..Self::user_of(peer.uid(), peer.gid(), config) })
     }
 
     /// A user of this machine, as the kernel says.
     pub(crate) fn user_of(uid: u32, gid: u32, config: &Config) -> Self {
         let known = nix::unistd::User::from_uid(uid.into()).ok().flatten();
         let user = known.map_or_else(|| uid.to_string(), |user| user.name);
-        Self { user, uid, gid, node_name: config.name.clone(), node: None, job: None }
+        Self { user, uid, gid, node_name: config.name.clone(), node: None, job: None, home: None, pid: None }
     }
 
     /// The same caller, who asks from within a process of this job.
-    pub(crate) fn of_job(self, job: JobId) -> Self {
+    pub(crate) fn within(self, job: JobId) -> Self {
         Self { job: Some(job), ..self }
     }
 
     /// Whether it is a process of this job. `at` are the nodes where the job runs: no other one can say so of its own processes.
     pub(crate) fn acts_for(&self, job: JobId, mut at: impl Iterator<Item = NodeId>) -> bool {
         self.job == Some(job) && self.node.is_none_or(|node| at.any(|at| at == node))
+    }
+
+    /// The owner of a task's job, if it is a task that asks; otherwise the same.
+    pub(crate) async fn for_task(self, grid: &Arc<Grid>) -> Result<Self, Failure> {
+        let Some(pid) = self.pid.filter(|_| self.is_local() && runner::is_task(self.uid)) else {
+            return Ok(self);
+        };
+        let places = processes::places(&grid.queries, None).await;
+        let Some((run, _)) = grid.processes.of_pid(pid as u32, places).await else { return Ok(self) };
+        let (owner, _) = Self::of_job(grid, run.task.job).await?;
+        Ok(owner)
+    }
+
+    /// The owner of a job, for what its tasks do, and the pipes that those have.
+    pub(crate) async fn of_job(grid: &Arc<Grid>, job: JobId) -> Result<(Self, Vec<PipeUse>), Failure> {
+        let unknown = |why: String| {
+            Failure::new(Kind::Unavailable, format!("whose {job} is cannot be asked now: {why}"))
+        };
+        let owner = if job.home == grid.me {
+            owner(grid, job).await
+        } else {
+            let asked = async {
+                let mut duplex = grid.peers.ask(job.home, &Request::Owner(job)).await?;
+                let read = stream::read::<Option<Owner>, _>(&mut duplex).await;
+                read.map_err(|source| AskError::Wire { node: job.home, source })
+            };
+            asked.await.map_err(|error| unknown(error.to_string()))?
+        };
+        let Owner { name, uid, gid, pipes } =
+            owner.ok_or_else(|| unknown("its home has forgotten it".into()))?;
+        let (user, node_name) = name.split_once('@').unwrap_or((&name, ""));
+        let (user, node_name) = (user.to_owned(), node_name.to_owned());
+        Ok((
+            Self { user, uid, gid, node_name, node: None, job: None, home: Some(job.home), pid: None },
+            pipes,
+        ))
+    }
+
+    /// The user for rights on what is of no job: a node, and the number there.
+    pub(crate) fn identity(&self, me: NodeId) -> (NodeId, u32) {
+        (self.home.or(self.node).unwrap_or(me), self.uid)
     }
 
     /// The same caller, as another node tells of it.
@@ -106,4 +159,25 @@ impl Caller {
         }
         Err(Failure::new(Kind::Denied, format!("only root of this machine may {what}: use sudo")))
     }
+}
+
+/// Whose a job is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Owner {
+    name: String,
+    uid: u32,
+    gid: u32,
+    /// What its tasks have of named pipes.
+    pipes: Vec<PipeUse>,
+}
+
+/// Whose a job of this home is.
+pub(crate) async fn owner(grid: &Grid, job: JobId) -> Option<Owner> {
+    let owner = grid.core.look(move |view| {
+        let record = view.home.record(job)?;
+        let origin = &record.origin;
+        let pipes = record.spec.pipes.clone();
+        Some(Owner { name: origin.owner.clone(), uid: origin.uid, gid: origin.gid, pipes })
+    });
+    owner.await.ok().flatten()
 }

@@ -58,6 +58,8 @@ pub(crate) struct Config {
     pub(crate) encrypt_jobs: bool,
     pub(crate) task_network: bool,
     pub(crate) ebpf: bool,
+    /// Whose processes may talk to those of tasks here.
+    pub(crate) comm: Talk,
     pub(crate) limits: Limits,
     pub(crate) checkpoints: Checkpointing,
 }
@@ -101,6 +103,17 @@ pub(crate) struct Checkpointing {
     pub(crate) failures: Span,
 }
 
+/// Who may talk to the processes of a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Talk {
+    /// Processes of the same user's jobs.
+    #[default]
+    User,
+    /// Those of any job of the VO.
+    Vo,
+}
+
 impl Default for Checkpointing {
     fn default() -> Self {
         let Policy { weight, shortest, longest } = Policy::default();
@@ -142,6 +155,7 @@ impl Default for Config {
             encrypt_jobs: true,
             task_network: true,
             ebpf: true,
+            comm: Talk::default(),
             limits: Limits::default(),
             checkpoints: Checkpointing::default(),
         }
@@ -255,6 +269,16 @@ impl Config {
     /// Where a task sees its working directory: the same on every node, so that it can move.
     pub(crate) fn workdir(&self) -> PathBuf {
         self.runtime_dir.join("work")
+    }
+
+    /// Named pipes of this node.
+    pub(crate) fn pipes_dir(&self) -> PathBuf {
+        self.state_dir.join("pipes")
+    }
+
+    /// Where processes of tasks send their messages.
+    pub(crate) fn comm_socket(&self) -> PathBuf {
+        self.runtime_dir.join("comm.sock")
     }
 
     /// The control socket.

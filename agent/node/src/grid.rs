@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::caller::Caller;
+use crate::comm::{self, Comm};
 use crate::config::Config;
 use crate::control::{Typists, operations};
 use crate::copy::Copies;
@@ -33,6 +34,8 @@ use crate::membership::{self, Members, News};
 use crate::network::Network;
 use crate::output::Output;
 use crate::peers::{Admitted, Peers, Request};
+use crate::pipes::Pipes;
+use crate::pipes::fifo::{self, Fifos};
 use crate::processes::{self, Fate, Processes};
 use crate::runner::{
     self, Departing, Departure, Keyboard, Outset, Query, Round, Rounding, Surveyed, Taker, moving,
@@ -63,13 +66,15 @@ pub(crate) struct Grid {
     pub(crate) output: Output,
     pub(crate) copies: Arc<Copies>,
     pub(crate) typists: Typists,
+    pub(crate) comm: Comm,
+    pub(crate) pipes: Pipes,
     pub(crate) network: Network,
     pub(crate) processes: Processes,
     /// What stands in for the module's files; and why it does not.
     pub(crate) tree: Mutex<Result<Tree, String>>,
     /// Where other nodes reach this one.
     pub(crate) addrs: Vec<SocketAddr>,
-    queries: mpsc::UnboundedSender<Query>,
+    pub(crate) queries: mpsc::UnboundedSender<Query>,
     news: mpsc::Sender<News>,
 }
 
@@ -85,6 +90,7 @@ impl Grid {
         let identity = Arc::new(identity);
         let me = identity.node();
         let copies = Arc::new(Copies::load(&config)?);
+        let pipes = Pipes::load(&config)?;
         let (shims, found) = runner::find(&config).await.map_err(|error| internal(&error))?;
         let (link, incoming) =
             Link::bind(config.listen, identity.shown(), identity.clone(), LinkConfig::new(me))
@@ -145,11 +151,12 @@ impl Grid {
         };
         tokio::spawn(output.clone().collect_all(collects_end));
         let channel = (queries.clone(), queries_end);
+        let (fifos, orders) = Fifos::new();
         let runner = runner::start(
             config.clone(),
             me,
             core.clone(),
-            (staging, network.clone(), processes.clone()),
+            (staging, network.clone(), processes.clone(), fifos),
             (shims, found),
             channel,
             actions_end,
@@ -199,6 +206,8 @@ impl Grid {
             output,
             copies,
             typists: Typists::default(),
+            comm: Comm::default(),
+            pipes,
             network,
             processes,
             tree: Mutex::new(Err("it is not mounted yet".into())),
@@ -214,6 +223,8 @@ impl Grid {
             *grid.tree.lock().unwrap_or_else(PoisonError::into_inner) = tree;
         }
         tokio::spawn(grid.clone().keep_certificate());
+        comm::start(grid.clone());
+        tokio::spawn(fifo::serve(grid.clone(), orders));
         Ok((grid, incoming))
     }
 

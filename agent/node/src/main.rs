@@ -18,6 +18,7 @@
 
 mod caller;
 mod checkpoint;
+mod comm;
 mod config;
 mod control;
 mod copy;
@@ -31,6 +32,7 @@ mod membership;
 mod network;
 mod output;
 mod peers;
+mod pipes;
 mod processes;
 mod relay;
 mod runner;

@@ -13,6 +13,9 @@
 //! | `Usage` | one `Vec<Used>` frame |
 //! | `Processes` | one `Vec<Process>` frame |
 //! | `Find` | one `Result<TaskId, Option<Fate>>` frame |
+//! | `Comm` | the asker sends `Routed` frames; `Bounce` frames for those that were not delivered |
+//! | `Owner` | one `Option<Owner>` frame |
+//! | `SameUser` | one `bool` frame |
 //! | `Signal` | one `Result<(), Failure>` frame |
 //! | `Checkpoint` | one `Result<Checkpoint, Failure>` frame, when it is stored |
 //! | `Checkpoints` | one `Result<TaskCheckpoints, Failure>` frame |
@@ -45,7 +48,7 @@ use grid_run::protocol::Typed;
 use grid_transfer::session::Invitation;
 use grid_vo::{Admission, RevocationList};
 use libgrid::control::{self, Stream};
-use libgrid::ids::{Gpid, NodeId, Run, TaskId};
+use libgrid::ids::{Gpid, JobId, NodeId, Run, TaskId};
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -77,6 +80,12 @@ pub(crate) enum Request {
     Processes(Vec<Run>),
     /// Which task a process at the asked node is part of.
     Find(Gpid),
+    /// Datagrams for processes at the asked node.
+    Comm,
+    /// Whose a job of the asked home is.
+    Owner(JobId),
+    /// Whether two jobs of the asked home are one user's.
+    SameUser(JobId, JobId),
     /// A process of a run is to get a signal.
     Signal { run: Run, process: Gpid, signal: i32 },
     /// A checkpoint of a run is wanted now.

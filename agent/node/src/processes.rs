@@ -216,19 +216,41 @@ impl Processes {
 
     /// Which of these runs a process is part of.
     pub(crate) async fn find(&self, gpid: Gpid, places: Vec<Place>) -> Option<Run> {
-        let pid = self.kernel().find(gpid)?;
-        self.run_of(pid, places).await
+        self.locate(gpid, places).await.map(|(run, _)| run)
     }
 
-    /// The same, of a process by its pid.
-    pub(crate) async fn run_of(&self, pid: u32, places: Vec<Place>) -> Option<Run> {
+    /// The same, and its pid.
+    pub(crate) async fn locate(&self, gpid: Gpid, places: Vec<Place>) -> Option<(Run, u32)> {
         let this = self.clone();
         blocking(move || {
-            let groups = this.groups().ok()?;
-            let holds = |name: &str| groups.group(name).processes().is_ok_and(|pids| pids.contains(&pid));
-            places.into_iter().find(|(_, name)| holds(name)).map(|(run, _)| run)
+            let pid = this.kernel().find(gpid)?;
+            Some((this.run_at(pid, places)?, pid))
         })
         .await
+    }
+
+    /// The run that a process is part of, by its pid.
+    pub(crate) async fn run_of(&self, pid: u32, places: Vec<Place>) -> Option<Run> {
+        let this = self.clone();
+        blocking(move || this.run_at(pid, places)).await
+    }
+
+    /// The same, and its id.
+    pub(crate) async fn of_pid(&self, pid: u32, places: Vec<Place>) -> Option<(Run, Gpid)> {
+        let this = self.clone();
+        blocking(move || {
+            let run = this.run_at(pid, places)?;
+            let mut kernel = this.kernel();
+            kernel.register(&BTreeMap::from([(pid, run.task)])).ok()?;
+            Some((run, kernel.ids(&[pid]).ok()?.pop()?.gpid))
+        })
+        .await
+    }
+
+    fn run_at(&self, pid: u32, places: Vec<Place>) -> Option<Run> {
+        let groups = self.groups().ok()?;
+        let holds = |name: &str| groups.group(name).processes().is_ok_and(|pids| pids.contains(&pid));
+        places.into_iter().find(|(_, name)| holds(name)).map(|(run, _)| run)
     }
 
     /// The pids of the processes of these runs, their ids, and their tasks.

@@ -13,7 +13,9 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::caller;
 use crate::checkpoint::exports;
+use crate::comm;
 use crate::control;
 use crate::copy;
 use crate::core::{Letter, View};
@@ -108,6 +110,11 @@ async fn answer_node(
         }
         Request::Processes(runs) if runs.iter().all(|run| run.task.job.home == node) => {
             answer_once(&mut duplex, &grid.processes_of(Some(runs)).await).await
+        }
+        Request::Comm => comm::take(grid, duplex).await,
+        Request::Owner(job) => answer_once(&mut duplex, &caller::owner(grid, job).await).await,
+        Request::SameUser(one, other) => {
+            answer_once(&mut duplex, &comm::same_user(grid, one, other).await).await
         }
         Request::Find(process) => answer_once(&mut duplex, &grid.find_here(process).await).await,
         Request::Signal { run, process, signal } if run.task.job.home == node => {

@@ -19,7 +19,7 @@ const JOBS: TableDefinition<u64, &[u8]> = TableDefinition::new("jobs");
 const TASKS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("tasks");
 
 /// Changes whenever a record's encoding does.
-const FORMAT: u64 = 5;
+const FORMAT: u64 = 6;
 
 /// What redb keeps in memory at most, in bytes.
 const CACHE: usize = 8 << 20;

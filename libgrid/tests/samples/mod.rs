@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use libgrid::comm::{FromAgent, Refusal, ToAgent};
 use libgrid::control::{
     AgentInfo, Certificate, Chunk, Failure, Finding, Input, Kind, NodeState, NodeStatus, Reply, Request,
     Response, Stdin, Stream, Streams, Submission, Verdict,
@@ -10,6 +11,7 @@ use libgrid::control::{
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{Gpid, JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
+use libgrid::pipe::{PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
 use libgrid::process::{Connection, Process};
 use libgrid::spec::{Checkpoints, JobSpec, Net};
 use libgrid::status::{
@@ -36,6 +38,7 @@ pub(crate) fn spec() -> JobSpec {
         nodes: vec!["node2".into(), "3".into()],
         checkpoint: Checkpoints::Every(Span(Duration::from_secs(300))),
         net: Net::Grid,
+        pipes: ["node2:numbers:r", "out:w"].iter().filter_map(|text| text.parse().ok()).collect(),
     }
 }
 
@@ -149,6 +152,11 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Processes { of: Some(Selector::Job(job())), everywhere: true },
         Request::Find { process: gpid() },
         Request::Signal { task: job().task(3), process: gpid(), signal: 10 },
+        Request::Pipe(PipeRequest::Create(pipe())),
+        Request::Pipe(PipeRequest::List { everywhere: true }),
+        Request::Pipe(PipeRequest::Remove(pipe_name())),
+        Request::Pipe(PipeRequest::Read(pipe_name())),
+        Request::Pipe(PipeRequest::Write(PipeName { node: None, ..pipe_name() })),
     ];
     let name = |request: &Request| match request {
         // A new variant does not compile until it has a name here; give it a value above, too.
@@ -181,12 +189,26 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Processes { .. } => "processes",
         Request::Find { .. } => "find",
         Request::Signal { .. } => "signal",
+        Request::Pipe(_) => "pipe",
     };
     requests.into_iter().map(|request| (name(&request), request)).collect()
 }
 
 fn gpid() -> Gpid {
     Gpid { node: NodeId(12), serial: 5031 }
+}
+
+fn pipe() -> PipeSpec {
+    PipeSpec {
+        capacity: Bytes(1 << 21),
+        spill: Some(Bytes(1 << 30)),
+        shared: true,
+        ..PipeSpec::new("frames")
+    }
+}
+
+fn pipe_name() -> PipeName {
+    PipeName { node: Some("node2".into()), name: "frames".into() }
 }
 
 fn process() -> Process {
@@ -290,6 +312,18 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Processes { processes: vec![process()], silent: vec![NodeId(4)], more: true },
         Reply::Found(job().task(3)),
         Reply::Operated { errno: 3, output: b"no such process".to_vec() },
+        Reply::Pipe(PipeReply::Pipes {
+            pipes: vec![PipeStatus {
+                spec: pipe(),
+                node: NodeId(2),
+                owner: "ada@node2".into(),
+                buffered: Bytes(300),
+                readers: 1,
+                writers: 2,
+            }],
+            silent: vec![NodeId(4)],
+        }),
+        Reply::Pipe(PipeReply::Bytes(b"\xffout\n".to_vec())),
     ];
     let name = |reply: &Reply| match reply {
         Reply::Done => "done",
@@ -316,6 +350,7 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         Reply::Processes { .. } => "processes",
         Reply::Found(_) => "found",
         Reply::Operated { .. } => "operated",
+        Reply::Pipe(_) => "pipe",
     };
     let kind = |kind: Kind| match kind {
         Kind::Invalid => "failure-invalid",
@@ -434,4 +469,25 @@ pub(crate) fn status() -> JobStatus {
     });
     let summary = JobSummary { ended: Some(at(1_700_000_060)), ..summary() };
     JobStatus { summary, spec: spec(), tasks: alive.chain(done).collect(), more: Some(22) }
+}
+
+/// Every datagram of messages between processes, with a name.
+pub(crate) fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
+    let packet = libgrid::comm::sample_packet();
+    let ours = [ToAgent::Hello, ToAgent::To { to: gpid(), packet: packet.clone() }];
+    let theirs = [
+        FromAgent::You(gpid()),
+        FromAgent::Stranger,
+        FromAgent::From { from: gpid(), packet: packet.clone() },
+        FromAgent::Refused { to: gpid(), why: Refusal::Missing("it ended".into()) },
+        FromAgent::Refused { to: gpid(), why: Refusal::Unsure("node 3 is silent".into()) },
+        FromAgent::Refused { to: gpid(), why: Refusal::Deaf },
+        FromAgent::Refused { to: gpid(), why: Refusal::Denied("it is another's".into()) },
+    ];
+    let encoded = |value: Result<Vec<u8>, libgrid::wire::WireError>| value.expect("samples are small");
+    let mut all: Vec<_> =
+        ours.iter().map(|message| ("to-agent", encoded(libgrid::wire::encode(message)))).collect();
+    all.extend(theirs.iter().map(|message| ("from-agent", encoded(libgrid::wire::encode(message)))));
+    all.push(("packet", packet));
+    all
 }

@@ -14,10 +14,12 @@
 //! | `checkpoint` | what checkpoints take of the run time of a job of 256 MiB |
 //! | `migrate` | moves of 64 MiB to 1 GiB: downtime as the program sees it, total time, bytes sent; CRIU alone |
 //! | `processes` | processor time of a job that forks all the time, with and without the eBPF programs that follow it |
+//! | `comm` | messages between processes of jobs: round trips, and the rate one way; TCP socket, Unix pipe |
 //! | `idle` | memory and processor time of an agent that has nothing to do |
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends here")]
 
 mod checkpoint;
+mod comm;
 mod idle;
 mod latency;
 mod migrate;
@@ -40,6 +42,11 @@ fn main() {
         // One end of the bare pair, started by the benchmark of transfers in a node's namespace.
         return transfer::bare(&only[1..]);
     }
+    match only.first().map(String::as_str) {
+        Some("comm-bare") => return comm::bare(&only[1..]),
+        Some("comm-pipe") => return comm::bare_pipe(),
+        _ => (),
+    }
     if let Some(why) = grid_tests::obstacle() {
         println!("SKIPPED: benchmarks: {why}");
         return;
@@ -54,6 +61,7 @@ fn main() {
         ("checkpoint", checkpoint::run),
         ("migrate", migrate::run),
         ("processes", processes::run),
+        ("comm", comm::run),
     ];
     for (name, run) in benches {
         if only.is_empty() || only.iter().any(|word| word == name) {

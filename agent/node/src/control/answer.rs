@@ -8,6 +8,7 @@ use grid_jobs::home;
 use libgrid::control::{Failure, Kind, NodeStatus, Reply, Request, Response};
 use libgrid::copy::Place;
 use libgrid::ids::{NodeId, Run, Selector};
+use libgrid::pipe::PipeRequest;
 use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus};
 use libgrid::wire::{WireError, stream};
 
@@ -38,6 +39,7 @@ pub(super) async fn answer<S: Stream>(
     client: &mut S,
 ) -> Result<(), Answer> {
     match request {
+        Request::Pipe(request) => return crate::pipes::answer(grid, caller, request, client).await,
         Request::Copy(copy) => return crate::copy::copy(grid, caller, *copy, client).await,
         Request::Export(export) => {
             caller.must_be_root("lend folders")?;
@@ -132,7 +134,7 @@ fn job_of(request: &Request) -> Option<NodeId> {
     }
 }
 
-async fn forward<S: Stream>(
+pub(crate) async fn forward<S: Stream>(
     grid: &Arc<Grid>,
     caller: &Caller,
     home: NodeId,
@@ -144,7 +146,8 @@ async fn forward<S: Stream>(
         let why = format!("there is no node {home} in this VO, so no job of it: see gridctl ps --all");
         return Err(Failure::new(Kind::Missing, why).into());
     }
-    let goes_on = matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. });
+    let goes_on = matches!(request, Request::Wait { .. } | Request::Logs { .. } | Request::Input { .. })
+        || is_pipe_end(&request);
     let who = if job_of(&request).is_some() { "the job's home node cannot be asked: " } else { "" };
     let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
     let unreachable =
@@ -162,6 +165,22 @@ async fn forward<S: Stream>(
             return Ok(());
         }
     }
+}
+
+/// Whether frames go to and fro after this request.
+pub(super) fn is_pipe_end(request: &Request) -> bool {
+    matches!(request, Request::Pipe(PipeRequest::Read(_) | PipeRequest::Write(_)))
+}
+
+/// Asks each of the other nodes, all at once.
+pub(crate) async fn ask_each(
+    grid: &Arc<Grid>,
+    caller: &Caller,
+    request: Request,
+) -> Vec<(NodeId, Option<Response>)> {
+    let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
+    let requests = grid.members.others().into_iter().map(|node| (node, asked.clone())).collect();
+    processes::ask_all(grid, requests).await
 }
 
 async fn local<S: Stream>(
@@ -224,6 +243,7 @@ async fn local<S: Stream>(
             owned(grid, caller, Selector::Task(task)).await?;
             return moving::migrate(grid, task, to.as_deref(), mode, check, client).await;
         }
+        Request::Pipe(request) => return crate::pipes::local(grid, caller, request, client).await,
         Request::List { place: Place::Here(path) } => crate::copy::list(grid, caller, &path).await?,
         _ => return Err(Failure::new(Kind::Invalid, "this request is not for another node").into()),
     };

@@ -52,7 +52,7 @@ fn many(view: &mut View, job: Selector) -> bool {
 }
 
 /// Ends when the client closes its side or says something out of turn.
-async fn gone<S: Stream>(client: &mut S) {
+pub(crate) async fn gone<S: Stream>(client: &mut S) {
     let mut byte = [0];
     let _ = tokio::io::AsyncReadExt::read(client, &mut byte).await;
 }

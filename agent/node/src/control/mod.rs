@@ -24,7 +24,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc};
 use tracing::{debug, warn};
 
-pub(crate) use self::answer::relayed;
+pub(crate) use self::answer::{ask_each, forward as pass_on, relayed};
+pub(crate) use self::follow::gone;
 pub(crate) use self::moving::relocate;
 use self::operations::Asker;
 pub(crate) use self::typing::{Typists, hear};
@@ -132,7 +133,8 @@ impl Agent {
                 stream::write(&mut client, &response).await?;
                 continue;
             }
-            let goes_on = matches!(request, Request::Logs { .. } | Request::Input { .. } | Request::Copy(_));
+            let goes_on = matches!(request, Request::Logs { .. } | Request::Input { .. } | Request::Copy(_))
+                || answer::is_pipe_end(&request);
             match self.handle(&caller, request, &mut client).await {
                 Ok(()) => (),
                 Err(Answer::Failure(failure)) => {
@@ -262,7 +264,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     /// The client left in the middle, or said something out of turn.
-    fn left() -> Self {
+    pub(crate) fn left() -> Self {
         Answer::Wire(io::Error::from(io::ErrorKind::BrokenPipe).into())
     }
 }

@@ -58,7 +58,7 @@ impl Asker {
             _ => None,
         };
         let caller = match run {
-            Some(run) => caller.of_job(run.task.job),
+            Some(run) => caller.within(run.task.job),
             None => caller,
         };
         Self { caller, pid, run }

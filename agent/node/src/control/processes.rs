@@ -144,7 +144,7 @@ async fn at_nodes(grid: &Arc<Grid>, runs: Vec<(Run, NodeId)>) -> (Vec<Process>, 
 }
 
 /// Asks all at once.
-async fn ask_all<T: DeserializeOwned + Send + 'static>(
+pub(super) async fn ask_all<T: DeserializeOwned + Send + 'static>(
     grid: &Arc<Grid>,
     requests: Vec<(NodeId, peers::Request)>,
 ) -> Vec<(NodeId, Option<T>)> {

@@ -56,12 +56,14 @@ pub(crate) use self::recover::{Found, find, shim_program};
 use self::resume::Resuming;
 pub(crate) use self::resume::finished;
 use self::shim::{ShimId, ShimNews};
+pub(crate) use self::slots::is_task;
 use self::slots::{Slot, Slots};
 use crate::checkpoint::{self, CheckpointError, Checkpoints, Departed, News};
 use crate::config::Config;
 use crate::core::{Core, deadline, first_lease};
 use crate::network::Network;
 use crate::peers::Peers;
+use crate::pipes::fifo::Fifos;
 use crate::processes::{Place, Processes};
 use crate::staging::Staging;
 
@@ -200,6 +202,7 @@ pub(crate) struct Runner {
     inputs: Inputs,
     network: Network,
     processes: Processes,
+    fifos: Fifos,
     checkpoints: Checkpoints,
     moves: Moves,
     /// Runs that wait for their checkpoints to be unpacked, or for the places of their users.
@@ -232,7 +235,7 @@ pub(crate) fn start(
     config: Arc<Config>,
     me: NodeId,
     core: Core,
-    (staging, network, processes): (Staging, Network, Processes),
+    (staging, network, processes, fifos): (Staging, Network, Processes, Fifos),
     (shims, found): (Shims, Found),
     (queries, queries_end): Queries,
     actions: mpsc::UnboundedReceiver<Action>,
@@ -259,6 +262,7 @@ pub(crate) fn start(
         inputs,
         network,
         processes,
+        fifos,
         checkpoints,
         moves,
         resuming: HashMap::new(),
@@ -344,6 +348,9 @@ impl Runner {
             if watched {
                 self.watch(run);
             }
+            if alive {
+                self.find_fifos(run);
+            }
         }
         info!(shim = id.0, tasks = shim.runs.len(), "shim_adopted");
         self.live.insert(id, shim);
@@ -415,6 +422,9 @@ impl Runner {
         };
         let (folder, uid) = (self.slots.folder(&slot), slot.uid());
         self.insert(run, order, placement.saved, note, slot);
+        if let Err(why) = self.fifos.make(run, &folder, uid, &spec.pipes) {
+            return self.not_started(run, why);
+        }
         let launch = Launch { group_ready, ..self.launch_of(run, order, (folder, uid), address) };
         let launch = self.with_address(launch);
         if order.inputs {
@@ -579,7 +589,15 @@ impl Runner {
         }
     }
 
+    /// Serves the FIFOs of a run that was not begun here.
+    fn find_fifos(&mut self, run: Run) {
+        if let Some(local) = self.runs.get(&run) {
+            self.fifos.find(run, &self.slots.folder(&local.slot), local.slot.uid());
+        }
+    }
+
     fn forget(&mut self, run: Run) {
+        self.fifos.over(run);
         self.starting.remove(&run);
         self.resuming.remove(&run);
         self.checkpoints.unwatch(run);
@@ -705,12 +723,15 @@ impl Runner {
                 resumed.into_iter().for_each(|number| self.checkpoints.resumed(run, number));
                 let Some(local) = self.runs.get_mut(&run) else { return };
                 local.started = Some(at);
-                if local.watched {
+                let watched = local.watched;
+                self.find_fifos(run);
+                if watched {
                     self.tell(run, ToShim::Watch(run));
                 }
                 self.watch(run);
             }
             FromShim::Ended { run, end } => {
+                self.fifos.over(run);
                 self.checkpoints.unwatch(run);
                 if self.ready_ended(run, &end) || self.resume_failed(run, &end) {
                     return;
@@ -743,6 +764,9 @@ impl Runner {
             FromShim::PreDumped { run, folder, result } => self.round_written(run, folder, result),
             FromShim::Checkpointed { run, folder, result } => {
                 let failed = result.is_err();
+                if failed {
+                    self.fifos.stays(run);
+                }
                 // One after which the task stood still was told of then.
                 if failed || !self.checkpoints.let_go(run, &folder) {
                     self.checkpoints.dumped(run, &folder, result);

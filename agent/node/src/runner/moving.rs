@@ -194,6 +194,11 @@ impl Runner {
         if departs != Some(to) {
             return drop(reply.send(wait("its home has not said that it moves")));
         }
+        if !self.fifos.may_leave(run) {
+            return drop(reply.send(wait(
+                "what it writes to a pipe, or reads from one, is on its way: is the pipe full?",
+            )));
+        }
         let (stored, answer): (DepartReply, _) = oneshot::channel();
         let leaving = self.runs.get_mut(&run).map(|local| &mut local.leaving);
         let memory = match leaving.map(ahead::Leaving::ready).transpose() {
@@ -206,6 +211,7 @@ impl Runner {
             Err(_) => drop(reply.send(wait("another checkpoint of it is being written"))),
             Ok(folder) => {
                 info!(%run, %to, "task_departs");
+                self.fifos.leaves(run);
                 self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold, memory, parent });
                 tokio::spawn(async move {
                     let departing = match answer.await {
@@ -230,6 +236,7 @@ impl Runner {
         }
         if local.departs.is_none() || !self.checkpoints.departs_with(run, &folder) {
             // It was given up before it stood still, maybe by an agent before this one.
+            self.fifos.stays(run);
             return self.tell(run, ToShim::LetGo(run));
         }
         self.core.host(host::Event::Held(run));
@@ -243,6 +250,9 @@ impl Runner {
             local.leaving = None;
         }
         self.end_rounds(run);
+        // Before its first step here.
+        self.find_fifos(run);
+        self.fifos.stays(run);
         self.tell(run, ToShim::LetGo(run));
     }
 

@@ -14,6 +14,11 @@ use libgrid::ids::NodeId;
 /// programs take for the end.
 const UIDS: Range<u32> = 1_900_000_000..1_900_065_536;
 
+/// Whether tasks run as this user.
+pub(crate) fn is_task(uid: u32) -> bool {
+    UIDS.contains(&uid)
+}
+
 /// How many free places keep their folders and groups.
 const SPARE: usize = 256;
 
