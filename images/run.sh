@@ -1,7 +1,7 @@
 #!/bin/bash
 # A grid of virtual machines on this machine, made of the image that `make image` builds. Root is not needed.
 #
-#   images/run.sh [-n 3] [--memory 512M] [--cpus 1]     boots the machines, which form one grid; Ctrl-C ends them
+#   images/run.sh [-n 3] [--memory 1G] [--cpus 1]     boots the machines, which form one grid; Ctrl-C ends them
 #   images/run.sh exec node1 -- COMMAND...              runs a command on one, as root; a shell without one
 #   images/run.sh down                                  ends them all, from another terminal
 #
@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
 image=$target/image
 folder=$target/image/machines
-count=3 memory=512M cpus=1
+count=3 memory=1G cpus=1
 # Without hardware virtualisation, on a busy machine.
 patience=300
 
@@ -54,7 +54,7 @@ while (($#)); do
     --cpus) number --cpus "$2" 64 && cpus=$2 && shift 2 ;;
     --memory)
         [[ $2 =~ ^([1-9][0-9]{0,6})([MG])$ ]] || fail "--memory takes a number and M or G, as 512M, not '$2'"
-        [[ $2 == *G ]] || ((BASH_REMATCH[1] >= 256)) || fail "--memory must be 256M at least: a node needs as much"
+        [[ $2 == *G ]] || ((BASH_REMATCH[1] >= 384)) || fail "--memory must be 384M at least: a node keeps 256M for itself"
         memory=$2
         shift 2
         ;;
@@ -241,11 +241,19 @@ run_up() {
         sleep 0.5
     done
     echo "the grid is up after $SECONDS s: images/run.sh exec node1 -- gridctl nodes; Ctrl-C ends it"
-    wait -n "${pids[@]}" || true
-    for i in "${!pids[@]}"; do
-        kill -0 "${pids[i]}" 2>/dev/null || echo "images/run.sh: node$i ended: $(cat "node$i.said")" >&2
+    # A machine may end and the grid go on, as other grids do.
+    local name
+    while ((${#pids[@]} > 1)); do
+        wait -n "${pids[@]}" || true
+        for i in "${!pids[@]}"; do
+            ! kill -0 "${pids[i]}" 2>/dev/null || continue
+            if ((i)); then name=node$i; else name=hub; fi
+            echo "images/run.sh: $name ended: $(tail -n 1 "$name.said")" >&2
+            unset "pids[i]"
+            ((i)) || exit 1
+        done
     done
-    exit 1
+    fail "all machines have ended"
 }
 
 "run_$command"

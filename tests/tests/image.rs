@@ -186,7 +186,7 @@ fn what_cannot_be_meant_gets_one_sentence() {
         (&["-n", "65"], "-n takes a number from 1 to 64, not '65'"),
         (&["-n", "two"], "not 'two'"),
         (&["--memory", "512"], "--memory takes a number and M or G"),
-        (&["--memory", "64M"], "--memory must be 256M at least"),
+        (&["--memory", "64M"], "--memory must be 384M at least"),
         (&["--cpus", "-1"], "--cpus takes a number from 1 to 64"),
         (&["--image", "/nowhere"], "there is no image in /nowhere: make image builds it"),
         (&["boot"], "'boot' is not understood"),
