@@ -1,9 +1,10 @@
 //! Pipes for programs that know nothing of them: a FIFO in the task's working folder, and here who carries bytes between it and
 //! the pipe (`gridctl submit --pipe NAME:r`).
 //!
-//! **While a task moves**, what is in the FIFO moves along in its image. So before it is stopped, nothing may be in our hands:
-//! [`Fifos::may_leave`] has the carriers stop, and says whether they have; until then the task is not ready to leave. At the
-//! destination the FIFO is opened before the program takes a step, so that it finds neither a reader nor a writer missing.
+//! **While a task moves**, what is in a FIFO that it reads moves along in its image; what is in one that it writes does not, and
+//! is taken from there once the task stands still. Before it is stopped, nothing may be in our hands: [`Fifos::may_leave`] has
+//! those who bring bytes stop, and says whether nothing is; until then the task is not ready to leave. At the destination the
+//! FIFO is opened before the program takes a step, so that it finds neither a reader nor a writer missing.
 //!
 //! | direction | in our hands is | until |
 //! | --- | --- | --- |
@@ -287,20 +288,20 @@ impl Carrier {
         let mut writer = None;
         let mut buffer = vec![0; ATOMIC];
         loop {
-            let Some(busy) = self.control.enter() else {
-                let (left, ended) = self.control.fate();
-                if ended {
-                    if left {
-                        tokio::time::sleep(GRACE).await;
-                    }
-                    return Ok(());
-                }
-                tokio::time::sleep(LOOK).await;
-                continue;
-            };
+            // Also once the task is to leave, and stands still: its image has nothing of what it wrote.
+            let busy = self.control.take();
             match fifo.read(&mut buffer) {
                 Ok(0) => {
                     drop(busy);
+                    let (left, ended) = self.control.fate();
+                    if left && ended {
+                        tokio::time::sleep(GRACE).await;
+                        return Ok(());
+                    }
+                    if left {
+                        tokio::time::sleep(LOOK).await;
+                        continue;
+                    }
                     if let Some(mut writer) = writer.take() {
                         let _ = send(&mut writer, &[]).await;
                         // One that was open meanwhile finds this one before it misses the other.
@@ -456,6 +457,12 @@ impl Control {
         }
         state.busy += 1;
         Some(Busy(self))
+    }
+
+    /// What the program wrote is taken in any case.
+    fn take(&self) -> Busy<'_> {
+        self.lock().busy += 1;
+        Busy(self)
     }
 
     fn is_stopped(&self) -> bool {

@@ -764,9 +764,6 @@ impl Runner {
             FromShim::PreDumped { run, folder, result } => self.round_written(run, folder, result),
             FromShim::Checkpointed { run, folder, result } => {
                 let failed = result.is_err();
-                if failed {
-                    self.fifos.stays(run);
-                }
                 // One after which the task stood still was told of then.
                 if failed || !self.checkpoints.let_go(run, &folder) {
                     self.checkpoints.dumped(run, &folder, result);
