@@ -30,6 +30,9 @@ const STUCK: Duration = Duration::from_millis(100);
 /// How long an endpoint that is dropped waits for acknowledgements.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// When it says again that it goes, the first time; then after twice as long each time.
+const FAREWELL: Duration = Duration::from_millis(50);
+
 /// One process has one endpoint: the agent finds it by the pid.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
@@ -397,11 +400,16 @@ impl Shared {
 
     fn hear(&self, state: &mut State, now: Duration, from: Gpid, packet: Packet) {
         let is_reset = matches!(packet, Packet::Reset { .. });
+        if let Packet::Reset { mine: yours @ 1.., .. } = packet {
+            let heard = Packet::Reset { yours, floor: 0, closed: true, mine: 0, ack: 0 };
+            self.send_packet(from, &heard);
+        }
         if !state.peers.contains_key(&from) {
             let Packet::Data(data) = &packet else { return };
             if data.yours != 0 {
                 // Of a stream that we do not have.
-                let reset = Packet::Reset { yours: data.mine, floor: data.yours, closed: false, ack: 0 };
+                let reset =
+                    Packet::Reset { yours: data.mine, floor: data.yours, closed: false, mine: 0, ack: 0 };
                 return self.send_packet(from, &reset);
             }
         }
@@ -446,14 +454,22 @@ impl Drop for Service {
         };
         // Whoever wants to know has called flush.
         let _ = shared.wait(Some(LINGER), flushed);
-        let mut state = shared.lock();
-        state.stopping = true;
-        for (id, peer) in &state.peers {
-            if let Some(farewell) = peer.stream.farewell(true) {
-                shared.send_packet(*id, &farewell);
+        // Until each has heard of it: what it sent last may still wait for our word that it came.
+        let (mut next, mut pause) = (Duration::ZERO, FAREWELL);
+        let _ = shared.wait(Some(LINGER), |state, now| {
+            let farewell = |(id, peer): (&Gpid, &Peer)| Some((*id, peer.stream.farewell(true)?));
+            let left: Vec<_> = state.peers.iter().filter_map(farewell).collect();
+            if left.is_empty() {
+                return Some(Ok(()));
             }
-        }
-        drop(state);
+            if now >= next {
+                left.iter().for_each(|(id, farewell)| shared.send_packet(*id, farewell));
+                (next, pause) = (now + pause, pause * 2);
+            }
+            state.due = Some(next);
+            None
+        });
+        shared.lock().stopping = true;
         let _ = shared.socket.send_to(&[], &shared.path);
         if let Some(thread) = self.thread.take() {
             // It has no panic to tell of.

@@ -92,6 +92,8 @@ pub(super) enum Packet {
         yours: u64,
         floor: u64,
         closed: bool,
+        /// How the sender calls it, if it waits to hear that this has come: then the same comes back, with 0 here.
+        mine: u64,
         ack: u64,
     },
 }

@@ -224,7 +224,7 @@ impl Stream {
     }
 
     fn receive_data(&mut self, now: Duration, data: Data) -> Result<(), Broken> {
-        let stale = |floor| Some(Packet::Reset { yours: data.mine, floor, closed: false, ack: 0 });
+        let stale = |floor| Some(Packet::Reset { yours: data.mine, floor, closed: false, mine: 0, ack: 0 });
         if data.yours != 0 && data.yours != self.mine {
             self.reset = stale(0);
             return Ok(());
@@ -415,7 +415,13 @@ impl Stream {
 
     /// What tells the other end that this stream is over: `closed`, because nobody wants it any more.
     pub(super) fn farewell(&self, closed: bool) -> Option<Packet> {
-        self.theirs.map(|yours| Packet::Reset { yours, floor: 0, closed, ack: self.expected })
+        self.theirs.map(|yours| Packet::Reset {
+            yours,
+            floor: 0,
+            closed,
+            mine: self.mine,
+            ack: self.expected,
+        })
     }
 
     /// Whether this packet begins a stream that is newer than the present one.

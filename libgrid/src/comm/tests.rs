@@ -247,7 +247,10 @@ fn a_stream_that_begins_anew_ends_the_old_one_and_old_packets_do_not() {
     assert!(!network.ends[1].is_renewed_by(&first));
     assert_eq!(network.ends[1].receive(now, first), Ok(()));
     let answer = network.ends[1].poll(now).unwrap();
-    assert_eq!(answer, Packet::Reset { yours: NAMES[0] - 5, floor: NAMES[0], closed: false, ack: 0 });
+    assert_eq!(
+        answer,
+        Packet::Reset { yours: NAMES[0] - 5, floor: NAMES[0], closed: false, mine: 0, ack: 0 }
+    );
     assert_eq!(older.receive(now, answer), Err(Broken));
 }
 
