@@ -19,8 +19,8 @@ use std::process::{Command, Stdio};
 /// Where distributions put the program.
 const SYSTEM: [&str; 4] = ["/usr/sbin/criu", "/usr/bin/criu", "/usr/local/sbin/criu", "/usr/local/bin/criu"];
 
-/// The oldest CRIU that works on current kernels: major and minor.
-pub const OLDEST: (u32, u32) = (4, 1);
+/// The oldest CRIU whose library has all that is used of it (`criu_local_set_config_file` is not in 4.1): major and minor.
+pub const OLDEST: (u32, u32) = (4, 2);
 
 /// A CRIU that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn versions_are_compared_by_number() {
-        assert!(is_older("3.17.1") && is_older("4.0"));
-        assert!(!is_older("4.1.1") && !is_older("4.10") && !is_older("5") && !is_older("GIT"));
+        assert!(is_older("3.17.1") && is_older("4.1.1"));
+        assert!(!is_older("4.2") && !is_older("4.10") && !is_older("5") && !is_older("GIT"));
     }
 
     #[test]

@@ -138,8 +138,11 @@ static uint32_t build(uint32_t op, union any *args)
 		return sizeof(args->attach);
 	case GRIDOS_OP_REGISTER:
 	case GRIDOS_OP_SET_GPID:
-	case GRIDOS_OP_ENTER:
 		args->reg = (struct gridos_register){ sizeof(args->reg), some_pid(), number(), number(), number(), 0 };
+		return sizeof(args->reg);
+	case GRIDOS_OP_ENTER:
+		args->reg = (struct gridos_register){ sizeof(args->reg), below(4) ? 0 : some_pid(), below(4) ? 0 : number(),
+						      number(), number(), 0 };
 		return sizeof(args->reg);
 	case GRIDOS_OP_RANGE:
 		/* Not to the end of all serials at once. */

@@ -49,7 +49,7 @@ fn carry_out(socket: &UnixStream, programs: &Path) -> Result<order::Done, String
     let (order, descriptors) =
         order::receive(socket).map_err(|error| format!("there is no order: {error}"))?;
     let installation = Installation::find(programs)
-        .ok_or("CRIU is not installed on this node: install criu 4.1 or newer (setup/install build does)")?;
+        .ok_or("CRIU is not installed on this node: install criu 4.2 or newer (setup/install build does)")?;
     cache::ensure(&installation)?;
     let criu = Criu {
         libcriu: library::Library::load(&installation)?,

@@ -157,7 +157,7 @@ impl Runner {
             if Installation::find(folder).is_none() {
                 obstacles.push(Obstacle {
                     what: "CRIU is not installed on this node".into(),
-                    remedy: "install criu 4.1 or newer (setup/install build does)".into(),
+                    remedy: "install criu 4.2 or newer (setup/install build does)".into(),
                 });
             }
             match Needs::of_machine(Path::new("/proc")) {
