@@ -99,6 +99,18 @@ impl Machine {
         }
     }
 
+    /// Makes it a machine on which an agent can run: its folders, root, the programs and their libraries, and this first
+    /// program.
+    pub fn node(&self, init: &str) {
+        for name in ["proc", "sys", "dev", "tmp", "run", "var/lib"] {
+            self.mkdir(name);
+        }
+        self.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n", 0o644);
+        self.write("init", init, 0o755);
+        self.programs();
+        self.libraries();
+    }
+
     /// Installs the programs of GridOS in `usr/local/bin`.
     pub fn programs(&self) {
         self.install(&["gridosd", "gridctl", "gridos-shim", "gridos-init"]);

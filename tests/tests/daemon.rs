@@ -86,18 +86,12 @@ fn programs_ask_the_agent_through_the_module() {
         Ok(machine) => machine,
         Err(why) => return skipped("the agent with the kernel module", &why),
     };
-    for name in ["proc", "sys", "dev", "tmp", "run", "var/lib"] {
-        machine.mkdir(name);
-    }
-    machine.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n", 0o644);
-    machine.write("init", INIT, 0o755);
+    machine.node(INIT);
     machine.busybox(
         "bin",
         "sh mount ls cat echo sleep sed tr sort cut wc grep ip kill mkdir hostname insmod rmmod dmesg poweroff",
     );
-    machine.programs();
     machine.install(&["grid-probe"]);
-    machine.libraries();
 
     let console = machine.boot(None, "/init", 1024);
     let text = console.text();

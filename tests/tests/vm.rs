@@ -56,17 +56,11 @@ fn tasks_are_limited_and_outlive_the_agent_under_control_groups_version_2() {
         Ok(machine) => machine,
         Err(why) => return skipped("vm", &why),
     };
-    for name in ["proc", "sys", "dev", "tmp", "run", "var/lib"] {
-        machine.mkdir(name);
-    }
-    machine.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n", 0o644);
-    machine.write("init", INIT, 0o755);
+    machine.node(INIT);
     machine.busybox(
         "bin",
         "sh mount ls cat echo sleep head tail wc id hostname grep true ip kill mkdir poweroff",
     );
-    machine.programs();
-    machine.libraries();
     let console = machine.boot(None, "/init", 1024);
     console.expect(&[
         ("groups", "version 2"),
