@@ -236,7 +236,7 @@ pub(crate) enum Command {
     },
     /// Do one of the operations that the kernel module has, too. Example: gridctl sys status j2.1
     Sys {
-        /// Through this door alone: device or agent
+        /// Through this door alone: device, syscall or agent
         #[arg(long)]
         door: Option<Door>,
         /// Such as version, self, nodes, jobs, gpids, or migrate 2.5031 node3; help tells all
@@ -479,6 +479,9 @@ pub(crate) struct Options {
     /// A named pipe that it has as a FIFO of that name in its working directory, to read or to write; may be repeated
     #[arg(long, value_name = "[NODE:]NAME:r|w")]
     pub(crate) pipe: Vec<PipeUse>,
+    /// Give its processes the grid's system call (gridctl sys --door syscall)
+    #[arg(long)]
+    pub(crate) system_call: bool,
     /// Do not copy the program, and arguments that name files here, by themselves
     #[arg(long)]
     pub(crate) no_auto_stage: bool,

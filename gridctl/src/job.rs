@@ -29,6 +29,7 @@ pub(crate) fn spec(mut spec: JobSpec, options: &Options) -> anyhow::Result<JobSp
     spec.stage_out.extend(options.stage_out.iter().cloned());
     spec.net = options.net.unwrap_or(spec.net);
     spec.pipes.extend(options.pipe.iter().cloned());
+    spec.system_call |= options.system_call;
     spec.nodes.extend(options.node.iter().cloned());
     for pair in &options.env {
         let Some((key, value)) = pair.split_once('=') else {

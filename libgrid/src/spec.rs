@@ -100,6 +100,9 @@ pub struct JobSpec {
     /// Named pipes that each task has as FIFOs in its working folder.
     #[serde(default)]
     pub pipes: Vec<PipeUse>,
+    /// Whether its processes have the grid's system call ([`sys`](crate::sys)).
+    #[serde(default)]
+    pub system_call: bool,
 }
 
 /// The network of a task: `host` or `grid`.
@@ -225,6 +228,7 @@ impl JobSpec {
             checkpoint: Checkpoints::Off,
             net: Net::Host,
             pipes: Vec::new(),
+            system_call: false,
         }
     }
 
@@ -371,6 +375,18 @@ impl JobSpec {
     #[must_use]
     pub fn pipe(mut self, pipe: PipeUse) -> Self {
         self.pipes.push(pipe);
+        self
+    }
+
+    /// Gives its processes the grid's system call.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert!(JobSpec::command(["x"]).system_call().system_call);
+    /// ```
+    #[must_use]
+    pub fn system_call(mut self) -> Self {
+        self.system_call = true;
         self
     }
 

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use grid_tests::{Grid, GridConfig, NOBODY, module, probed, program, skipped, until, with};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::sys::abi::{self, Op};
 use libgrid::units::{Bytes, Cpus};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
 
@@ -42,6 +45,224 @@ fn a_program_asks_the_grid_about_itself_and_moves_itself() {
         },
     );
 }
+
+/// The same program, whose job asked for the system call.
+#[test]
+fn a_program_asks_by_system_call_and_moves_itself() {
+    with(
+        "a_program_asks_by_system_call_and_moves_itself",
+        || GridConfig::new("a_program_asks_by_system_call_and_moves_itself", 2).up(),
+        |grid| {
+            let other = grid.submit(1, job(&SLEEP));
+            assert_eq!(other.to_string(), "j1.1");
+            let probe = program("grid-probe");
+            let id = grid.submit(2, job(&[probe.to_str().unwrap()]).system_call());
+            grid.gridctl(2, ["wait", &id.to_string()]);
+            let printed = grid.logs(2, id, 0);
+            let told = probed(&printed);
+            assert_eq!(told["door"], "syscall", "{printed}");
+            assert_eq!(told["task"], format!("{id}/0"));
+            assert_eq!(told["moved"], "true", "{printed}");
+        },
+    );
+}
+
+/// What a program gets that calls as `gridos.h` says, and as it should not.
+#[test]
+fn the_system_call_is_answered_as_the_header_says_wherever_its_process_is() {
+    with(
+        "the_system_call_is_answered_as_the_header_says_wherever_its_process_is",
+        || GridConfig::new("the_system_call_is_answered_as_the_header_says", 2).up(),
+        |grid| {
+            let python = |script: &str| job(&["/usr/bin/python3", "-c", &format!("{CALLING}{script}")]);
+            // A job that did not ask for it has none.
+            let without = grid.submit(1, python("print(call(1, struct.pack('IIII', 16, 0, 0, 0))[0])"));
+            grid.wait(1, without);
+            assert_eq!(grid.logs(1, without, 0), "38\n");
+            // What is wrong has its error, and each thread its own answer.
+            let wrong = grid.submit(1, python(WRONG).system_call());
+            grid.wait(1, wrong);
+            let stderr = grid.gridctl(1, ["logs", "--stream", "stderr", &wrong.to_string()]).stdout;
+            assert_eq!(grid.logs(1, wrong, 0), "done\n", "{stderr}");
+            // On and on, while it moves, is written down, and its agent is killed.
+            let id = grid.submit(
+                1,
+                JobSpec { nodes: vec!["node1".into(), "node2".into()], ..python(ON_AND_ON) }.system_call(),
+            );
+            until("it calls", || grid.logs(1, id, 0).contains("1 "));
+            let task = id.to_string();
+            for round in 0..3 {
+                for to in ["node2", "node1"] {
+                    let here = format!("node{}", grid.places(1, id)[0].unwrap().0);
+                    if here != to {
+                        grid.gridctl(1, ["migrate", &task, "--to", to]).ok();
+                    }
+                    let node = grid.places(1, id)[0].unwrap().0;
+                    let calls = |grid: &Grid| grid.logs(1, id, 0).lines().count();
+                    let before = calls(grid);
+                    until("it calls on", || calls(grid) > before + 2);
+                    assert!(grid.logs(1, id, 0).lines().last().unwrap().ends_with(&format!(" {node}")));
+                }
+                if round == 1 {
+                    grid.gridctl(1, ["checkpoint", &task]).ok();
+                    grid.kill_agent(1);
+                    grid.until_up(1, 2);
+                }
+            }
+            grid.gridctl(1, ["kill", &task]).ok();
+            grid.wait(1, id);
+            let printed = grid.logs(1, id, 0);
+            let counts: Vec<&str> = printed.lines().filter_map(|line| line.split(' ').next()).collect();
+            assert!(
+                (1..=counts.len()).eq(counts.iter().map(|count| count.parse::<usize>().unwrap())),
+                "{printed}"
+            );
+        },
+    );
+}
+
+/// A call outlasts an agent, if its time and its caller allow it.
+#[test]
+fn a_system_call_waits_as_long_as_it_is_told_to() {
+    with(
+        "a_system_call_waits_as_long_as_it_is_told_to",
+        || GridConfig::new("a_system_call_waits_as_long_as_it_is_told_to", 1).up(),
+        |grid| {
+            let id = grid
+                .submit(1, job(&["/usr/bin/python3", "-c", &format!("{CALLING}{WAITING}")]).system_call());
+            let printed = || grid.logs(1, id, 0);
+            until("it calls", || printed() == "patient 0\nhasty 0\nimpatient 0\n");
+            let agent = grid.agents()[0].unwrap();
+            let send = |signal| kill(Pid::from_raw(agent), signal).unwrap();
+            send(Signal::SIGSTOP);
+            std::thread::sleep(Duration::from_secs(1));
+            send(Signal::SIGCONT);
+            until("its time was over", || printed().contains("impatient 110\nimpatient 0\n"));
+            let so_far = printed();
+            assert!(!so_far.contains("hasty 11\n") && so_far.matches("patient 0\n").count() == 3, "{so_far}");
+            grid.kill_agent(1);
+            grid.until_up(1, 1);
+            until("it would not wait", || printed().contains("hasty 11\n"));
+            until("and is answered again", || {
+                let printed = printed();
+                printed.rfind("hasty 0\n") > printed.rfind("hasty 11\n")
+            });
+            assert_eq!(
+                printed().lines().filter(|line| line.starts_with("patient")).count(),
+                1,
+                "{}",
+                printed()
+            );
+        },
+    );
+}
+
+const WAITING: &str = r#"
+lock = threading.Lock()
+def calls(name, **how):
+    last = None
+    while True:
+        error, told = ask(257, struct.pack("IIQQII", 32, 0, own, 0, 0, 0), **how)
+        if error != last:
+            with lock: print(name, error, flush=True)
+        last = error
+        ready.set()
+        time.sleep(0.01)
+own = struct.unpack("IIQQII", call(2, struct.pack("IIQQII", 32, 0, 0, 0, 0, 0))[1])[2]
+for name, how in [("patient", {}), ("hasty", {"flags": 1}), ("impatient", {"timeout": 200})]:
+    ready = threading.Event()
+    threading.Thread(target=calls, args=[name], kwargs=how).start()
+    ready.wait()
+"#;
+
+/// `call(op, arguments)` gives the error, or 0, and what became of the arguments.
+const CALLING: &str = r#"
+import ctypes, struct, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+SYS_gridos = 0x677264
+def call(op, arguments, size=None, at=None):
+    room = ctypes.create_string_buffer(arguments, len(arguments))
+    where = ctypes.addressof(room) if at is None else at
+    size = len(arguments) if size is None else size
+    done = libc.syscall(SYS_gridos, ctypes.c_long(op), ctypes.c_void_p(where), ctypes.c_long(size))
+    return (0 if done == 0 else ctypes.get_errno()), room.raw
+def ask(op, given=b"", room=4096, flags=0, timeout=0):
+    given, taken = ctypes.create_string_buffer(given, max(len(given), 1)), ctypes.create_string_buffer(room)
+    length = len(given.raw) if len(given.raw) > 1 else 0
+    error, left = call(6, struct.pack("IIIIQQII", 40, op, flags, timeout, ctypes.addressof(given),
+                                      ctypes.addressof(taken), length, room))
+    return error, taken.raw[:struct.unpack("IIIIQQII", left)[7]]
+"#;
+
+const WRONG: &str = r#"
+EPERM, ESRCH, EFAULT, EINVAL, ENOTTY, E2BIG, EMSGSIZE = 1, 3, 14, 22, 25, 7, 90
+version = struct.pack("IIII", 16, 0, 0, 0)
+error, told = call(1, version)
+assert error == 0 and struct.unpack("IIII", told)[1:3] == (1, 1), (error, told)
+# A longer struct of a later release, whose rest is zero, and one whose rest is not.
+assert call(1, struct.pack("IIIIII", 24, 0, 0, 0, 0, 0))[0] == 0
+assert call(1, struct.pack("IIIIII", 24, 0, 0, 0, 7, 0))[0] == E2BIG
+assert call(1, version, size=8)[0] == EINVAL
+assert call(1, struct.pack("IIII", 20, 0, 0, 0))[0] == EINVAL
+assert call(1, version, size=1 << 20)[0] == E2BIG
+assert call(1, version, at=8)[0] == EFAULT
+assert call(1, version, at=0xffffffffffffff00)[0] == EFAULT
+for op in [0, 7, 100, 256, 1 << 31, 1 << 40]:
+    assert call(op, version)[0] == ENOTTY, op
+for op in [128, 129, 133]:
+    assert call(op, version)[0] == EPERM, op
+error, told = call(2, struct.pack("IIQQII", 32, 0, 0, 0, 0, 0))
+gpid = struct.unpack("IIQQII", told)[2]
+assert error == 0 and gpid != 0
+assert call(3, struct.pack("IIQiI", 24, 1, 0, 1 << 30, 0))[0] == ESRCH
+# Records as long as the caller knows them, from where it says.
+def nodes(record, begin, count):
+    room = ctypes.create_string_buffer(bytes([255]) * 1024, 1024)
+    error, told = call(4, struct.pack("IIQQII", 32, record, ctypes.addressof(room), begin, count, 0))
+    return error, struct.unpack("IIQQII", told)[4], room.raw
+size = 4 + 4 + 8 + 8 + 4 + 4 + 64
+for _ in range(100):
+    error, count, room = nodes(size, 0, 8)
+    if count == 2: break
+    time.sleep(0.1)
+assert (error, count) == (0, 2), (error, count)
+assert struct.unpack_from("I", room, size)[0] == 2 and room[2 * size] == 0xff
+assert nodes(size, 2, 8)[1] == 1 and nodes(size, 0, 1)[1] == 1 and nodes(size, 9, 8)[1] == 0
+error, count, room = nodes(size + 16, 0, 8)
+assert count == 2 and room[size:size + 16] == bytes(16) and struct.unpack_from("I", room, size + 16)[0] == 2
+error, count, room = nodes(4, 0, 8)
+assert struct.unpack_from("III", room) == (1, 2, 0xffffffff)
+# Calls: the answer, an error's sentence, no room for it, and what is too much.
+error, told = ask(256, b"self")
+assert error == 0 and told.startswith(b"gpid "), (error, told[:40])
+error, told = ask(256, b"nonsense")
+assert error == EINVAL and b"is no command" in told, (error, told)
+assert ask(256, b"help", room=8)[0] == EMSGSIZE
+assert ask(255, b"help")[0] == EINVAL and ask(256, b"help", flags=8)[0] == EINVAL
+assert ask(999, b"help")[0] == ENOTTY
+assert ask(256, b"help", room=1 << 20)[0] == EMSGSIZE
+wrong = []
+def many():
+    for _ in range(50):
+        error, told = ask(256, b"self")
+        if error != 0 or not told.startswith(b"gpid "): wrong.append((error, told))
+threads = [threading.Thread(target=many) for _ in range(8)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+assert not wrong, wrong[:3]
+print("done")
+"#;
+
+const ON_AND_ON: &str = r#"
+count = 0
+while True:
+    error, told = call(2, struct.pack("IIQQII", 32, 0, 0, 0, 0, 0))
+    if error in (4, 11):
+        continue
+    assert error == 0, error
+    count += 1
+    print(count, struct.unpack("IIQQII", told)[1], flush=True)
+    time.sleep(0.02)
+"#;
 
 #[test]
 fn operations_on_a_users_own_socket_have_the_rights_of_that_user() {
@@ -107,7 +328,7 @@ fn files_stand_in_for_those_of_the_module() {
             };
             let id = grid.submit(1, JobSpec { nodes: vec!["node1".into()], ..job(&SLEEP) });
             grid.until_running(1, id);
-            assert_eq!(shell(0, "ls"), "control\ngpids\njobs\nnodes\nself\nversion\n");
+            assert_eq!(shell(0, "ls"), "control\ngpids\nio\njobs\nnodes\npipes\nself\nversion\n");
             assert_eq!(
                 shell(0, "cat version self"),
                 "uapi 1\nnode 1\ndaemon attached\ngpid -\nnode 1\njob -\ntask -\n"
@@ -116,6 +337,13 @@ fn files_stand_in_for_those_of_the_module() {
             assert!(nodes.lines().count() == 3 && nodes.contains("\tnode2\n"), "{nodes}");
             let line = format!("{id}\t0\trunning\t1\t1\t0\t0\tsleep\n");
             assert!(shell(0, "cat jobs").ends_with(&line));
+            assert_eq!(shell(0, "cat pipes"), "name\treaders\twriters\tbuffered\tof\towner\n");
+            grid.gridctl_as(1, NOBODY, Path::new("/"), ["pipe", "create", "numbers", "--capacity", "64K"])
+                .ok();
+            let theirs = "numbers\t0\t0\t0\t65536\tnobody@node1\n";
+            assert!(shell(NOBODY, "cat pipes").ends_with(theirs) && shell(0, "cat pipes").ends_with(theirs));
+            assert!(!shell(NOBODY - 1, "cat pipes").contains("numbers"));
+            assert_eq!(shell(0, "cat io"), "pid\tuid\tend\titems\tbytes\tof\tstreams\n");
             let gpids = shell(0, "cat gpids");
             let (gpid, _) = gpids.lines().nth(1).unwrap().split_once('\t').unwrap();
             // A command and its answer are of one open file; each drops what is left of the answer before.

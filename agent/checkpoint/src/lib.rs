@@ -49,6 +49,7 @@
 
 pub mod description;
 pub mod engine;
+pub mod filter;
 pub mod images;
 pub mod installation;
 pub mod interval;

@@ -18,6 +18,7 @@ use libgrid::sys::abi::{
     Request, Version,
 };
 use libgrid::sys::device::Device;
+use libgrid::sys::enter::Enter;
 
 use crate::serials::Serials;
 

@@ -8,13 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use grid_kernel::{Asked, Requests};
-use libgrid::sys::abi::Op;
-use nix::errno::Errno;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-use crate::caller::Caller;
-use crate::control::operations::{self, Asker, Refused};
+use crate::control::operations;
 use crate::grid::{Grid, blocking};
 
 /// How often the tables are looked at.
@@ -53,25 +50,14 @@ pub(crate) fn serve(grid: &Arc<Grid>) -> io::Result<()> {
 }
 
 async fn answer(grid: Arc<Grid>, requests: Requests, asked: Asked) {
-    let caller = Caller::user_of(asked.uid, asked.gid, &grid.config);
-    let asker = Asker::new(Some(&grid), caller, asked.pid).await;
-    let answered = match asked.again && asked.op != Op::STATUS {
-        false => operations::operate(Ok(grid), &asker, asked.op, &asked.input).await,
-        true => {
-            let why =
-                "the agent was restarted while it did this, and may have done it: look before you ask again";
-            Err(Refused { errno: Errno::EINTR, why: why.into() })
-        }
-    };
-    let (errno, output, then) = match answered {
-        Ok(answered) => (0, answered.output, answered.then),
-        Err(Refused { errno, why }) => (errno as i32, (why + "\n").into_bytes(), None),
-    };
+    let Asked { uid, gid, pid, op, again, .. } = asked;
+    let question = operations::Asked { uid, gid, pid, op, input: asked.input.clone(), again };
+    let (errno, output, then) = operations::answer(&grid, question).await;
     if let Err(error) = requests.answer(&asked, errno, &output) {
-        warn!(%error, op = %asked.op, "the kernel module took no answer");
+        warn!(%error, %op, "the kernel module took no answer");
     }
     if let Some(then) = then {
-        closed(asked.pid).await;
+        closed(pid).await;
         then.await;
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::caller::Caller;
+use crate::calls;
 use crate::comm::{self, Comm};
 use crate::config::Config;
 use crate::control::{Typists, operations};
@@ -152,11 +153,12 @@ impl Grid {
         tokio::spawn(output.clone().collect_all(collects_end));
         let channel = (queries.clone(), queries_end);
         let (fifos, orders) = Fifos::new();
+        let (asked, called) = mpsc::unbounded_channel();
         let runner = runner::start(
             config.clone(),
             me,
             core.clone(),
-            (staging, network.clone(), processes.clone(), fifos),
+            (staging, network.clone(), processes.clone(), fifos, asked),
             (shims, found),
             channel,
             actions_end,
@@ -225,6 +227,7 @@ impl Grid {
         tokio::spawn(grid.clone().keep_certificate());
         comm::start(grid.clone());
         tokio::spawn(fifo::serve(grid.clone(), orders));
+        tokio::spawn(calls::serve(grid.clone(), called));
         Ok((grid, incoming))
     }
 

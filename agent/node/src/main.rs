@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod caller;
+mod calls;
 mod checkpoint;
 mod comm;
 mod config;

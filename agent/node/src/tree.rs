@@ -8,12 +8,11 @@ use libgrid::sys::abi::Op;
 use nix::errno::Errno;
 use tokio::runtime::Handle;
 
-use crate::caller::Caller;
-use crate::control::operations::{Answered, Asker, Refused, operate};
+use crate::control::operations::{Asked, answer};
 use crate::device::closed;
 use crate::grid::Grid;
 
-const FILES: &[&str] = &["version", "self", "nodes", "jobs", "gpids"];
+const FILES: &[&str] = &["version", "self", "nodes", "jobs", "gpids", "io", "pipes"];
 
 /// Mounts them.
 pub(crate) fn mount(grid: &Arc<Grid>) -> io::Result<Tree> {
@@ -44,17 +43,13 @@ impl OfGrid {
             return reply(Err((Errno::EAGAIN as i32, Vec::new())));
         };
         self.runtime.spawn(async move {
-            let caller = Caller::user_of(who.uid, who.gid, &grid.config);
-            let asker = Asker::new(Some(&grid), caller, who.pid).await;
-            match operate(Ok(grid), &asker, Op::COMMAND, &line).await {
-                Ok(Answered { output, then }) => {
-                    reply(Ok(output));
-                    if let Some(then) = then {
-                        closed(who.pid).await;
-                        then.await;
-                    }
-                }
-                Err(Refused { errno, why }) => reply(Err((errno as i32, (why + "\n").into_bytes()))),
+            let Opener { pid, uid, gid } = who;
+            let question = Asked { uid, gid, pid, op: Op::COMMAND, input: line, again: false };
+            let (errno, output, then) = answer(&grid, question).await;
+            reply(if errno == 0 { Ok(output) } else { Err((errno, output)) });
+            if let Some(then) = then {
+                closed(pid).await;
+                then.await;
             }
         });
     }

@@ -60,6 +60,8 @@ pub struct Launch {
     pub address: Option<Ipv4Addr>,
     /// Whether the kernel module is this agent's: the program's process is entered there.
     pub enters: bool,
+    /// Whether it has the grid's system call.
+    pub calls: bool,
 }
 
 /// From the agent to the shim.
@@ -136,6 +138,18 @@ pub enum ToShim {
     },
     /// Let a task run that is held; [`ToShim::Fence`] ends it.
     LetGo(Run),
+    /// What comes of a [`FromShim::Called`].
+    Answer {
+        /// Whose call.
+        run: Run,
+        /// Which.
+        call: u64,
+        /// A number of errno(3), or 0.
+        errno: i32,
+        /// What the caller gets, at most [`libgrid::control::MAX_CHUNK`].
+        #[serde(with = "serde_bytes")]
+        output: Vec<u8>,
+    },
     /// The home node has its exit status: forget it.
     Forget(Run),
     /// End when no task is left.
@@ -196,6 +210,22 @@ pub enum FromShim {
         stdout: u64,
         /// To standard error, in bytes.
         stderr: u64,
+    },
+    /// A process of a task made the grid's system call, and waits for [`ToShim::Answer`].
+    Called {
+        /// Of which.
+        run: Run,
+        /// The shim's number for it.
+        call: u64,
+        /// Whether an earlier agent was told of it, which may have done it.
+        again: bool,
+        /// The caller's pid.
+        pid: u32,
+        /// What it asks for: `libgrid::sys::abi::Op`.
+        op: u32,
+        /// The operation's arguments.
+        #[serde(with = "serde_bytes")]
+        input: Vec<u8>,
     },
     /// How far a task's input is now.
     Typed {

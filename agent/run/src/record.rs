@@ -49,13 +49,15 @@ pub(crate) enum Step {
     Input,
     /// Entering the task's own network.
     Network,
+    /// Giving the grid's system call to the shim.
+    Calls,
 }
 
 /// Bytes of a record: a tag, 0 for the end, and a value.
 pub(crate) const RECORD: usize = 8;
 
 impl Step {
-    const ALL: [Step; 16] = [
+    const ALL: [Step; 17] = [
         Step::Propagation,
         Step::Work,
         Step::Tmp,
@@ -72,6 +74,7 @@ impl Step {
         Step::Init,
         Step::Input,
         Step::Network,
+        Step::Calls,
     ];
 
     /// What was tried, for the sentence that says that it failed.
@@ -93,6 +96,7 @@ impl Step {
             Step::Init => "starting the task's init",
             Step::Input => "opening /dev/null",
             Step::Network => "entering the task's own network",
+            Step::Calls => "installing the filter for the grid's system call",
         }
     }
 }

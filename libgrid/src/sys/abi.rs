@@ -12,6 +12,10 @@ pub const VERSION: u32 = 1;
 /// The module's device.
 pub const DEVICE: &str = "/dev/gridos";
 
+/// The number of the grid's system call, which processes of jobs have that asked for it: `syscall(SYS_GRIDOS, op, &arguments,
+/// size)`. No kernel has it, nor one near it: without the grid it fails with `ENOSYS`.
+pub const SYS_GRIDOS: i64 = 0x0067_7264;
+
 /// The most bytes of a call, in and out.
 pub const CALL_MAX: usize = 65_536;
 
@@ -28,8 +32,8 @@ pub const VERSION_DAEMON: u32 = 1;
 pub const LOOKUP_PID: u32 = 1;
 /// A flag of [`Lookup`]: the global id is given.
 pub const LOOKUP_GPID: u32 = 2;
-/// A flag of a call: no agent means EAGAIN.
-pub(crate) const CALL_NOWAIT: u32 = 1;
+/// A flag of [`Call`]: no agent means EAGAIN.
+pub const CALL_NOWAIT: u32 = 1;
 /// The task of a [`Target`]: all of them.
 pub const TASK_ALL: u32 = u32::MAX;
 /// A flag of [`Target`]: do not wait until it has moved.
@@ -443,7 +447,7 @@ records! { pub struct
 }
 
 // These hold addresses.
-records! { pub(crate) struct
+records! { pub struct
     /// `struct gridos_list`.
     List {
         /// Of this struct.

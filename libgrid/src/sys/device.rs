@@ -4,9 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::Duration;
 
-use super::abi::{CALL_MAX, CALL_NOWAIT, Call, List, Op, Publish, Record, sized};
+use super::abi::{Op, Publish, Record};
+use super::enter::Enter;
 
 /// `_IO(GRIDOS_IOC_MAGIC, op)`.
 const fn command(op: Op) -> libc::Ioctl {
@@ -17,15 +17,12 @@ const fn command(op: Op) -> libc::Ioctl {
 ///
 /// ```no_run
 /// use libgrid::sys::abi::{Op, Version};
-/// use libgrid::sys::device::Device;
+/// use libgrid::sys::{device::Device, enter::Enter};
 /// let version: Version = Device::open()?.operate(Op::VERSION, Version::default())?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Device(File);
-
-/// What a call came back with: the error, 0 for none, and bytes.
-pub type Outcome = (i32, Vec<u8>);
 
 impl Device {
     /// Opens [`DEVICE`](super::abi::DEVICE).
@@ -45,68 +42,6 @@ impl Device {
         &self.0
     }
 
-    /// One operation: what the kernel made of its arguments.
-    ///
-    /// # Errors
-    /// As `gridos.h` says of the operation.
-    pub fn operate<R: Record>(&self, op: Op, arguments: R) -> io::Result<R> {
-        let mut bytes = sized(&arguments);
-        self.ioctl(op, &mut bytes)?;
-        Ok(R::from_bytes(&bytes))
-    }
-
-    /// Asks the daemon, and waits `limit` at most; with `nowait`, no daemon is an error at once.
-    ///
-    /// # Errors
-    /// Where there is no answer. An answer that is an error is none of these.
-    pub fn call(&self, op: Op, input: &[u8], limit: Duration, nowait: bool) -> io::Result<Outcome> {
-        let mut output = vec![0u8; CALL_MAX];
-        let call = Call {
-            size: 0,
-            op: op.0,
-            flags: if nowait { CALL_NOWAIT } else { 0 },
-            timeout_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
-            input: input.as_ptr() as u64,
-            output: output.as_mut_ptr() as u64,
-            input_len: u32::try_from(input.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
-            output_len: CALL_MAX as u32,
-        };
-        let mut bytes = sized(&call);
-        let error = self.ioctl(Op::CALL, &mut bytes).err();
-        output.truncate(Call::from_bytes(&bytes).output_len as usize);
-        match error {
-            None => Ok((0, output)),
-            // Nothing was asked for.
-            Some(error) if output.len() == CALL_MAX => Err(error),
-            Some(error) => Ok((error.raw_os_error().unwrap_or(libc::EIO), output)),
-        }
-    }
-
-    /// A table, all of it.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub fn list<R: Record>(&self, op: Op, number: impl Fn(&R) -> u64) -> io::Result<Vec<R>> {
-        const PAGE: usize = 256;
-        let mut all: Vec<R> = Vec::new();
-        let mut room = vec![0u8; PAGE * R::SIZE];
-        loop {
-            let list = List {
-                size: 0,
-                record_size: R::SIZE as u32,
-                records: room.as_mut_ptr() as u64,
-                from: all.last().map_or(0, |last| number(last) + 1),
-                count: PAGE as u32,
-                reserved: 0,
-            };
-            let got = self.operate(op, list)?.count as usize;
-            all.extend(room.chunks_exact(R::SIZE).take(got).map(R::from_bytes));
-            if got < PAGE {
-                return Ok(all);
-            }
-        }
-    }
-
     /// Replaces a table; for the daemon.
     ///
     /// # Errors
@@ -122,11 +57,13 @@ impl Device {
         };
         self.operate(Op::PUBLISH, publish).map(drop)
     }
+}
 
+impl Enter for Device {
     #[expect(unsafe_code, reason = "ioctl(2) has no safe wrapper")]
-    fn ioctl(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
-        // SAFETY: the arguments begin with their size, and the kernel uses no more bytes of them. What they point to, in
-        // `call`, `list` and `publish`, is there until they return, and as long as they say.
+    fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
+        // SAFETY: the arguments begin with their size, and the kernel uses no more bytes of them. What they point to is there
+        // until this returns, and as long as they say: `Enter`, and `publish`.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), command(op), arguments.as_mut_ptr()) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }

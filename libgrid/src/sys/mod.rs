@@ -3,6 +3,7 @@
 //! | [`Door`] | is there | how |
 //! | --- | --- | --- |
 //! | `Device` | where the kernel module is loaded, and an agent attached | `ioctl(2)` on `/dev/gridos` |
+//! | `SystemCall` | in processes of jobs that asked for it | `syscall(SYS_gridos, op, &arguments, size)` |
 //! | `Agent` | wherever there is an agent | its socket |
 //!
 //! The operations, their numbers and their structs are the same at all of them: `kmod/include/uapi/linux/gridos.h`, and in
@@ -29,6 +30,7 @@
 
 pub mod abi;
 pub mod device;
+pub mod enter;
 pub mod text;
 
 use std::fmt;
@@ -38,6 +40,7 @@ use std::time::Duration;
 
 use self::abi::{Op, Record};
 use self::device::Device;
+use self::enter::{Enter, SystemCall};
 use crate::GridError;
 use crate::blocking::{Grid, socket_path};
 use crate::control::{Reply, Request};
@@ -55,6 +58,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub enum Door {
     /// The kernel module's device.
     Device,
+    /// The system call of processes of a job ([`system_call`](crate::spec::JobSpec::system_call)).
+    SystemCall,
     /// The agent's socket.
     Agent,
 }
@@ -151,7 +156,9 @@ impl Sys {
     pub fn open() -> Result<Self, SysError> {
         match std::env::var_os("GRIDOS_SOCKET") {
             Some(_) => Self::through(Door::Agent),
-            None => Self::through(Door::Device).or_else(|_| Self::through(Door::Agent)),
+            None => Self::through(Door::Device)
+                .or_else(|_| Self::through(Door::SystemCall))
+                .or_else(|_| Self::through(Door::Agent)),
         }
     }
 
@@ -405,11 +412,8 @@ impl Sys {
     /// ```
     pub fn call(&self, op: Op, input: &[u8]) -> Result<Vec<u8>, SysError> {
         let (errno, bytes) = match self.door {
-            Door::Device => {
-                let called =
-                    open(op).and_then(|device| device.call(op, input, LIMIT, false).map_err(system(op)));
-                called?
-            }
+            Door::Device => open(op)?.call(op, input, LIMIT, false).map_err(system(op))?,
+            Door::SystemCall => SystemCall.call(op, input, LIMIT, false).map_err(system(op))?,
             Door::Agent => self.ask(op, input)?,
         };
         if errno == 0 { Ok(bytes) } else { Err(refused(op, errno, &bytes)) }
@@ -422,6 +426,9 @@ impl Sys {
     fn operate<R: Record>(&self, op: Op, arguments: R) -> Result<R, SysError> {
         match self.door {
             Door::Device => open(op)?.operate(op, arguments).map_err(system(op)),
+            Door::SystemCall => {
+                uninterrupted(|| SystemCall.operate(op, arguments.clone())).map_err(system(op))
+            }
             Door::Agent => match self.ask(op, &abi::sized(&arguments))? {
                 (0, bytes) => Ok(R::from_bytes(&bytes)),
                 (errno, why) => Err(refused(op, errno, &why)),
@@ -432,6 +439,7 @@ impl Sys {
     fn list<R: Record>(&self, op: Op, number: impl Fn(&R) -> u64) -> Result<Vec<R>, SysError> {
         match self.door {
             Door::Device => open(op)?.list(op, number).map_err(system(op)),
+            Door::SystemCall => uninterrupted(|| SystemCall.list(op, &number)).map_err(system(op)),
             Door::Agent => match self.ask(op, &[])? {
                 (0, bytes) => Ok(bytes.chunks_exact(R::SIZE).map(R::from_bytes).collect()),
                 (errno, why) => Err(refused(op, errno, &why)),
@@ -445,6 +453,16 @@ impl Sys {
         match Grid::connect_to(&self.socket)?.ask(&request)? {
             Reply::Operated { errno, output } => Ok((errno, output)),
             _ => Err(GridError::Unexpected.into()),
+        }
+    }
+}
+
+/// Asks again where a move or a checkpoint came between: what changes nothing may be asked twice.
+fn uninterrupted<T>(ask: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match ask() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            other => return other,
         }
     }
 }
@@ -512,10 +530,10 @@ impl std::str::FromStr for Door {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Device, Self::Agent]
+        [Self::Device, Self::SystemCall, Self::Agent]
             .into_iter()
             .find(|door| door.to_string() == text)
-            .ok_or_else(|| format!("there is no door {text:?}: device and agent are"))
+            .ok_or_else(|| format!("there is no door {text:?}: device, syscall and agent are"))
     }
 }
 
@@ -523,6 +541,7 @@ impl fmt::Display for Door {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Device => "device",
+            Self::SystemCall => "syscall",
             Self::Agent => "agent",
         })
     }

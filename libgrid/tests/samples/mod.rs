@@ -39,6 +39,7 @@ pub(crate) fn spec() -> JobSpec {
         checkpoint: Checkpoints::Every(Span(Duration::from_secs(300))),
         net: Net::Grid,
         pipes: ["node2:numbers:r", "out:w"].iter().filter_map(|text| text.parse().ok()).collect(),
+        system_call: true,
     }
 }
 

@@ -29,6 +29,7 @@ use super::inside::{Inside, Teller};
 use super::service::{Service, Start};
 use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
 use crate::Description;
+use crate::filter;
 use crate::images::Tree;
 use crate::memory::{Step, Steps};
 use crate::order::{self, Connections, Done, External, Go, Restore};
@@ -168,6 +169,8 @@ impl Checkpoint {
         }
         let images = super::images(&order.folder, order.memory.as_deref());
         let tree = Tree::read(&images).map_err(|error| error.to_string())?;
+        filter::retire(&images)
+            .map_err(|error| format!("its filters of system calls cannot be read: {error}"))?;
         let opened = open_folder(&images)?;
         let names = folders(&order.workdir).map(|(_, name)| name);
         let packed = archives(&order.folder, names, File::options().read(true))?;

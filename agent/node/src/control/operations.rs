@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use libgrid::control::{Failure, Kind, NodeState, Reply, Request, Response, Submission};
 use libgrid::ids::{Gpid, Run, Selector, TaskId};
+use libgrid::pipe::PipeStatus;
 use libgrid::spec::JobSpec;
 use libgrid::status::{JobSummary, MoveMode, TaskState, signal_number};
 use libgrid::sys::Target;
@@ -22,8 +23,9 @@ use libgrid::sys::text;
 use libgrid::wire::stream;
 use nix::errno::Errno;
 
-use super::{Answer, answer, processes, submit};
+use super::{Answer, processes, submit};
 use crate::caller::Caller;
+use crate::copy::movers;
 use crate::grid::Grid;
 
 /// What an operation came back with.
@@ -62,6 +64,37 @@ impl Asker {
             None => caller,
         };
         Self { caller, pid, run }
+    }
+}
+
+/// A question of a local process.
+pub(crate) struct Asked {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// As [`Asker`] has it.
+    pub(crate) pid: u32,
+    pub(crate) op: Op,
+    pub(crate) input: Vec<u8>,
+    /// Whether an earlier agent had it, too.
+    pub(crate) again: bool,
+}
+
+/// Answers it: the error, or 0; what the process gets, which of an error is the sentence; and what is to be done after.
+pub(crate) async fn answer(grid: &Arc<Grid>, asked: Asked) -> (i32, Vec<u8>, Option<Then>) {
+    let caller = Caller::user_of(asked.uid, asked.gid, &grid.config);
+    let asker = Asker::new(Some(grid), caller, asked.pid).await;
+    let changes = asked.op.0 >= Op::COMMAND.0 && asked.op != Op::STATUS;
+    let answered = match asked.again && changes {
+        false => operate(Ok(grid.clone()), &asker, asked.op, &asked.input).await,
+        true => {
+            let why =
+                "the agent was restarted while it did this, and may have done it: look before you ask again";
+            Err(Refused { errno: Errno::EINTR, why: why.into() })
+        }
+    };
+    match answered {
+        Ok(answered) => (0, answered.output, answered.then),
+        Err(Refused { errno, why }) => (errno as i32, (why + "\n").into_bytes(), None),
     }
 }
 
@@ -385,6 +418,11 @@ impl Operation<'_> {
             ["nodes"] => table(text::NODES, &self.nodes()),
             ["jobs"] => table(text::JOBS, &self.jobs().await?),
             ["gpids"] => gpids(&self.grid, self.asker).await,
+            ["pipes"] => self.pipes().await?,
+            ["io"] => {
+                let caller = &self.asker.caller;
+                table(movers::IO, &self.grid.copies.movers.of((!caller.is_root()).then_some(caller.uid)))
+            }
             ["status", of] => self.status(target(of)?).await?.to_string(),
             ["signal", of, signal] => {
                 self.signal(target(of)?, signal_of(signal)?).await?;
@@ -412,6 +450,18 @@ impl Operation<'_> {
         Ok(said.into_bytes().into())
     }
 
+    /// The named pipes of this node that the asker may use, as a table.
+    async fn pipes(&self) -> Result<String, Refused> {
+        let caller = self.asker.caller.clone().for_task(&self.grid).await?;
+        let mut lines = String::from("name\treaders\twriters\tbuffered\tof\towner\n");
+        for pipe in self.grid.pipes.list(self.grid.me, &caller) {
+            let PipeStatus { spec, owner, buffered, readers, writers, .. } = pipe;
+            let (name, most) = (spec.name, spec.capacity);
+            lines += &format!("{name}\t{readers}\t{writers}\t{}\t{}\t{owner}\n", buffered.0, most.0);
+        }
+        Ok(lines)
+    }
+
     async fn migrate_text(&self, target: Target, to: Option<String>) -> Result<Answered, Refused> {
         let own = self.is_own(self.task(target).await?);
         let answered = self.migrate(target, to, own).await?;
@@ -425,6 +475,8 @@ const HELP: &str = "\
 version                     of the interface
 self                        this process
 nodes, jobs, gpids          tables
+pipes                       of this node, that you may use
+io                          transfers of this node, that are yours
 status TARGET               how a job, a task or that of a process is doing
 signal TARGET SIGNAL        SIGNAL is a number, or a name such as INT
 migrate TARGET [NODE]       to this node, or to the best one
@@ -509,7 +561,7 @@ impl From<Vec<u8>> for Answered {
 async fn ask(grid: &Arc<Grid>, caller: &Caller, request: Request) -> Result<Reply, Refused> {
     let (mut ours, mut theirs) = tokio::io::duplex(64 << 10);
     let answering = async {
-        let answered = answer::answer(grid, caller, request, &mut theirs).await;
+        let answered = super::answer::answer(grid, caller, request, &mut theirs).await;
         drop(theirs);
         answered
     };

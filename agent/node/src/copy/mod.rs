@@ -17,7 +17,7 @@
 
 mod ends;
 pub(crate) mod exports;
-mod movers;
+pub(crate) mod movers;
 mod tickets;
 
 use std::path::{Path, PathBuf};

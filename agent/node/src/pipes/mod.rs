@@ -154,7 +154,7 @@ impl Pipes {
     }
 
     /// Those here that the caller may use.
-    fn list(&self, me: NodeId, caller: &Caller) -> Vec<PipeStatus> {
+    pub(crate) fn list(&self, me: NodeId, caller: &Caller) -> Vec<PipeStatus> {
         let all = self.lock();
         let seen = all.values().filter(|kept| may(me, caller, &kept.record, false));
         seen.map(|Kept { record, pipe }| {

@@ -36,6 +36,7 @@ use libgrid::address::Address;
 use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::spec::{self, JobSpec, Net};
 use libgrid::status::{Obstacle, Outcome, TaskCheckpoints, Usage};
+use libgrid::sys::abi::Op;
 use libgrid::units::{Bytes, Span};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -58,8 +59,10 @@ pub(crate) use self::resume::finished;
 use self::shim::{ShimId, ShimNews};
 pub(crate) use self::slots::is_task;
 use self::slots::{Slot, Slots};
+use crate::calls::Called;
 use crate::checkpoint::{self, CheckpointError, Checkpoints, Departed, News};
 use crate::config::Config;
+use crate::control::operations::Asked;
 use crate::core::{Core, deadline, first_lease};
 use crate::network::Network;
 use crate::peers::Peers;
@@ -114,6 +117,8 @@ pub(crate) enum Query {
     RoundsOver { run: Run, key: u64 },
     /// Who sends a run's memory ahead tells how far it is.
     Ahead { run: Run, report: Report },
+    /// What comes of a system call of a run's process.
+    Answer { run: Run, call: u64, errno: i32, output: Vec<u8> },
     /// What came of the work on the store of checkpoints.
     Checkpoints(News),
     /// To have a checkpoint of a task of this home brought here from its host, or to another node if that is this one.
@@ -203,6 +208,8 @@ pub(crate) struct Runner {
     network: Network,
     processes: Processes,
     fifos: Fifos,
+    /// Takes the system calls of processes.
+    calls: mpsc::UnboundedSender<Called>,
     checkpoints: Checkpoints,
     moves: Moves,
     /// Runs that wait for their checkpoints to be unpacked, or for the places of their users.
@@ -235,7 +242,13 @@ pub(crate) fn start(
     config: Arc<Config>,
     me: NodeId,
     core: Core,
-    (staging, network, processes, fifos): (Staging, Network, Processes, Fifos),
+    (staging, network, processes, fifos, calls): (
+        Staging,
+        Network,
+        Processes,
+        Fifos,
+        mpsc::UnboundedSender<Called>,
+    ),
     (shims, found): (Shims, Found),
     (queries, queries_end): Queries,
     actions: mpsc::UnboundedReceiver<Action>,
@@ -263,6 +276,7 @@ pub(crate) fn start(
         network,
         processes,
         fifos,
+        calls,
         checkpoints,
         moves,
         resuming: HashMap::new(),
@@ -502,6 +516,7 @@ impl Runner {
             checkpoint: when,
             address,
             enters: self.processes.has_module(),
+            calls: spec.system_call,
         }
     }
 
@@ -666,6 +681,9 @@ impl Runner {
             Query::Departed { run, from, departed } => self.departed(run, from, departed),
             Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
             Query::Comes { run, uid } => self.comes(run, uid),
+            Query::Answer { run, call, errno, output } => {
+                self.tell(run, ToShim::Answer { run, call, errno, output });
+            }
             Query::Ahead { run, report } => self.sent_ahead(run, report),
             Query::Rounds { run, to, key, reply } => self.begin_rounds(run, to, key, reply),
             Query::Round { run, to, round, reply } => self.write_round(run, to, round, reply),
@@ -759,6 +777,13 @@ impl Runner {
                 if let Some(local) = self.runs.get(&run) {
                     local.typed.send_replace(typed);
                 }
+            }
+            FromShim::Called { run, call, again, pid, op, input } => {
+                let Some(local) = self.runs.get(&run) else { return };
+                let (uid, op) = (local.slot.uid(), Op(op));
+                let asked = Asked { uid, gid: uid, pid, op, input, again };
+                // Who serves them ends with this agent.
+                let _ = self.calls.send(Called { run, call, asked });
             }
             FromShim::Held { .. } => self.held(message),
             FromShim::PreDumped { run, folder, result } => self.round_written(run, folder, result),

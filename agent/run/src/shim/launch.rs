@@ -15,6 +15,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
+use super::calls::Filter;
 use super::line;
 use super::network::{Network, Node};
 use super::start::{self, Init};
@@ -41,6 +42,8 @@ pub(super) struct Launched {
     pub(super) restoring: Option<Restoring>,
     /// Its own network, if it has one.
     pub(super) network: Option<Network>,
+    /// The listener for its calls, of one that was started.
+    pub(super) listener: Option<OwnedFd>,
 }
 
 /// The descriptors that a restore takes.
@@ -106,6 +109,7 @@ pub(super) fn launch(
             external: started.external,
             restoring: started.restoring,
             network,
+            listener: started.listener,
         }),
         Err(why) => {
             // The failure of the start is the one to tell.
@@ -122,6 +126,7 @@ struct Started {
     streams: Streams,
     external: Vec<External>,
     restoring: Option<Restoring>,
+    listener: Option<OwnedFd>,
 }
 
 fn begin(launch: &Launch, group: &Group, program: &Path, network: Option<RawFd>) -> Result<Started, String> {
@@ -131,20 +136,30 @@ fn begin(launch: &Launch, group: &Group, program: &Path, network: Option<RawFd>)
     let pipe =
         |flags| pipe2(OFlag::O_CLOEXEC | flags).map_err(|error| format!("cannot make a pipe: {error}"));
     let (status, status_end) = pipe(OFlag::O_NONBLOCK)?;
-    let init = |stdio, mode, entrances: &[File]| {
+    let init = |stdio, mode, entrances: &[File], filter| {
         Init::new(program, launch, stdio, mode, &status_end, entrances, network)
-            .and_then(|init| init.start())
+            .and_then(|init| init.filtered(filter).start())
             .map_err(|error| format!("cannot start the task's init: {error}"))
     };
-    let (pid, init, restoring) = if launch.restore.is_none() {
-        let (pid, init) = init(theirs.stdio, theirs.mode, &entrances)?;
-        (pid, init, None)
+    let ((pid, init, listener), restoring) = if launch.restore.is_none() {
+        let filter = filter(launch)?;
+        (init(theirs.stdio, theirs.mode, &entrances, filter)?, None)
     } else {
         let (mark, end) = pipe(OFlag::empty())?;
-        let (pid, init) = init([end.as_raw_fd(); 3], start::RESTORED, &[])?;
-        (pid, init, Some(Restoring { mark, streams: theirs.open, entrances }))
+        // Its processes are no children of this one.
+        let started = init([end.as_raw_fd(); 3], start::RESTORED, &[], None)?;
+        (started, Some(Restoring { mark, streams: theirs.open, entrances }))
     };
-    Ok(Started { init, pid, status, streams, external: theirs.external, restoring })
+    Ok(Started { init, pid, status, streams, external: theirs.external, restoring, listener })
+}
+
+/// What gives a task the grid's system call, if it asked for it.
+///
+/// # Errors
+/// One sentence.
+pub(super) fn filter(launch: &Launch) -> Result<Option<Filter>, String> {
+    let filter = launch.calls.then(Filter::new).transpose();
+    filter.map_err(|error| format!("cannot prepare the grid's system call: {error}"))
 }
 
 fn make_folders(launch: &Launch) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! The shim: one thread, one epoll, the tasks of one job.
 
+mod calls;
 mod launch;
 mod line;
 mod link;
@@ -25,6 +26,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::clock_gettime;
 
+use self::calls::Calls;
 use self::link::Link;
 use self::task::Task;
 use self::worker::Work;
@@ -82,6 +84,7 @@ enum Source {
     Stderr(u32),
     Input(u32),
     Worker(u32),
+    Call(u32),
 }
 
 /// What happens to a task at a certain time.
@@ -91,6 +94,7 @@ enum Due {
     Kill(u32),
     LeaseEnds,
     Announce(u32),
+    Calls(u32),
 }
 
 struct Shim {
@@ -196,6 +200,7 @@ impl Shim {
                 self.input(slot, |task| if closed { task.close_input() } else { task.pump_input() });
             }
             Source::Worker(slot) => self.work(slot),
+            Source::Call(slot) => self.call(slot, events),
         }
     }
 
@@ -216,6 +221,8 @@ impl Shim {
         link.send(&FromShim::Tasks(kept));
         if self.listen(link.stream(), Source::Agent, EpollFlags::EPOLLIN).is_ok() {
             self.agent = Some(link);
+            let slots: Vec<u32> = self.tasks.keys().copied().collect();
+            slots.into_iter().for_each(|slot| self.calls_again(slot));
         }
         for task in self.tasks.values_mut() {
             task.watched = false;
@@ -236,6 +243,7 @@ impl Shim {
     fn drop_agent(&mut self) {
         if let Some(agent) = self.agent.take() {
             self.unlisten(agent.stream());
+            self.tasks.values_mut().filter_map(|task| task.calls.as_mut()).for_each(Calls::no_agent);
             self.forget_ahead();
         }
     }
@@ -316,6 +324,11 @@ impl Shim {
                 let frozen = self.frozen;
                 self.with(run, |task| task.let_go(frozen));
             }
+            ToShim::Answer { run, call, errno, output } => self.with(run, |task| {
+                if let Some(calls) = &mut task.calls {
+                    calls.answer(call, errno, &output);
+                }
+            }),
             ToShim::Forget(run) => self.forget(run),
             ToShim::Retire => self.retire = true,
         }
@@ -362,9 +375,16 @@ impl Shim {
     fn freeze(&mut self, frozen: bool) {
         if self.frozen != frozen {
             self.frozen = frozen;
+            if frozen {
+                // What waits for an answer cannot be frozen.
+                self.tasks.values_mut().filter_map(|task| task.calls.as_mut()).for_each(Calls::interrupt);
+            }
             self.tasks.values().for_each(|task| task.freeze(frozen));
             let slots: Vec<u32> = self.tasks.keys().copied().collect();
-            slots.into_iter().for_each(|slot| self.close_or_open(slot));
+            for slot in slots {
+                self.close_or_open(slot);
+                self.hear_calls(slot);
+            }
         }
     }
 
@@ -413,6 +433,12 @@ impl Shim {
                     }
                 }
                 Due::LeaseEnds => self.freeze(true),
+                Due::Calls(slot) => {
+                    let calls = self.tasks.get_mut(&slot).and_then(|task| task.calls.as_mut());
+                    if let Some(next) = calls.and_then(Calls::time_out) {
+                        self.due.insert((next, Due::Calls(slot)));
+                    }
+                }
                 Due::Announce(slot) => {
                     let network = self.tasks.get_mut(&slot).and_then(Task::network);
                     if network.is_some_and(|network| network.is_open() && !network.open()) {
@@ -446,6 +472,7 @@ impl Shim {
         self.slots.insert(run, slot);
         let ended = task.end.clone();
         self.tasks.insert(slot, task);
+        self.hear_calls(slot);
         if self.tasks.get_mut(&slot).and_then(Task::network).is_some() {
             match self.frozen {
                 true => self.close_or_open(slot),
@@ -557,6 +584,9 @@ impl Shim {
             for fd in outputs.chain([&live.init]).chain(&live.input) {
                 let _ = self.epoll.delete(fd);
             }
+            if let Some(calls) = task.calls.take() {
+                let _ = self.epoll.delete(&calls);
+            }
         }
         task.finish();
         if task.forgotten {
@@ -570,7 +600,9 @@ impl Shim {
         if let Some(end) = end {
             self.tell(&FromShim::Ended { run, end });
         }
-        self.due.retain(|(_, due)| !matches!(due, Due::TimeLimit(s) | Due::Kill(s) if *s == slot));
+        self.due.retain(
+            |(_, due)| !matches!(due, Due::TimeLimit(s) | Due::Kill(s) | Due::Calls(s) if *s == slot),
+        );
     }
 
     // === checkpoints ===
@@ -594,12 +626,17 @@ impl Shim {
         let task = self.tasks.get_mut(&slot).ok_or("the task does not run here")?;
         start(task, &criu)?;
         let Some(worker) = &task.worker else { return Ok(()) };
+        if let Some(calls) = &mut task.calls {
+            calls.interrupt();
+        }
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Worker(slot).to_u64());
         // Unheard, it waits for its answer with the task stopped: its socket must go.
-        self.epoll.add(worker.socket(), event).map_err(|error| {
+        let watched = self.epoll.add(worker.socket(), event).map_err(|error| {
             task.worker = None;
             format!("cannot watch who writes it: {error}")
-        })
+        });
+        self.hear_calls(slot);
+        watched
     }
 
     /// Starts what makes the task from its checkpoint; true if it is to begin so. What fails ends the task.
@@ -679,6 +716,7 @@ impl Shim {
         if goes_on {
             self.close_or_open(slot);
         }
+        self.hear_calls(slot);
         if let Some(message) = message {
             self.tell(&message);
         }
@@ -711,6 +749,7 @@ impl Source {
             Source::Stderr(slot) => (5, slot),
             Source::Input(slot) => (6, slot),
             Source::Worker(slot) => (7, slot),
+            Source::Call(slot) => (8, slot),
         };
         kind << 32 | u64::from(slot)
     }
@@ -726,6 +765,7 @@ impl Source {
             5 => Source::Stderr(slot),
             6 => Source::Input(slot),
             7 => Source::Worker(slot),
+            8 => Source::Call(slot),
             _ => return None,
         })
     }

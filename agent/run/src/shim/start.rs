@@ -12,6 +12,7 @@ use std::ptr;
 use libc::{c_char, c_int, c_void};
 use nix::fcntl::{FcntlArg, fcntl};
 
+use super::calls::Filter;
 use crate::protocol::Launch;
 use crate::record::{Record, Step};
 
@@ -35,6 +36,8 @@ pub(super) struct Init {
     descriptors: Vec<Descriptor>,
     /// The network namespace to enter.
     network: Option<RawFd>,
+    /// What gives it the grid's system call.
+    filter: Option<Filter>,
 }
 
 /// The caller's, or, where that was among the places, a copy that is not.
@@ -124,14 +127,21 @@ impl Init {
             envp: CStrings::new(env.collect::<Result<_, _>>()?),
             descriptors: descriptors.collect::<io::Result<_>>()?,
             network,
+            filter: None,
         })
     }
 
-    /// Starts it; returns its pid and a descriptor for it. What fails from then on comes through the status pipe.
+    /// The same, which gives the task the grid's system call.
+    pub(super) fn filtered(self, filter: Option<Filter>) -> Self {
+        Self { filter, ..self }
+    }
+
+    /// Starts it; returns its pid, a descriptor for it, and the listener for its calls. What fails from then on comes through
+    /// the status pipe.
     ///
     /// # Errors
     /// Where the kernel makes no process or no namespaces.
-    pub(super) fn start(&self) -> io::Result<(libc::pid_t, OwnedFd)> {
+    pub(super) fn start(self) -> io::Result<(libc::pid_t, OwnedFd, Option<OwnedFd>)> {
         extern "C" fn enter(init: *mut c_void) -> c_int {
             // SAFETY: `start` passes itself, and waits (CLONE_VFORK) until the child is done with it.
             unsafe { (*init.cast_const().cast::<Init>()).execute() }
@@ -145,13 +155,16 @@ impl Init {
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(STACK);
             let top = top.sub(top as usize % 16);
-            libc::clone(enter, top.cast(), flags, ptr::from_ref(self).cast_mut().cast(), &raw mut pidfd)
+            libc::clone(enter, top.cast(), flags, ptr::from_ref(&self).cast_mut().cast(), &raw mut pidfd)
         };
         if pid < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel opened this descriptor for us.
-        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+        let init = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        // Where there is none, the status pipe tells why.
+        let listener = self.filter.and_then(|filter| filter.listener().ok());
+        Ok((pid, init, listener))
     }
 
     /// The child: puts the descriptors in their places and executes init.
@@ -166,6 +179,10 @@ impl Init {
                 && libc::setns(network, libc::CLONE_NEWNET) < 0
             {
                 return self.fail(Step::Network);
+            }
+            // Before others take the place of its socket.
+            if self.filter.as_ref().is_some_and(|filter| filter.install().is_err()) {
+                return self.fail(Step::Calls);
             }
             for (place, fd) in (0..).zip(&self.descriptors) {
                 if libc::dup2(fd.as_raw_fd(), place) < 0 {

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, tee};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::calls::Calls;
 use super::launch::{self, Launched};
 use super::line;
 use super::network::Network;
@@ -40,6 +41,8 @@ pub(super) struct Task {
     /// Whether the agent wants to hear of output.
     pub(super) watched: bool,
     pub(super) typing: Typing,
+    /// Its system calls for the grid, if it makes any.
+    pub(super) calls: Option<Calls>,
     /// Why we ended it, if we did.
     reason: Option<How>,
     /// It is dying, and takes nothing more: what is typed now may be for where it runs next.
@@ -54,7 +57,7 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(launch: Box<Launch>, live: Result<Launched, String>) -> Self {
-        let (live, end) = match live {
+        let (mut live, end) = match live {
             Ok(live) => (Some(live), None),
             Err(why) => (
                 None,
@@ -66,6 +69,7 @@ impl Task {
                 }),
             ),
         };
+        let listener = live.as_mut().and_then(|live| live.listener.take());
         Self {
             launch,
             started: SystemTime::now(),
@@ -74,6 +78,7 @@ impl Task {
             end,
             watched: false,
             typing: Typing::default(),
+            calls: listener.map(Calls::new),
             reason: None,
             killed: false,
             worker: None,
@@ -354,7 +359,7 @@ impl Task {
             parent,
             connections,
         });
-        let worker = Worker::start(program, &order, &[live.init.as_raw_fd()]).inspect_err(|_| {
+        let worker = Worker::start(program, &order, &[live.init.as_raw_fd()], None).inspect_err(|_| {
             if let Some(network) = live.network.as_mut() {
                 network.open();
             }
@@ -377,7 +382,7 @@ impl Task {
         let live = self.live.as_ref().ok_or("the task has ended")?;
         let (uid, workdir) = (self.launch.uid, self.launch.workdir.clone());
         let order = Order::PreDump(PreDump { folder, uid, workdir, parent });
-        self.worker = Some(Worker::start(program, &order, &[live.init.as_raw_fd()])?);
+        self.worker = Some(Worker::start(program, &order, &[live.init.as_raw_fd()], None)?);
         Ok(())
     }
 
@@ -410,7 +415,8 @@ impl Task {
         let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
         descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));
-        let worker = Worker::start(program, &order, &descriptors)?;
+        let mut worker = Worker::start(program, &order, &descriptors, launch::filter(&self.launch)?)?;
+        self.calls = worker.listener.take().map(Calls::new);
         if ahead {
             live.restoring = Some(restoring);
         } else if let Ok(Description { streams, .. }) = Description::read(&worker.folder) {

@@ -1,14 +1,17 @@
 //! A `gridos-criu` that works for a task: it writes a checkpoint, or a round of its memory, or makes the task from one.
 
 use std::io::{self, Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use grid_checkpoint::order::{self, Done, Go, Order, Report, Streams, Then};
 use libgrid::wire;
 use serde::Serialize;
+
+use super::calls::Filter;
 
 pub(super) struct Worker {
     child: Child,
@@ -19,6 +22,8 @@ pub(super) struct Worker {
     pub(super) work: Work,
     /// What it holds, as long as it is not told to let go.
     pub(super) held: Option<Done>,
+    /// The listener for the calls of what it restores.
+    pub(super) listener: Option<OwnedFd>,
     /// What it said at last.
     said: Option<Report>,
 }
@@ -31,11 +36,17 @@ pub(super) enum Work {
 }
 
 impl Worker {
-    /// Starts it, and gives it its order.
+    /// Starts it, and gives it its order. With a filter, it is installed there, and what it restores inherits it.
     ///
     /// # Errors
     /// One sentence; nothing runs then.
-    pub(super) fn start(program: &Path, order: &Order, descriptors: &[RawFd]) -> Result<Self, String> {
+    #[expect(unsafe_code, reason = "a filter is installed between fork and exec")]
+    pub(super) fn start(
+        program: &Path,
+        order: &Order,
+        descriptors: &[RawFd],
+        filter: Option<Filter>,
+    ) -> Result<Self, String> {
         let (folder, work) = match order {
             Order::Dump(dump) => (dump.folder.clone(), Work::Dump(dump.then)),
             Order::Restore(restore) => (restore.folder.clone(), Work::Restore),
@@ -43,6 +54,11 @@ impl Worker {
         };
         let wrong = |error: io::Error| format!("cannot start {}: {error}", program.display());
         let (mut command, socket) = order::command(program).map_err(wrong)?;
+        let filter = filter.map(std::sync::Arc::new);
+        if let Some(filter) = filter.clone() {
+            // SAFETY: it makes system calls alone.
+            unsafe { command.pre_exec(move || filter.install()) };
+        }
         let mut child = command.spawn().map_err(wrong)?;
         // Its end of the socket: only its own copy may be left, or its end is never heard.
         drop(command);
@@ -52,7 +68,10 @@ impl Worker {
             let _ = child.wait();
             return Err(wrong(error));
         }
-        Ok(Self { child, socket, incoming: Vec::new(), folder, work, held: None, said: None })
+        // Only ours is left.
+        let listener = filter.and_then(std::sync::Arc::into_inner).map(Filter::listener).transpose();
+        let listener = listener.map_err(wrong)?;
+        Ok(Self { child, socket, incoming: Vec::new(), folder, work, held: None, listener, said: None })
     }
 
     pub(super) fn socket(&self) -> &UnixStream {

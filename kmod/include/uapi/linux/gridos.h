@@ -29,6 +29,18 @@
 #define GRIDOS_IOC_MAGIC	0xe9
 #define GRIDOS_IOC(op)		_IO(GRIDOS_IOC_MAGIC, (op))
 
+/*
+ * In processes of jobs that asked for it, syscall(SYS_gridos, op, &arguments, size) is the same
+ * without the device: the operations for programs, with or without the module. The size is that
+ * which the arguments begin with. The agent answers, so that EAGAIN is for all but CALL without
+ * GRIDOS_CALL_NOWAIT; EINTR is also for a call that was under way when its process was written
+ * down or moved.
+ *
+ * The number is beyond all of the kernel's, and is ENOSYS where nobody answers. Should a kernel
+ * have it one day, processes of such jobs could not make that call.
+ */
+#define SYS_gridos		0x677264
+
 enum gridos_op {
 	/* For programs. */
 	GRIDOS_OP_VERSION	= 1,	/* struct gridos_version */

@@ -1,0 +1,107 @@
+//! The operations of `gridos.h` on whatever takes their arguments by a pointer: the module's device, or the system call.
+
+use std::io;
+use std::time::Duration;
+
+use super::abi::{CALL_MAX, CALL_NOWAIT, Call, List, Op, Record, SYS_GRIDOS, sized};
+
+/// What a call came back with: the error, 0 for none, and bytes.
+pub type Outcome = (i32, Vec<u8>);
+
+/// A way into the kernel, or to who answers in its place.
+pub trait Enter {
+    /// One operation on arguments, which begin with their size. What they point to has to be there as they say.
+    ///
+    /// # Errors
+    /// As `gridos.h` says of the operation.
+    fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()>;
+
+    /// One operation: what the kernel made of its arguments.
+    ///
+    /// # Errors
+    /// As `gridos.h` says of the operation.
+    fn operate<R: Record>(&self, op: Op, arguments: R) -> io::Result<R> {
+        let mut bytes = sized(&arguments);
+        self.enter(op, &mut bytes)?;
+        Ok(R::from_bytes(&bytes))
+    }
+
+    /// Asks the daemon, and waits `limit` at most; with `nowait`, no daemon is an error at once.
+    ///
+    /// # Errors
+    /// Where there is no answer. An answer that is an error is none of these.
+    fn call(&self, op: Op, input: &[u8], limit: Duration, nowait: bool) -> io::Result<Outcome> {
+        let mut output = vec![0u8; CALL_MAX];
+        let call = Call {
+            size: 0,
+            op: op.0,
+            flags: if nowait { CALL_NOWAIT } else { 0 },
+            timeout_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+            input: input.as_ptr() as u64,
+            output: output.as_mut_ptr() as u64,
+            input_len: u32::try_from(input.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+            output_len: CALL_MAX as u32,
+        };
+        let mut bytes = sized(&call);
+        let error = self.enter(Op::CALL, &mut bytes).err();
+        output.truncate(Call::from_bytes(&bytes).output_len as usize);
+        match error {
+            None => Ok((0, output)),
+            // Nothing was asked for.
+            Some(error) if output.len() == CALL_MAX => Err(error),
+            Some(error) => Ok((error.raw_os_error().unwrap_or(libc::EIO), output)),
+        }
+    }
+
+    /// A table, all of it.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    fn list<R: Record>(&self, op: Op, number: impl Fn(&R) -> u64) -> io::Result<Vec<R>> {
+        const PAGE: usize = 256;
+        let mut all: Vec<R> = Vec::new();
+        let mut room = vec![0u8; PAGE * R::SIZE];
+        loop {
+            let list = List {
+                size: 0,
+                record_size: R::SIZE as u32,
+                records: room.as_mut_ptr() as u64,
+                from: all.last().map_or(0, |last| number(last) + 1),
+                count: PAGE as u32,
+                reserved: 0,
+            };
+            let got = self.operate(op, list)?.count as usize;
+            all.extend(room.chunks_exact(R::SIZE).take(got).map(R::from_bytes));
+            if got < PAGE {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+/// The grid's system call ([`SYS_GRIDOS`]), which processes of jobs have that asked for it.
+///
+/// ```no_run
+/// use libgrid::sys::abi::{Op, SelfInfo};
+/// use libgrid::sys::enter::{Enter, SystemCall};
+/// let this: SelfInfo = SystemCall.operate(Op::SELF, SelfInfo::default())?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct SystemCall;
+
+impl Enter for SystemCall {
+    #[expect(unsafe_code, reason = "a system call that no library knows")]
+    fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
+        // SAFETY: whoever answers uses the arguments, and what they point to, as long as both say.
+        let done = unsafe {
+            libc::syscall(
+                SYS_GRIDOS as libc::c_long,
+                op.0 as libc::c_long,
+                arguments.as_mut_ptr(),
+                arguments.len(),
+            )
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
