@@ -13,8 +13,8 @@ use grid_tests::trial::{MEMORY, Watch, programs, shell, try_all};
 /// first report, and after one of KASAN's.
 const FAULTS: &[&[(&str, &str)]] = &[
     &[
-        ("use_after_free", "BUG: KASAN: slab-use-after-free in faulty_init"),
-        ("out_of_bounds", "BUG: KASAN: slab-out-of-bounds in faulty_init"),
+        ("use_after_free", "BUG: KASAN: slab-use-after-free in use_after_free"),
+        ("out_of_bounds", "BUG: KASAN: slab-out-of-bounds in out_of_bounds"),
         ("leak", "unreferenced object"),
         ("atomic_sleep", "BUG: sleeping function called from invalid context"),
         ("timer_freed", "ODEBUG: free active"),
