@@ -16,7 +16,7 @@ use crate::program;
 const PATIENCE: u32 = 600;
 
 /// The same with a kernel that watches each access to memory and each lock.
-const DEBUG_PATIENCE: u32 = 3600;
+const DEBUG_PATIENCE: u32 = 7200;
 
 /// A machine that is yet to be started; its files go with the value.
 #[derive(Debug)]
@@ -217,7 +217,8 @@ impl Machine {
                 "-m",
                 &memory.to_string(),
                 "-smp",
-                "2",
+                // Two sockets: of one with two cores, the table that kernels without ACPI read has the first alone.
+                "2,sockets=2",
             ])
             .args(["-cpu", self.processor, "-nographic", "-no-reboot", "-net", "none", "-kernel"])
             .arg(&self.kernel)

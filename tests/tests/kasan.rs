@@ -33,6 +33,9 @@ done
 cat /sys/kernel/debug/kmemleak
 "#;
 
+/// With one, little happens at once.
+const PROCESSORS: &str = r#"tell processors "$(grep -c ^processor /proc/cpuinfo)""#;
+
 const COMMIT: &str = r##"#!/bin/sh
 export PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t debugfs debug /sys/kernel/debug
@@ -64,14 +67,19 @@ fn the_kernel_finds_nothing_wrong_with_the_module() {
     let machine = machine();
     let module = build("kasan", folder.path()).expect("the kernel that setup/kasan builds");
     // Both are off for good once they gave up.
-    let after = format!("{SCAN}\ntell locks \"$(grep -c 'debug_locks: *1$' /proc/lockdep_stats)\"");
+    let after =
+        format!("{SCAN}\ntell locks \"$(grep -c 'debug_locks: *1$' /proc/lockdep_stats)\"\n{PROCESSORS}");
     let watch = Watch {
         before: "mount -t debugfs debug /sys/kernel/debug",
         after: &after,
-        patience: 900,
+        patience: 3600,
         stress: 60,
     };
-    try_all(&machine, &module, "with KASAN", &watch).expect(&[("scan.2", "0"), ("locks", "1")]);
+    try_all(&machine, &module, "with KASAN", &watch).expect(&[
+        ("scan.2", "0"),
+        ("locks", "1"),
+        ("processors", "2"),
+    ]);
 }
 
 #[test]
