@@ -5,10 +5,10 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PREFIX := /usr/local
 PROGRAMS := gridctl gridosd gridos-shim gridos-init gridos-criu gridos-pages gridos-mover gridos-ftpd gridos-lab
 
-.PHONY: help build install image test lint demo bench clean
+.PHONY: help build install image test test-kasan lint demo bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
 build: ## the programs, as a user runs them (target/release)
 	setup/install build
@@ -33,6 +33,11 @@ image: ## an image of a virtual machine that is a node (target/image); images/ru
 test: ## installs what is missing and runs every test; ONLY=crate runs one crate's
 	setup/install build test
 	setup/test $(ONLY)
+
+test-kasan: ## the kernel module's tests on a kernel with KASAN, lockdep and kmemleak, which is built once (target/vm/kasan)
+	setup/install build kasan
+	setup/kasan
+	$(CARGO) test --package grid-tests --test kasan -- --ignored --nocapture --test-threads 1
 
 lint: ## formatting, clippy and cargo-deny, as far as they are installed
 	setup/install build

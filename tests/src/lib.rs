@@ -27,6 +27,7 @@ mod programs;
 mod run;
 mod terminal;
 mod traces;
+pub mod trial;
 mod until;
 mod witness;
 

@@ -13,7 +13,10 @@ use std::process::{Command, Stdio};
 use crate::program;
 
 /// How long the machine may take, in seconds, without hardware virtualisation and beside other tests.
-const PATIENCE: &str = "600";
+const PATIENCE: u32 = 600;
+
+/// The same with a kernel that watches each access to memory and each lock.
+const DEBUG_PATIENCE: u32 = 7200;
 
 /// A machine that is yet to be started; its files go with the value.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct Machine {
     processor: &'static str,
     /// What the kernel is told besides.
     options: &'static str,
+    /// In seconds.
+    patience: u32,
     folder: tempfile::TempDir,
 }
 
@@ -57,6 +62,15 @@ impl Machine {
         )
     }
 
+    /// The same with the kernel that `setup/kasan` built. It goes on after what it reports, and reports all.
+    ///
+    /// # Errors
+    /// What this machine lacks, and what installs it.
+    pub fn with_debug_kernel() -> Result<Self, String> {
+        let machine = Self::of("kernels/kasan/vmlinuz", "max,-cx16", "kasan_multi_shot")?;
+        Ok(Self { patience: DEBUG_PATIENCE, ..machine })
+    }
+
     fn of(kernel: &str, processor: &'static str, options: &'static str) -> Result<Self, String> {
         if std::env::consts::ARCH != "x86_64" {
             return Err("the machine's kernel is for x86_64".into());
@@ -69,7 +83,7 @@ impl Machine {
         let kernel = fetched(kernel)?;
         let folder = tempfile::Builder::new().prefix("gridvm-").tempdir_in("/var/tmp").unwrap();
         fs::create_dir(folder.path().join("root")).unwrap();
-        Ok(Self { kernel, processor, options, folder })
+        Ok(Self { kernel, processor, options, patience: PATIENCE, folder })
     }
 
     fn root(&self) -> PathBuf {
@@ -159,16 +173,13 @@ impl Machine {
         self.compile_file(name, &path, &[]);
     }
 
-    /// The same from a file, with headers in these folders.
-    pub fn compile_file(&self, name: &str, path: &Path, headers: &[&Path]) {
+    /// The same from a file, with these options of the compiler.
+    pub fn compile_file(&self, name: &str, path: &Path, options: &[String]) {
         let to = self.root().join("bin").join(name);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         let mut gcc = Command::new("gcc");
         gcc.args(["-O1", "-static", "-pthread"]);
-        for folder in headers {
-            gcc.arg("-I").arg(folder);
-        }
-        let built = gcc.arg("-o").args([&to, path]).status();
+        let built = gcc.args(options).arg("-o").args([&to, path]).status();
         assert!(built.unwrap().success(), "gcc");
     }
 
@@ -198,7 +209,17 @@ impl Machine {
         assert!(Command::new("sh").args(["-c", &pack]).current_dir(self.root()).status().unwrap().success());
         // Not by KVM: there are machines that have it, and on which Debian's kernel stops early.
         let output = Command::new("timeout")
-            .args([PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", &memory.to_string(), "-smp", "2"])
+            .args([
+                &self.patience.to_string(),
+                "qemu-system-x86_64",
+                "-accel",
+                "tcg",
+                "-m",
+                &memory.to_string(),
+                "-smp",
+                // Two sockets: of one with two cores, the table that kernels without ACPI read has the first alone.
+                "2,sockets=2",
+            ])
             .args(["-cpu", self.processor, "-nographic", "-no-reboot", "-net", "none", "-kernel"])
             .arg(&self.kernel)
             .arg("-initrd")

@@ -32,6 +32,11 @@ const TROUBLES: &[&str] = &[
     "UBSAN:",
     "KASAN:",
     "unreferenced object",
+    "suspected memory leaks",
+    "ODEBUG:",
+    // A watcher that gave up sees nothing.
+    "leak detector disabled",
+    "turning off the locking correctness validator",
     "protection fault",
     "stack-protector",
 ];
@@ -48,17 +53,14 @@ pub fn sources() -> PathBuf {
 
 /// Builds the module from the sources in this folder, without a warning.
 pub fn make(folder: &Path, headers: &Path) -> PathBuf {
-    let output = Command::new("make")
-        .args(["-s", "CC=gcc", "W=1"])
-        .arg(format!("KDIR={}", headers.display()))
-        .current_dir(folder)
-        .output()
-        .expect("make");
+    run(Command::new("make").arg(format!("KDIR={}", headers.display())).current_dir(folder));
+    folder.join("gridos.ko")
+}
+
+fn run(make: &mut Command) {
+    let output = make.args(["-s", "CC=gcc", "W=1"]).output().expect("make");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("warning:"), "{said}");
-    let module = folder.join("gridos.ko");
-    assert!(module.exists(), "{said}");
-    module
 }
 
 /// Builds the module for a kernel below this folder, as two kernels may be tested at once.
@@ -67,7 +69,24 @@ pub fn make(folder: &Path, headers: &Path) -> PathBuf {
 /// That the kernel's headers were not fetched.
 pub fn build(version: &str, folder: &Path) -> Result<PathBuf, String> {
     let headers = fetched(&format!("kernels/{version}/build"))?;
-    let copied = Command::new("cp").arg("-r").arg(sources()).arg(folder.join("kmod")).status();
-    assert!(copied.expect("cp").success());
+    copy(&sources(), &folder.join("kmod"));
     Ok(make(&folder.join("kmod"), &headers))
+}
+
+/// The same with another module, whose folder has a `Kbuild` and the module's name.
+///
+/// # Errors
+/// That the kernel's headers were not fetched.
+pub fn build_other(sources: &Path, version: &str, folder: &Path) -> Result<PathBuf, String> {
+    let headers = fetched(&format!("kernels/{version}/build"))?;
+    let name = sources.file_name().expect("a folder with a name");
+    let copied = folder.join(name);
+    copy(sources, &copied);
+    run(Command::new("make").arg("-C").arg(headers).arg(format!("M={}", copied.display())).arg("modules"));
+    Ok(copied.join(name).with_extension("ko"))
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-r").args([from, to]).status();
+    assert!(copied.expect("cp").success());
 }

@@ -29,7 +29,9 @@
 #define JOB GRIDOS_GPID(NODE, 7)
 
 /* The most seconds of a scenario, on a machine without hardware virtualisation beside others. */
+#ifndef PATIENCE
 #define PATIENCE 120
+#endif
 
 /* Ends the process unless the condition holds; the parent sees the status. */
 #define must(condition)                                                                                      \

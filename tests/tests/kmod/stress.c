@@ -11,7 +11,9 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 
+#ifndef SECONDS
 #define SECONDS 25
+#endif
 
 static double end;
 static uint64_t state;
