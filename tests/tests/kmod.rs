@@ -45,6 +45,27 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ),
     ("users", &["refused", "blind", "others_jobs", "limits"]),
     ("tables", &["published", "extensible", "replaced"]),
+    (
+        "io",
+        &[
+            "sends",
+            "receives",
+            "copies",
+            "shares_pages",
+            "peer_ends",
+            "silent",
+            "signals",
+            "killed",
+            "closed",
+            "exclusive_io",
+            "posted",
+            "cancelled",
+            "bounded",
+            "buffers",
+            "hostile",
+            "owners",
+        ],
+    ),
 ];
 
 /// The module has the version of all else.
