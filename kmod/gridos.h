@@ -8,7 +8,8 @@
  *	tables.c	nodes and jobs, as the daemon published them
  *	calls.c		requests to the daemon, their answers, and what ends them early
  *	io.c		managed sockets, and /proc/gridos/io
- *	io_move.c	bytes from files to sockets, and back
+ *	io_move.c	bytes from files to sockets, and back, waiting for the peer
+ *	io_receive.c	what has arrived, to a file or to memory
  *	io_read.c	reads that are done later
  *	io_buffers.c	the sizes of a socket's buffers, and what they are taken from
  *	device.c	/dev/gridos
@@ -95,7 +96,7 @@ ssize_t gridos_read_request(struct file *file, char __user *to, size_t count);
 ssize_t gridos_write_answer(struct file *file, const char __user *from, size_t count);
 __poll_t gridos_poll(struct file *file, struct poll_table_struct *table);
 
-/* === io.c, io_move.c, io_read.c, io_buffers.c === */
+/* === io.c, io_move.c, io_receive.c, io_read.c, io_buffers.c === */
 
 int gridos_io_init(void);
 void gridos_io_exit(void);

@@ -98,6 +98,8 @@ void gridos_socket_put(struct gridos_socket *socket);
 
 /* The file that a program named, held, if it may be read (or written). */
 struct file *gridos_file_get(int fd, fmode_t mode);
+/* === io_receive.c === */
+
 /*
  * Moves what has arrived. With the socket's receiving mutex. 0 if nothing will come any more,
  * EAGAIN if nothing is there. Nothing is written to the file at limit or behind.

@@ -13,6 +13,10 @@ const fn command(op: Op) -> libc::Ioctl {
     0xe9 << 8 | op.0 as libc::Ioctl
 }
 
+/// Those whose arguments hold addresses.
+const HOLD_ADDRESSES: [Op; 8] =
+    [Op::NODES, Op::JOBS, Op::CALL, Op::PUBLISH, Op::IO_SEND, Op::IO_RECV, Op::IO_WRITE, Op::IO_READ];
+
 /// The open device.
 ///
 /// ```no_run
@@ -48,8 +52,18 @@ impl Device {
     /// One operation: what the kernel made of its arguments.
     ///
     /// # Errors
-    /// As `gridos.h` says of the operation.
+    /// As `gridos.h` says of the operation; `InvalidInput` for one whose arguments hold addresses, which have methods of
+    /// their own.
     pub fn operate<R: Record>(&self, op: Op, arguments: R) -> io::Result<R> {
+        // Numbers of any other struct would be taken for addresses.
+        if HOLD_ADDRESSES.contains(&op) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.operate_on(op, arguments)
+    }
+
+    /// The same with arguments that may hold addresses: what they point to must be there until this returns.
+    pub(crate) fn operate_on<R: Record>(&self, op: Op, arguments: R) -> io::Result<R> {
         let mut bytes = sized(&arguments);
         self.ioctl(op, &mut bytes)?;
         Ok(R::from_bytes(&bytes))
@@ -99,7 +113,7 @@ impl Device {
                 count: PAGE as u32,
                 reserved: 0,
             };
-            let got = self.operate(op, list)?.count as usize;
+            let got = self.operate_on(op, list)?.count as usize;
             all.extend(room.chunks_exact(R::SIZE).take(got).map(R::from_bytes));
             if got < PAGE {
                 return Ok(all);
@@ -120,13 +134,13 @@ impl Device {
             record_size: R::SIZE as u32,
             count: records.len() as u32,
         };
-        self.operate(Op::PUBLISH, publish).map(drop)
+        self.operate_on(Op::PUBLISH, publish).map(drop)
     }
 
     #[expect(unsafe_code, reason = "ioctl(2) has no safe wrapper")]
     fn ioctl(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
         // SAFETY: the arguments begin with their size, and the kernel uses no more bytes of them. What they point to, in
-        // `call`, `list` and `publish`, is there until they return, and as long as they say.
+        // `call` and by `operate_on`, is there until they return, and as long as they say; `operate` has no addresses.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), command(op), arguments.as_mut_ptr()) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }

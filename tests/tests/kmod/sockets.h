@@ -7,9 +7,15 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+
+/* As libgrid::sys::abi has it, which nobody else can compare. */
+_Static_assert(sizeof(struct gridos_io) == 56, "struct gridos_io");
+_Static_assert(offsetof(struct gridos_io, offset) == 24, "offset");
+_Static_assert(offsetof(struct gridos_io, done) == 48, "done");
 
 /* Longer than anything takes that goes well. */
 #define LONG_MS 60000
