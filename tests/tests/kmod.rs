@@ -66,6 +66,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
             "owners",
         ],
     ),
+    ("io_speed", &["measured"]),
 ];
 
 /// The module has the version of all else.

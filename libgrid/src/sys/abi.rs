@@ -646,7 +646,10 @@ mod tests {
     #[test]
     fn a_transfer_is_laid_out_as_in_the_header() {
         // `tests/tests/kmod/sockets.h` holds the header to the same numbers.
-        assert_eq!((Io::SIZE, std::mem::offset_of!(Io, offset), std::mem::offset_of!(Io, done)), (56, 24, 48));
+        assert_eq!(
+            (Io::SIZE, std::mem::offset_of!(Io, offset), std::mem::offset_of!(Io, done)),
+            (56, 24, 48)
+        );
         let transfer = Io { size: 56, file: -1, offset: -1, length: 7, ..Io::default() };
         assert_eq!(transfer.to_bytes().len(), Io::SIZE);
         assert_eq!(Io::from_bytes(&transfer.to_bytes()), transfer);

@@ -145,7 +145,10 @@ impl ManagedSocket {
     /// # Ok(()) }
     /// ```
     pub fn send_file(&self, file: &File, from: Option<u64>, length: u64) -> Result<u64, SocketError> {
-        self.transfer(Op::IO_SEND, Io { file: file.as_raw_fd(), offset: offset(from), length, ..Io::default() })
+        self.transfer(
+            Op::IO_SEND,
+            Io { file: file.as_raw_fd(), offset: offset(from), length, ..Io::default() },
+        )
     }
 
     /// Receives bytes into a file, there or at its position: how many came, which is less where the peer ended, and where
@@ -190,7 +193,13 @@ impl ManagedSocket {
     /// # Ok(()) }
     /// ```
     pub fn begin_receive(&self, file: &File, at: u64, length: u64) -> Result<Read, SocketError> {
-        let io = Io { socket: self.number, file: file.as_raw_fd(), offset: offset(Some(at)), length, ..Io::default() };
+        let io = Io {
+            socket: self.number,
+            file: file.as_raw_fd(),
+            offset: offset(Some(at)),
+            length,
+            ..Io::default()
+        };
         Ok(Read(self.device.operate_on(Op::IO_READ, io).map_err(refused(Op::IO_READ))?.read))
     }
 
@@ -255,11 +264,9 @@ impl ManagedSocket {
         let flag = |given: Option<u64>, flag| given.map_or(0, |_| flag);
         let of = IoBuffers { socket: self.number, ..IoBuffers::default() };
         let of = match sizes {
-            Sizes::Measured { max } => IoBuffers {
-                flags: IO_BUFFER_AUTO | flag(max, IO_BUFFER_MAX),
-                max: max.unwrap_or(0),
-                ..of
-            },
+            Sizes::Measured { max } => {
+                IoBuffers { flags: IO_BUFFER_AUTO | flag(max, IO_BUFFER_MAX), max: max.unwrap_or(0), ..of }
+            }
             Sizes::Fixed { out, input } => IoBuffers {
                 flags: flag(out, IO_BUFFER_OUT) | flag(input, IO_BUFFER_IN),
                 out: out.unwrap_or(0),
@@ -271,7 +278,13 @@ impl ManagedSocket {
     }
 
     fn ended(&self, read: Read, flags: u32) -> Result<IoWait, SocketError> {
-        let wait = IoWait { socket: self.number, read: read.0, flags, timeout_ms: self.timeout(), ..IoWait::default() };
+        let wait = IoWait {
+            socket: self.number,
+            read: read.0,
+            flags,
+            timeout_ms: self.timeout(),
+            ..IoWait::default()
+        };
         self.device.operate(Op::IO_WAIT, wait).map_err(refused(Op::IO_WAIT))
     }
 
