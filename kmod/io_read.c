@@ -29,6 +29,8 @@ struct read {
 	u32 number;
 	u32 flags;
 	int error;
+	/* Somebody waits to give it up. */
+	bool cancelled;
 	u64 length;
 	u64 done;
 	const struct cred *cred;
@@ -191,6 +193,11 @@ static struct read *first_posted(struct gridos_socket *socket)
 	return read;
 }
 
+static bool is_given_up(const struct gridos_socket *socket, const struct read *read)
+{
+	return READ_ONCE(socket->closed) || READ_ONCE(read->cancelled);
+}
+
 /* Goes on with one read; false if it has to wait for more. */
 static bool serve(struct gridos_socket *socket, struct read *read)
 {
@@ -199,7 +206,7 @@ static bool serve(struct gridos_socket *socket, struct read *read)
 	ssize_t moved = 0;
 
 	while (read->done < read->length) {
-		moved = READ_ONCE(socket->closed) ? -ECANCELED : step(socket, read);
+		moved = is_given_up(socket, read) ? -ECANCELED : step(socket, read);
 		if (moved <= 0)
 			break;
 		read->done += moved;
@@ -372,6 +379,14 @@ static int cancel(struct gridos_socket *socket, u32 number)
 {
 	struct read *read;
 
+	/* Bytes may come all the time: the worker is told not to go on. */
+	spin_lock_bh(&socket->lock);
+	read = find(&socket->done, number) ? NULL : find(&socket->posted, number);
+	if (read)
+		WRITE_ONCE(read->cancelled, true);
+	spin_unlock_bh(&socket->lock);
+	if (!read)
+		return 0;
 	if (mutex_lock_interruptible(&socket->receiving))
 		return -EINTR;
 	spin_lock_bh(&socket->lock);

@@ -195,11 +195,22 @@ static void reset(int fd)
 	close(fd);
 }
 
+static void resetter(void *data)
+{
+	struct peer *peer = data;
+
+	close(peer->own);
+	poll(NULL, 0, 300);
+	reset(peer->fd);
+}
+
 static void peer_ends(void)
 {
-	int fd = device(), file = filled_file(MIB), ends[2];
+	int fd = device(), file = filled_file(MIB), big = filled_file(32 * MIB), ends[2];
 	struct gridos_io_wait result;
+	static char other[5000];
 	uint32_t number;
+	int64_t sent;
 	char byte;
 
 	connected(ends);
@@ -219,13 +230,28 @@ static void peer_ends(void)
 	close(ends[0]);
 
 	/* An end that is none is told, after what had come. */
+	for (int to_file = 0; to_file < 2; to_file++) {
+		connected(ends);
+		number = managed(fd, ends[0]);
+		must(post(fd, number, 0, to_file ? file : -1, 0, to_file ? NULL : other, 5000) > 0);
+		gives_bytes(ends[1], 0, 1000);
+		poll(NULL, 0, 100);
+		reset(ends[1]);
+		must(io_wait(fd, number, 0, LONG_MS, &result, 0) == 0 && result.error == -ECONNRESET && result.done == 1000);
+		must(io_close(fd, number) == 0);
+		close(ends[0]);
+	}
+	/* Also while it is sent to: a count, and no signal. */
 	connected(ends);
 	number = managed(fd, ends[0]);
-	must(post(fd, number, 0, -1, 0, piece, 5000) > 0);
-	gives_bytes(ends[1], 0, 1000);
-	poll(NULL, 0, 100);
-	reset(ends[1]);
-	must(io_wait(fd, number, 0, LONG_MS, &result, 0) == 0 && result.error == -ECONNRESET && result.done == 1000);
+	struct peer peer = { .fd = ends[1], .own = ends[0] };
+	pid_t pid = spawn(resetter, &peer);
+
+	close(ends[1]);
+	sent = io_send(fd, number, big, 0, 32 * MIB);
+	must(sent > 0 && sent < 32 * MIB);
+	must(io_send(fd, number, big, 0, 32 * MIB) < 0 && (errno == EPIPE || errno == ECONNRESET));
+	reap(pid);
 	must(io_close(fd, number) == 0);
 	close(ends[0]);
 	connected(ends);
@@ -414,6 +440,7 @@ static void closed(void)
 	struct gridos_io_wait result;
 	struct other other;
 	pthread_t thread;
+	double begun;
 
 	/* The socket's fd: it is managed all the same. */
 	connected(ends);
@@ -430,8 +457,10 @@ static void closed(void)
 	/* Its number: whoever waits is told. */
 	connected(ends);
 	other.number = managed(fd, ends[0]);
+	begun = now();
 	must(pthread_create(&thread, NULL, closes_number, &other) == 0);
 	gives(ECANCELED, io_recv(fd, other.number, file, 0, 10));
+	must(now() - begun < LONG_MS / 2000.0);
 	must(pthread_join(thread, NULL) == 0);
 	gives(EBADF, io_recv(fd, other.number, file, 0, 10));
 	gives(EBADF, io_close(fd, other.number));
@@ -481,6 +510,54 @@ static void exclusive_io(void)
 	gives(EBUSY, io_recv(fd, other.number, file, 0, 10));
 	must(io_wait(fd, other.number, GRIDOS_IO_CANCEL, 0, &result, 0) == 0);
 	gives(EAGAIN, io(fd, GRIDOS_OP_IO_RECV, other.number, GRIDOS_IO_NOWAIT, 0, file, 0, 10));
+}
+
+static uint64_t taken_by_hand;
+
+static void *takes_some(void *data)
+{
+	struct other *other = data;
+	static char bytes[3000];
+	ssize_t got;
+
+	while ((got = recv(other->of_socket, bytes, sizeof(bytes), 0)) > 0) {
+		taken_by_hand += got;
+		poll(NULL, 0, 1);
+	}
+	must(got == 0);
+	return NULL;
+}
+
+/* Each byte is taken from a socket once, by whomever; who was too late is told. */
+static void shared_socket(void)
+{
+	const uint64_t len = 4 * MIB + 1;
+	int fd = device(), file = empty_file(), ends[2];
+	struct other other = { .device = fd };
+	unsigned int late = 0;
+	uint64_t sum = 0;
+	pthread_t thread;
+	struct peer peer;
+	int64_t got;
+
+	connected(ends);
+	other.of_socket = ends[0];
+	other.number = managed(fd, ends[0]);
+	peer = (struct peer){ .fd = ends[1], .own = ends[0], .len = len };
+	pid_t pid = spawn(giver, &peer);
+
+	close(ends[1]);
+	must(pthread_create(&thread, NULL, takes_some, &other) == 0);
+	while ((got = io(fd, GRIDOS_OP_IO_RECV, other.number, GRIDOS_IO_SOME, LONG_MS, file, 0, 20000))) {
+		must(got > 0 || errno == EIO);
+		late += got < 0;
+		sum += got > 0 ? got : 0;
+	}
+	must(pthread_join(thread, NULL) == 0);
+	reap(pid);
+	must(sum + taken_by_hand == len);
+	printf("FIGURE shared_socket: %llu bytes to the file, %llu by hand, %u times too late\n", (unsigned long long)sum,
+	       (unsigned long long)taken_by_hand, late);
 }
 
 /* === Reads that are done later === */
@@ -551,6 +628,41 @@ static void cancelled(void)
 	must(io_wait(fd, number, 0, LONG_MS, &result, 0) == 0 && (int)result.read == reads[1] && bytes[1] == byte_at(1));
 	/* With the rest of them the socket is closed. */
 	must(io_close(fd, number) == 0);
+}
+
+static void gives_for_ever(void *data)
+{
+	struct peer *peer = data;
+
+	close(peer->own);
+	while (send(peer->fd, piece, sizeof(piece), MSG_NOSIGNAL) > 0)
+		;
+}
+
+/* A read without an end, of a peer that never stops. */
+static void given_up(void)
+{
+	int fd = device(), ends[2], file = empty_file();
+	struct gridos_io_wait result;
+	struct peer peer;
+	uint32_t number;
+	double begun;
+
+	connected(ends);
+	number = managed(fd, ends[0]);
+	peer = (struct peer){ .fd = ends[1], .own = ends[0] };
+	pid_t pid = spawn(gives_for_ever, &peer);
+
+	close(ends[1]);
+	must(post(fd, number, 0, file, 0, NULL, UINT64_MAX) > 0);
+	poll(NULL, 0, 300);
+	begun = now();
+	must(io_wait(fd, number, GRIDOS_IO_CANCEL, 0, &result, 0) == 0);
+	must(result.error == -ECANCELED && result.done > 0 && size_of(file) == result.done);
+	must(now() - begun < 5);
+	must(io_close(fd, number) == 0);
+	close(ends[0]);
+	reap(pid);
 }
 
 /* === Nothing is lost that the file did not take, and no limit is passed === */
@@ -828,7 +940,7 @@ static void owners(void)
 static const struct scenario scenarios[] = {
 	{ "sends", sends },	{ "receives", receives },   { "copies", copies }, { "shares_pages", shares_pages },
 	{ "peer_ends", peer_ends }, { "silent", silent },   { "signals", signals }, { "killed", killed },
-	{ "closed", closed },	{ "exclusive_io", exclusive_io }, { "posted", posted }, { "cancelled", cancelled },
+	{ "closed", closed },	{ "exclusive_io", exclusive_io }, { "shared_socket", shared_socket }, { "posted", posted }, { "cancelled", cancelled }, { "given_up", given_up },
 	{ "bounded", bounded },	{ "buffers", buffers },	    { "hostile", hostile }, { "owners", owners },
 };
 

@@ -252,7 +252,8 @@ struct gridos_io_open {
  * signal, if the peer takes no more. RECV and READ: EOPNOTSUPP to a file if the socket has
  * another protocol on top of TCP, as that of TLS; EBADMSG where the next byte is urgent.
  *
- * One operation sends at a time, and one receives: EBUSY.
+ * One operation sends at a time, and one receives: EBUSY. EIO if somebody else takes bytes from
+ * the socket while a file is written: the file has them, too.
  *
  * READ comes back at once, with its number. Reads of a socket are served in their order. The
  * bytes go to file at offset, which is not -1; or, if file is -1, to memory, which is locked
