@@ -416,6 +416,15 @@ static void *closes_socket(void *data)
 	return NULL;
 }
 
+static void *shuts_down(void *data)
+{
+	struct other *other = data;
+
+	poll(NULL, 0, 300);
+	must(shutdown(other->of_socket, SHUT_WR) == 0);
+	return NULL;
+}
+
 static void *closes_number(void *data)
 {
 	struct other *other = data;
@@ -436,7 +445,7 @@ static void *closes_device(void *data)
 
 static void closed(void)
 {
-	int fd = device(), file = empty_file(), ends[2];
+	int fd = device(), file = empty_file(), big = filled_file(32 * MIB), ends[2];
 	struct gridos_io_wait result;
 	struct other other;
 	pthread_t thread;
@@ -452,6 +461,17 @@ static void closed(void)
 	must(io_recv(fd, other.number, file, 0, 10) == 10);
 	must(io_close(fd, other.number) == 0);
 	takes(ends[1], 0, 0, 1);
+	close(ends[1]);
+
+	/* What the program itself ends is no signal, either. */
+	connected(ends);
+	other = (struct other){ .of_socket = ends[0], .device = fd, .number = managed(fd, ends[0]) };
+	must(pthread_create(&thread, NULL, shuts_down, &other) == 0);
+	must(io_send(fd, other.number, big, 0, 32 * MIB) > 0);
+	must(pthread_join(thread, NULL) == 0);
+	gives(EPIPE, io_send(fd, other.number, big, 0, 10));
+	must(io_close(fd, other.number) == 0);
+	close(ends[0]);
 	close(ends[1]);
 
 	/* Its number: whoever waits is told. */
