@@ -9,6 +9,7 @@
 #ifndef GRIDOS_IO_H
 #define GRIDOS_IO_H
 
+#include <linux/bvec.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/list.h>
@@ -30,10 +31,17 @@
 #define GRIDOS_BATCH_PACKETS	32
 #define GRIDOS_BATCH_PARTS	128
 
-/* Received bytes that are still in the socket, and packets that keep them in memory. */
+/*
+ * Received bytes that are still in the socket, and packets that keep them in memory. They are on
+ * pages, or all in the heads of packets, whose memory a file system must not take for pages.
+ */
 struct gridos_batch {
 	struct sk_buff *packets[GRIDOS_BATCH_PACKETS];
-	struct kvec parts[GRIDOS_BATCH_PARTS];
+	union {
+		struct bio_vec pages[GRIDOS_BATCH_PARTS];
+		struct kvec heads[GRIDOS_BATCH_PARTS];
+	};
+	bool on_pages;
 	unsigned int packet_count;
 	unsigned int part_count;
 	size_t len;

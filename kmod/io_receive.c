@@ -25,11 +25,30 @@ static void drop_batch(struct gridos_batch *batch)
 	batch->len = 0;
 }
 
-static bool add_part(struct gridos_batch *batch, void *base, size_t len)
+/* Whether there is room for one more part of this kind. */
+static bool has_room(struct gridos_batch *batch, bool on_pages)
 {
-	if (batch->part_count == GRIDOS_BATCH_PARTS)
+	if (!batch->part_count)
+		batch->on_pages = on_pages;
+	return batch->on_pages == on_pages && batch->part_count < GRIDOS_BATCH_PARTS;
+}
+
+static bool add_head(struct gridos_batch *batch, void *base, size_t len)
+{
+	if (!has_room(batch, false))
 		return false;
-	batch->parts[batch->part_count++] = (struct kvec){ .iov_base = base, .iov_len = len };
+	batch->heads[batch->part_count++] = (struct kvec){ .iov_base = base, .iov_len = len };
+	batch->len += len;
+	return true;
+}
+
+static bool add_page(struct gridos_batch *batch, struct page *page, unsigned int offset, size_t len)
+{
+	if (!has_room(batch, true))
+		return false;
+	batch->pages[batch->part_count++] = (struct bio_vec){
+		.bv_page = page, .bv_offset = offset, .bv_len = len,
+	};
 	batch->len += len;
 	return true;
 }
@@ -43,7 +62,7 @@ static int add_bytes(struct gridos_batch *batch, struct sk_buff *skb, u32 from, 
 
 	if (from < head) {
 		part = min(len, head - from);
-		if (!add_part(batch, skb->data + from, part))
+		if (!add_head(batch, skb->data + from, part))
 			return 0;
 		len -= part;
 		from += part;
@@ -58,11 +77,11 @@ static int add_bytes(struct gridos_batch *batch, struct sk_buff *skb, u32 from, 
 			from -= size;
 			continue;
 		}
-		/* Memory of a device, or such as the kernel cannot reach at once. */
-		if (!page || PageHighMem(page))
+		/* Memory of a device. */
+		if (!page)
 			return -EOPNOTSUPP;
 		part = min(len, size - from);
-		if (!add_part(batch, skb_frag_address(frag) + from, part))
+		if (!add_page(batch, page, skb_frag_off(frag) + from, part))
 			return 0;
 		len -= part;
 		from = 0;
@@ -188,7 +207,10 @@ static ssize_t write_batch(struct gridos_batch *batch, struct file *file, loff_t
 	done = rw_verify_area(WRITE, file, pos, batch->len);
 	if (done < 0)
 		return done;
-	iov_iter_kvec(&from, ITER_SOURCE, batch->parts, batch->part_count, batch->len);
+	if (batch->on_pages)
+		iov_iter_bvec(&from, ITER_SOURCE, batch->pages, batch->part_count, batch->len);
+	else
+		iov_iter_kvec(&from, ITER_SOURCE, batch->heads, batch->part_count, batch->len);
 	iov_iter_truncate(&from, limit - *pos);
 	init_sync_kiocb(&kiocb, file);
 	kiocb.ki_pos = *pos;
