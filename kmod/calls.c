@@ -204,6 +204,12 @@ static int queue(struct call *call)
 	return err;
 }
 
+/* How long one may wait that was given this time, in jiffies. */
+long gridos_patience(u32 ms)
+{
+	return msecs_to_jiffies(ms ?: READ_ONCE(timeout_ms));
+}
+
 /* Takes the answer; or has the daemon know that nobody waits for one. */
 static bool settle(struct call *call, struct gridos_reply *reply)
 {
@@ -261,8 +267,7 @@ int gridos_ask(u32 op, void *in, u32 in_len, u32 room, u32 flags, u32 ms,
 		return -ENOMEM;
 	err = queue(call);
 	if (!err) {
-		left = msecs_to_jiffies(ms ?: READ_ONCE(timeout_ms));
-		left = wait_for_completion_interruptible_timeout(&call->done, left);
+		left = wait_for_completion_interruptible_timeout(&call->done, gridos_patience(ms));
 		if (!settle(call, reply))
 			err = left < 0 ? -EINTR : -ETIMEDOUT;
 	}

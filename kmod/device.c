@@ -22,6 +22,10 @@ union arguments {
 	struct gridos_lookup lookup;
 	struct gridos_list list;
 	struct gridos_call call;
+	struct gridos_io_open io_open;
+	struct gridos_io io;
+	struct gridos_io_wait io_wait;
+	struct gridos_io_buffers io_buffers;
 	struct gridos_attach attach;
 	struct gridos_register reg;
 	struct gridos_range range;
@@ -98,6 +102,51 @@ static int op_call(struct file *file, union arguments *args)
 	return err ?: reply.error;
 }
 
+static int op_io_open(struct file *file, union arguments *args)
+{
+	return gridos_io_open(file, &args->io_open);
+}
+
+static int op_io_close(struct file *file, union arguments *args)
+{
+	return gridos_io_close(file, &args->io_open);
+}
+
+static int op_io_send(struct file *file, union arguments *args)
+{
+	return gridos_io_send(file, &args->io);
+}
+
+static int op_io_recv(struct file *file, union arguments *args)
+{
+	return gridos_io_recv(file, &args->io);
+}
+
+static int op_io_write(struct file *file, union arguments *args)
+{
+	return gridos_io_write(file, &args->io);
+}
+
+static int op_io_read(struct file *file, union arguments *args)
+{
+	return gridos_io_read(file, &args->io);
+}
+
+static int op_io_wait(struct file *file, union arguments *args)
+{
+	return gridos_io_wait(file, &args->io_wait);
+}
+
+static int op_io_setopt(struct file *file, union arguments *args)
+{
+	return gridos_io_setopt(file, &args->io_buffers);
+}
+
+static int op_io_getopt(struct file *file, union arguments *args)
+{
+	return gridos_io_getopt(file, &args->io_buffers);
+}
+
 static int op_attach(struct file *file, union arguments *args)
 {
 	if (!args->attach.version)
@@ -157,6 +206,15 @@ static const struct operation operations[] = {
 	[GRIDOS_OP_NODES] = OPERATION(op_nodes, struct gridos_list, ANYBODY),
 	[GRIDOS_OP_JOBS] = OPERATION(op_jobs, struct gridos_list, ANYBODY),
 	[GRIDOS_OP_CALL] = OPERATION(op_call, struct gridos_call, ANYBODY),
+	[GRIDOS_OP_IO_OPEN] = OPERATION(op_io_open, struct gridos_io_open, ANYBODY),
+	[GRIDOS_OP_IO_CLOSE] = OPERATION(op_io_close, struct gridos_io_open, ANYBODY),
+	[GRIDOS_OP_IO_SEND] = OPERATION(op_io_send, struct gridos_io, ANYBODY),
+	[GRIDOS_OP_IO_RECV] = OPERATION(op_io_recv, struct gridos_io, ANYBODY),
+	[GRIDOS_OP_IO_WRITE] = OPERATION(op_io_write, struct gridos_io, ANYBODY),
+	[GRIDOS_OP_IO_READ] = OPERATION(op_io_read, struct gridos_io, ANYBODY),
+	[GRIDOS_OP_IO_WAIT] = OPERATION(op_io_wait, struct gridos_io_wait, ANYBODY),
+	[GRIDOS_OP_IO_SETOPT] = OPERATION(op_io_setopt, struct gridos_io_buffers, ANYBODY),
+	[GRIDOS_OP_IO_GETOPT] = OPERATION(op_io_getopt, struct gridos_io_buffers, ANYBODY),
 	[GRIDOS_OP_ATTACH] = OPERATION(op_attach, struct gridos_attach, ADMIN),
 	[GRIDOS_OP_REGISTER] = OPERATION(op_register, struct gridos_register, DAEMON),
 	[GRIDOS_OP_SET_GPID] = OPERATION(op_set_gpid, struct gridos_register, DAEMON),
@@ -216,15 +274,23 @@ static ssize_t device_write(struct file *file, const char __user *from, size_t c
 	return is_for_daemon(file) ? gridos_write_answer(file, from, count) : -EPERM;
 }
 
+/* Its private data are the managed sockets, once there are any. */
+static int device_open(struct inode *inode, struct file *file)
+{
+	file->private_data = NULL;
+	return stream_open(inode, file);
+}
+
 static int device_release(struct inode *inode, struct file *file)
 {
 	gridos_detach(file);
+	gridos_io_release(file);
 	return 0;
 }
 
 static const struct file_operations device_ops = {
 	.owner = THIS_MODULE,
-	.open = stream_open,
+	.open = device_open,
 	.release = device_release,
 	.read = device_read,
 	.write = device_write,

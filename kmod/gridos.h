@@ -7,6 +7,11 @@
  *	follow.c	scheduler tracepoints: children inherit, the dead are forgotten
  *	tables.c	nodes and jobs, as the daemon published them
  *	calls.c		requests to the daemon, their answers, and what ends them early
+ *	io.c		managed sockets, and /proc/gridos/io
+ *	io_move.c	bytes from files to sockets, and back, waiting for the peer
+ *	io_receive.c	what has arrived, to a file or to memory
+ *	io_read.c	reads that are done later
+ *	io_buffers.c	the sizes of a socket's buffers, and what they are taken from
  *	device.c	/dev/gridos
  *	proc.c		/proc/gridos, but for
  *	control.c	/proc/gridos/control
@@ -81,6 +86,7 @@ struct gridos_reply {
 int gridos_ask(u32 op, void *in, u32 in_len, u32 room, u32 flags, u32 timeout_ms,
 	       struct gridos_reply *reply);
 
+long gridos_patience(u32 ms);
 int gridos_attach(struct file *file);
 void gridos_detach(struct file *file);
 bool gridos_is_daemon(struct file *file);
@@ -89,6 +95,24 @@ void gridos_serials_low(void);
 ssize_t gridos_read_request(struct file *file, char __user *to, size_t count);
 ssize_t gridos_write_answer(struct file *file, const char __user *from, size_t count);
 __poll_t gridos_poll(struct file *file, struct poll_table_struct *table);
+
+/* === io.c, io_move.c, io_receive.c, io_read.c, io_buffers.c === */
+
+int gridos_io_init(void);
+void gridos_io_exit(void);
+
+/* file is that of the device. */
+int gridos_io_open(struct file *file, struct gridos_io_open *args);
+int gridos_io_close(struct file *file, const struct gridos_io_open *args);
+void gridos_io_release(struct file *file);
+int gridos_io_send(struct file *file, struct gridos_io *args);
+int gridos_io_recv(struct file *file, struct gridos_io *args);
+int gridos_io_write(struct file *file, struct gridos_io *args);
+int gridos_io_read(struct file *file, struct gridos_io *args);
+int gridos_io_wait(struct file *file, struct gridos_io_wait *args);
+int gridos_io_setopt(struct file *file, struct gridos_io_buffers *args);
+int gridos_io_getopt(struct file *file, struct gridos_io_buffers *args);
+extern const struct seq_operations gridos_io_seq;
 
 /* === device.c === */
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The grid's part of the kernel: the GPIDs of all processes of jobs, and two doors to what the
- * grid knows, /dev/gridos and /proc/gridos. It decides nothing. What needs the grid is asked of
- * its daemon, gridosd.
+ * The grid's part of the kernel: the GPIDs of all processes of jobs, two doors to what the grid
+ * knows, /dev/gridos and /proc/gridos, and bytes between sockets and files. It decides nothing.
+ * What needs the grid is asked of its daemon, gridosd.
  */
 #include <linux/capability.h>
 #include <linux/module.h>
@@ -29,6 +29,9 @@ static int __init gridos_init(void)
 	err = gridos_follow_init();
 	if (err)
 		goto no_follow;
+	err = gridos_io_init();
+	if (err)
+		goto no_io;
 	err = gridos_proc_init();
 	if (err)
 		goto no_proc;
@@ -40,6 +43,8 @@ static int __init gridos_init(void)
 no_device:
 	gridos_proc_exit();
 no_proc:
+	gridos_io_exit();
+no_io:
 	gridos_follow_exit();
 no_follow:
 	gridos_processes_exit();
@@ -51,6 +56,7 @@ static void __exit gridos_exit(void)
 {
 	gridos_device_exit();
 	gridos_proc_exit();
+	gridos_io_exit();
 	gridos_follow_exit();
 	gridos_tables_exit();
 	gridos_processes_exit();
@@ -59,7 +65,7 @@ static void __exit gridos_exit(void)
 module_init(gridos_init);
 module_exit(gridos_exit);
 
-MODULE_DESCRIPTION("GridOS: global process ids, /dev/gridos and /proc/gridos");
+MODULE_DESCRIPTION("GridOS: global process ids, /dev/gridos, /proc/gridos and managed sockets");
 MODULE_AUTHOR("The GridOS team");
 MODULE_VERSION("0.1.0");
 MODULE_LICENSE("GPL");

@@ -157,7 +157,8 @@ int gridos_proc_init(void)
 				     NULL) ||
 	    !proc_create_seq_private("jobs", 0444, dir, &jobs_seq, sizeof(struct gridos_job),
 				     NULL) ||
-	    !proc_create_seq("gpids", 0444, dir, &gridos_gpids_seq))
+	    !proc_create_seq("gpids", 0444, dir, &gridos_gpids_seq) ||
+	    !proc_create_seq("io", 0444, dir, &gridos_io_seq))
 		goto fail;
 	/* Anybody may ask the daemon. */
 	if (!proc_create("control", 0666, dir, &gridos_control_ops))

@@ -43,6 +43,30 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ),
     ("users", &["refused", "blind", "others_jobs", "limits"]),
     ("tables", &["published", "extensible", "replaced"]),
+    (
+        "io",
+        &[
+            "sends",
+            "receives",
+            "copies",
+            "shares_pages",
+            "peer_ends",
+            "silent",
+            "signals",
+            "killed",
+            "closed",
+            "exclusive_io",
+            "shared_socket",
+            "posted",
+            "cancelled",
+            "given_up",
+            "bounded",
+            "buffers",
+            "hostile",
+            "owners",
+        ],
+    ),
+    ("io_speed", &["measured"]),
 ];
 
 const INIT: &str = r##"#!/bin/sh

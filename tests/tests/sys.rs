@@ -402,6 +402,12 @@ fn rust_and_c_agree_on_structs_and_numbers() {
             cpus_free "cpus_free", name "name",;
         Job "gridos_job": job "job", uid "uid", state "state", tasks "tasks", running "running", done "done",
             failed "failed", name "name",;
+        IoOpen "gridos_io_open": fd "fd", flags "flags", socket "socket",;
+        IoWait "gridos_io_wait": socket "socket", read "read", flags "flags", timeout_ms "timeout_ms", error "error",
+            done "done",;
+        IoBuffers "gridos_io_buffers": socket "socket", flags "flags", rtt_us "rtt_us", out "out", input "in",
+            max "max", rate_out "rate_out", rate_in "rate_in", product "product", sent "sent",
+            received "received", min_rtt_us "min_rtt_us", reserved "reserved",;
         Attach "gridos_attach": version "version",;
         Register "gridos_register": pid "pid", gpid "gpid", job "job", task "task", reserved "reserved",;
         Range "gridos_range": node "node", next "next", end "end",;
@@ -417,6 +423,8 @@ fn rust_and_c_agree_on_structs_and_numbers() {
     };
     let numbers = [Op::VERSION, Op::SELF, Op::LOOKUP, Op::NODES, Op::JOBS, Op::CALL]
         .into_iter()
+        .chain([Op::IO_OPEN, Op::IO_CLOSE, Op::IO_SEND, Op::IO_RECV, Op::IO_WRITE])
+        .chain([Op::IO_READ, Op::IO_WAIT, Op::IO_SETOPT, Op::IO_GETOPT])
         .chain([
             Op::ATTACH,
             Op::REGISTER,
@@ -440,6 +448,15 @@ fn rust_and_c_agree_on_structs_and_numbers() {
         ("GRIDOS_LOOKUP_GPID", abi::LOOKUP_GPID as usize),
         ("GRIDOS_VERSION_DAEMON", abi::VERSION_DAEMON as usize),
         ("GRIDOS_REQUEST_AGAIN", abi::REQUEST_AGAIN as usize),
+        ("GRIDOS_IO_NOWAIT", abi::IO_NOWAIT as usize),
+        ("GRIDOS_IO_SOME", abi::IO_SOME as usize),
+        ("GRIDOS_IO_CANCEL", abi::IO_CANCEL as usize),
+        ("GRIDOS_IO_READ_MAX", abi::IO_READ_MAX),
+        ("GRIDOS_IO_READS_MAX", abi::IO_READS_MAX),
+        ("GRIDOS_IO_BUFFER_OUT", abi::IO_BUFFER_OUT as usize),
+        ("GRIDOS_IO_BUFFER_IN", abi::IO_BUFFER_IN as usize),
+        ("GRIDOS_IO_BUFFER_MAX", abi::IO_BUFFER_MAX as usize),
+        ("GRIDOS_IO_BUFFER_AUTO", abi::IO_BUFFER_AUTO as usize),
     ];
     let limits = limits.into_iter().map(|(name, value)| (name.to_owned(), value));
     let folder = tempfile::tempdir().unwrap();

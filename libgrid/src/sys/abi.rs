@@ -38,6 +38,24 @@ pub const CALL_NOWAIT: u32 = 1;
 pub const TASK_ALL: u32 = u32::MAX;
 /// A flag of [`Target`]: do not wait until it has moved.
 pub const TARGET_NOWAIT: u32 = 1;
+/// A flag of transfers and of [`IoWait`]: EAGAIN rather than wait for the peer.
+pub const IO_NOWAIT: u32 = 1;
+/// A flag of transfers: done as soon as there are some bytes.
+pub const IO_SOME: u32 = 2;
+/// A flag of [`IoWait`]: gives the read up.
+pub const IO_CANCEL: u32 = 4;
+/// The most bytes of a read to memory.
+pub const IO_READ_MAX: usize = 1_048_576;
+/// The most reads of a socket that are posted, or done but not waited for.
+pub const IO_READS_MAX: usize = 16;
+/// A flag of [`IoBuffers`]: the size of what is sent is given.
+pub const IO_BUFFER_OUT: u32 = 1;
+/// A flag of [`IoBuffers`]: the size of what is received is given.
+pub const IO_BUFFER_IN: u32 = 2;
+/// A flag of [`IoBuffers`]: their maximum is given.
+pub const IO_BUFFER_MAX: u32 = 4;
+/// A flag of [`IoBuffers`]: sizes follow what is measured.
+pub const IO_BUFFER_AUTO: u32 = 8;
 
 /// What can be asked for: one space of numbers for all doors.
 ///
@@ -77,6 +95,24 @@ ops! {
     JOBS = 5,
     /// One of those from 256 on.
     CALL = 6,
+    /// [`IoOpen`]; as all of these, at the module's device alone.
+    IO_OPEN = 16,
+    /// [`IoOpen`].
+    IO_CLOSE = 17,
+    /// A file to a managed socket.
+    IO_SEND = 18,
+    /// A managed socket to a file.
+    IO_RECV = 19,
+    /// Memory to a managed socket.
+    IO_WRITE = 20,
+    /// A managed socket to a file or memory, later.
+    IO_READ = 21,
+    /// [`IoWait`].
+    IO_WAIT = 22,
+    /// [`IoBuffers`].
+    IO_SETOPT = 23,
+    /// [`IoBuffers`].
+    IO_GETOPT = 24,
     /// [`Attach`].
     ATTACH = 128,
     /// [`Register`].
@@ -126,7 +162,7 @@ macro_rules! numbers {
     )*};
 }
 
-numbers! { u32 i32 u64 }
+numbers! { u32 i32 u64 i64 }
 
 /// A name as a struct holds it: it ends with a zero, and is cut where it would not fit.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -310,6 +346,65 @@ records! { pub struct
         /// Its name.
         name: Name,
     }
+    /// `struct gridos_io_open`.
+    IoOpen {
+        /// Of this struct.
+        size: u32,
+        /// The socket's descriptor; 0 to close.
+        fd: i32,
+        /// 0.
+        flags: u32,
+        /// Its number at this open file.
+        socket: u32,
+    }
+    /// `struct gridos_io_wait`.
+    IoWait {
+        /// Of this struct.
+        size: u32,
+        /// The number of the socket.
+        socket: u32,
+        /// That of the read; 0 for any.
+        read: u32,
+        /// `IO_*`.
+        flags: u32,
+        /// Milliseconds; 0 for the module's own choice.
+        timeout_ms: u32,
+        /// Why it ended early, as a number below 0; or 0.
+        error: i32,
+        /// Bytes that it got.
+        done: u64,
+    }
+    /// `struct gridos_io_buffers`.
+    IoBuffers {
+        /// Of this struct.
+        size: u32,
+        /// The number of the socket.
+        socket: u32,
+        /// `IO_BUFFER_*`.
+        flags: u32,
+        /// The round trip, smoothed, in microseconds.
+        rtt_us: u32,
+        /// Bytes that the buffer of what is sent holds.
+        out: u64,
+        /// Bytes that the buffer of what is received holds.
+        input: u64,
+        /// The most of either.
+        max: u64,
+        /// Bytes a second, as TCP measured them.
+        rate_out: u64,
+        /// Bytes a second that were taken here.
+        rate_in: u64,
+        /// The higher rate times `min_rtt_us`, in bytes.
+        product: u64,
+        /// Bytes that were sent.
+        sent: u64,
+        /// Bytes that were received.
+        received: u64,
+        /// The shortest round trip, in microseconds; 0 before it was measured.
+        min_rtt_us: u32,
+        /// 0.
+        reserved: u32,
+    }
     /// `struct gridos_attach`.
     Attach {
         /// Of this struct.
@@ -482,6 +577,29 @@ records! { pub struct
         /// How many there is room for, and how many came.
         output_len: u32,
     }
+    /// `struct gridos_io`.
+    Io {
+        /// Of this struct.
+        size: u32,
+        /// The number of the socket.
+        socket: u32,
+        /// `IO_*`.
+        flags: u32,
+        /// Milliseconds; 0 for the module's own choice.
+        timeout_ms: u32,
+        /// The file's descriptor, or -1.
+        file: i32,
+        /// The number of a read that was begun.
+        read: u32,
+        /// Where in the file; -1 for its position.
+        offset: i64,
+        /// Where the bytes are.
+        bytes: u64,
+        /// How many.
+        length: u64,
+        /// How many have been moved.
+        done: u64,
+    }
     /// `struct gridos_publish`.
     Publish {
         /// Of this struct.
@@ -527,6 +645,18 @@ mod tests {
         let node = Node { number: 1, cpus: 2, name: "n".into(), ..Node::default() };
         assert_eq!(node.to_bytes().len(), Node::SIZE);
         assert_eq!(Node::from_bytes(&node.to_bytes()), node);
+    }
+
+    #[test]
+    fn a_transfer_is_laid_out_as_in_the_header() {
+        // `tests/tests/kmod/sockets.h` holds the header to the same numbers.
+        assert_eq!(
+            (Io::SIZE, std::mem::offset_of!(Io, offset), std::mem::offset_of!(Io, done)),
+            (56, 24, 48)
+        );
+        let transfer = Io { size: 56, file: -1, offset: -1, length: 7, ..Io::default() };
+        assert_eq!(transfer.to_bytes().len(), Io::SIZE);
+        assert_eq!(Io::from_bytes(&transfer.to_bytes()), transfer);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use super::abi::{Op, Publish, Record};
-use super::enter::Enter;
+use super::enter::{Enter, operate_on};
 
 /// `_IO(GRIDOS_IOC_MAGIC, op)`.
 const fn command(op: Op) -> libc::Ioctl {
@@ -55,15 +55,14 @@ impl Device {
             record_size: R::SIZE as u32,
             count: records.len() as u32,
         };
-        self.operate(Op::PUBLISH, publish).map(drop)
+        operate_on(self, Op::PUBLISH, publish).map(drop)
     }
 }
 
 impl Enter for Device {
     #[expect(unsafe_code, reason = "ioctl(2) has no safe wrapper")]
-    fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
-        // SAFETY: the arguments begin with their size, and the kernel uses no more bytes of them. What they point to is there
-        // until this returns, and as long as they say: `Enter`, and `publish`.
+    unsafe fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
+        // SAFETY: the kernel uses no more bytes of the arguments than they say; the rest is the caller's promise.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), command(op), arguments.as_mut_ptr()) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }

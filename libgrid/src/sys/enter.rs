@@ -5,25 +5,36 @@ use std::time::Duration;
 
 use super::abi::{CALL_MAX, CALL_NOWAIT, Call, List, Op, Record, SYS_GRIDOS, sized};
 
+/// Those whose arguments hold addresses.
+const HOLD_ADDRESSES: [Op; 8] =
+    [Op::NODES, Op::JOBS, Op::CALL, Op::PUBLISH, Op::IO_SEND, Op::IO_RECV, Op::IO_WRITE, Op::IO_READ];
+
 /// What a call came back with: the error, 0 for none, and bytes.
 pub type Outcome = (i32, Vec<u8>);
 
 /// A way into the kernel, or to who answers in its place.
 pub trait Enter {
-    /// One operation on arguments, which begin with their size. What they point to has to be there as they say.
+    /// One operation on arguments, which begin with their size.
     ///
     /// # Errors
     /// As `gridos.h` says of the operation.
-    fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()>;
+    ///
+    /// # Safety
+    /// The arguments are as long as they say, and what they point to is there, as long as they say, until this returns.
+    #[expect(unsafe_code, reason = "arguments may hold addresses")]
+    unsafe fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()>;
 
     /// One operation: what the kernel made of its arguments.
     ///
     /// # Errors
-    /// As `gridos.h` says of the operation.
+    /// As `gridos.h` says of the operation; `InvalidInput` for one whose arguments hold addresses, which have methods of
+    /// their own.
     fn operate<R: Record>(&self, op: Op, arguments: R) -> io::Result<R> {
-        let mut bytes = sized(&arguments);
-        self.enter(op, &mut bytes)?;
-        Ok(R::from_bytes(&bytes))
+        // Numbers of any other struct would be taken for addresses.
+        if HOLD_ADDRESSES.contains(&op) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        operate_on(self, op, arguments)
     }
 
     /// Asks the daemon, and waits `limit` at most; with `nowait`, no daemon is an error at once.
@@ -43,7 +54,7 @@ pub trait Enter {
             output_len: CALL_MAX as u32,
         };
         let mut bytes = sized(&call);
-        let error = self.enter(Op::CALL, &mut bytes).err();
+        let error = enter(self, Op::CALL, &mut bytes).err();
         output.truncate(Call::from_bytes(&bytes).output_len as usize);
         match error {
             None => Ok((0, output)),
@@ -70,13 +81,27 @@ pub trait Enter {
                 count: PAGE as u32,
                 reserved: 0,
             };
-            let got = self.operate(op, list)?.count as usize;
+            let got = operate_on(self, op, list)?.count as usize;
             all.extend(room.chunks_exact(R::SIZE).take(got).map(R::from_bytes));
             if got < PAGE {
                 return Ok(all);
             }
         }
     }
+}
+
+/// An operation with arguments that may hold addresses: what they point to must be there until this returns.
+pub(super) fn operate_on<R: Record>(entrance: &(impl Enter + ?Sized), op: Op, arguments: R) -> io::Result<R> {
+    let mut bytes = sized(&arguments);
+    enter(entrance, op, &mut bytes)?;
+    Ok(R::from_bytes(&bytes))
+}
+
+#[expect(unsafe_code, reason = "arguments may hold addresses")]
+fn enter(entrance: &(impl Enter + ?Sized), op: Op, arguments: &mut [u8]) -> io::Result<()> {
+    // SAFETY: they begin with their size, by `sized`; those with addresses are made in this module's own functions, where
+    // what they point to outlives the call.
+    unsafe { entrance.enter(op, arguments) }
 }
 
 /// The grid's system call ([`SYS_GRIDOS`]), which processes of jobs have that asked for it.
@@ -92,8 +117,8 @@ pub struct SystemCall;
 
 impl Enter for SystemCall {
     #[expect(unsafe_code, reason = "a system call that no library knows")]
-    fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
-        // SAFETY: whoever answers uses the arguments, and what they point to, as long as both say.
+    unsafe fn enter(&self, op: Op, arguments: &mut [u8]) -> io::Result<()> {
+        // SAFETY: whoever answers uses no more of the arguments than they say; the rest is the caller's promise.
         let done = unsafe {
             libc::syscall(
                 SYS_GRIDOS as libc::c_long,

@@ -13,6 +13,8 @@
 //! cannot be moved to another node. For the same reason nobody can wait for its own move: [`Sys::migrate`] is told not to
 //! wait, and comes back before it begins.
 //!
+//! [`sockets`] is for the device alone, and open as long as a socket is managed.
+//!
 //! **Whose rights.** The kernel says who asks. A process of a job may do with its own job what the job's owner may; everybody
 //! else has the rights of their user.
 //!
@@ -31,6 +33,7 @@
 pub mod abi;
 pub mod device;
 pub mod enter;
+pub mod sockets;
 pub mod text;
 
 use std::fmt;

@@ -6,11 +6,12 @@
  */
 #define _GNU_SOURCE
 #include "daemon.h"
+#include "sockets.h"
 
 #include <sys/time.h>
 #include <sys/uio.h>
 
-#define TURNS 12000
+#define TURNS 16000
 #define PAGE 4096
 
 static uint64_t state;
@@ -87,6 +88,24 @@ static pid_t some_pid(void)
 	}
 }
 
+/* A connection, one end of which is managed most of the time; a file; and the number of that end. */
+static int pair[2], io_file;
+static uint32_t io_number;
+
+static int some_file(void)
+{
+	return below(4) ? io_file : (int)below(20) - 3;
+}
+
+/* Something arrives, and there is room again. */
+static void peer_acts(void)
+{
+	if (below(2))
+		send(pair[1], page, below(PAGE), MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (recv(pair[1], piece, sizeof(piece), MSG_DONTWAIT) > 0)
+		;
+}
+
 /* Mostly what the operation takes; then some of it is spoiled. */
 union any {
 	uint32_t size;
@@ -95,6 +114,10 @@ union any {
 	struct gridos_lookup lookup;
 	struct gridos_list list;
 	struct gridos_call call;
+	struct gridos_io_open io_open;
+	struct gridos_io io;
+	struct gridos_io_wait io_wait;
+	struct gridos_io_buffers io_buffers;
 	struct gridos_attach attach;
 	struct gridos_register reg;
 	struct gridos_range range;
@@ -133,6 +156,46 @@ static uint32_t build(uint32_t op, union any *args)
 		args->call = (struct gridos_call){ sizeof(args->call), 256 + below(10), below(3), 1 + below(3), pointer(),
 						   pointer(), below(2) ? number() : below(200), below(2) ? number() : below(200) };
 		return sizeof(args->call);
+	case GRIDOS_OP_IO_OPEN:
+		args->io_open = (struct gridos_io_open){ sizeof(args->io_open), below(3) ? pair[0] : some_file(), 0, 0 };
+		return sizeof(args->io_open);
+	case GRIDOS_OP_IO_CLOSE:
+		args->io_open = (struct gridos_io_open){ sizeof(args->io_open), 0, 0, below(3) ? io_number : number() };
+		return sizeof(args->io_open);
+	case GRIDOS_OP_IO_SEND:
+	case GRIDOS_OP_IO_RECV:
+		args->io = (struct gridos_io){ .size = sizeof(args->io), .socket = io_number, .flags = below(4), .timeout_ms = 1 + below(3),
+					       .file = some_file(), .offset = below(3) ? (int64_t)below(9999) - 1 : (int64_t)number(),
+					       .length = below(3) ? below(99999) : number() };
+		return sizeof(args->io);
+	case GRIDOS_OP_IO_WRITE:
+		args->io = (struct gridos_io){ .size = sizeof(args->io), .socket = io_number, .flags = below(2), .timeout_ms = 1 + below(3),
+					       .file = -1, .bytes = pointer(), .length = below(3) ? below(PAGE) : number() };
+		return sizeof(args->io);
+	case GRIDOS_OP_IO_READ:
+		args->io = (struct gridos_io){ .size = sizeof(args->io), .socket = io_number, .flags = 2 * below(2), .file = -1,
+					       .bytes = pointer(), .length = below(3) ? below(PAGE) : number() };
+		if (below(2)) {
+			args->io.file = some_file();
+			args->io.offset = below(3) ? below(9999) : number();
+			args->io.bytes = 0;
+		}
+		return sizeof(args->io);
+	case GRIDOS_OP_IO_WAIT:
+		args->io_wait = (struct gridos_io_wait){ .size = sizeof(args->io_wait), .socket = io_number,
+							 .read = below(2) ? 0 : number(), .flags = below(2) | 4 * below(2),
+							 .timeout_ms = 1 + below(3) };
+		return sizeof(args->io_wait);
+	case GRIDOS_OP_IO_SETOPT:
+	case GRIDOS_OP_IO_GETOPT:
+		args->io_buffers = (struct gridos_io_buffers){ .size = sizeof(args->io_buffers), .socket = io_number };
+		if (op == GRIDOS_OP_IO_SETOPT) {
+			args->io_buffers.flags = below(2) ? 8 : 1 + below(15);
+			args->io_buffers.out = number();
+			args->io_buffers.in = number();
+			args->io_buffers.max = number();
+		}
+		return sizeof(args->io_buffers);
 	case GRIDOS_OP_ATTACH:
 		args->attach = (struct gridos_attach){ sizeof(args->attach), below(3) };
 		return sizeof(args->attach);
@@ -160,7 +223,7 @@ static uint32_t build(uint32_t op, union any *args)
 	}
 }
 
-static const uint8_t ops[] = { 1, 2, 3, 4, 5, 6, 128, 129, 130, 131, 132, 133 };
+static const uint8_t ops[] = { 1, 2, 3, 4, 5, 6, 16, 17, 18, 19, 20, 21, 22, 23, 24, 128, 129, 130, 131, 132, 133 };
 
 static void operation(int fd)
 {
@@ -190,19 +253,21 @@ static void operation(int fd)
 	if (ioctl(fd, cmd, at) < 0)
 		must(errno != ENOSYS && errno < 512);
 	/* Refused for the process alone, which has got a GPID before. */
+	if (errno == 0 && op == GRIDOS_OP_IO_OPEN && at >= page && at < page + PAGE)
+		io_number = ((struct gridos_io_open *)at)->socket;
 	if (errno == EEXIST || errno == 0)
 		__atomic_fetch_add(&succeeded[_IOC_NR(cmd)], 1, __ATOMIC_RELAXED);
 }
 
 static void files(int fd)
 {
-	static const char *const names[] = { "version", "self", "nodes", "jobs", "gpids", "control" };
+	static const char *const names[] = { "version", "self", "nodes", "jobs", "gpids", "io", "control" };
 	struct iovec parts[3] = { { page, below(100) }, { page + PAGE - 10, below(30) }, { (void *)pointer(), below(PAGE) } };
 	struct gridos_answer answer = { below(8) ? sizeof(answer) : number(), -(int)below(600), below(20), below(50), 0 };
 	char path[64];
 	int file;
 
-	snprintf(path, sizeof(path), GRIDOS_PROC "/%s", names[below(6)]);
+	snprintf(path, sizeof(path), GRIDOS_PROC "/%s", names[below(7)]);
 	file = open(path, (below(3) ? O_RDONLY : O_RDWR) | O_NONBLOCK | O_CLOEXEC);
 	if (file >= 0) {
 		for (int i = below(6); i > 0; i--) {
@@ -275,6 +340,7 @@ static int opened(void)
 	must(fd >= 0);
 	if (below(4) && attach(fd) == 0)
 		range(fd, 1, 10000000, NULL);
+	io_open(fd, pair[0], &io_number);
 	attached = fd;
 	return fd;
 }
@@ -297,6 +363,8 @@ static void turns(void *data)
 	else
 		asker = spawn(asks, NULL);
 	waiting = spawn(waits, NULL);
+	connected(pair);
+	io_file = filled_file(100000);
 	interrupt();
 	fd = opened();
 	for (int i = 0; i < TURNS; i++) {
@@ -304,6 +372,14 @@ static void turns(void *data)
 			operation(fd);
 		else
 			files(fd);
+		if (!below(10))
+			peer_acts();
+		/* The connection may have been spoiled for good. */
+		if (!below(1000)) {
+			close(pair[0]);
+			close(pair[1]);
+			connected(pair);
+		}
 		/* Another file: the daemon goes, with all that it was asked. */
 		if (!below(300)) {
 			close(fd);
@@ -354,6 +430,7 @@ static const struct scenario scenarios[] = { { "fuzzed", fuzzed } };
 
 int main(int argc, char **argv)
 {
+	loopback_up();
 	state = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL) << 20 ^ getpid();
 	state |= 1;
 	printf("FIGURE seed of fuzz: %#llx\n", (unsigned long long)state);

@@ -1,12 +1,14 @@
 /*
- * Everything at once, for a while: processes of jobs fork and end, others look them up, read /proc/gridos and ask the
- * daemon, which answers, is killed and comes again, while somebody unloads the module and loads it again.
+ * Everything at once, for a while: processes of jobs fork and end, others look them up, read /proc/gridos, move bytes
+ * between files and sockets, and ask the daemon, which answers, is killed and comes again, while somebody unloads the
+ * module and loads it again.
  *
  * Nothing has a file of it open for long, or it could not be unloaded. What there is not at the moment is no failure.
  * Each of them has to get on, and unloading has to succeed now and then.
  */
 #define _GNU_SOURCE
 #include "daemon.h"
+#include "sockets.h"
 
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -26,8 +28,8 @@ static uint64_t rnd(void)
 	return state;
 }
 
-enum actor { FORKER, LOOKER, READER, CALLER, DAEMON, LOADER, ACTORS };
-static const char *const names[ACTORS] = { "forks", "lookups", "reads", "answered calls", "daemons", "unloads" };
+enum actor { FORKER, LOOKER, READER, CALLER, DAEMON, MOVER, LOADER, ACTORS };
+static const char *const names[ACTORS] = { "forks", "lookups", "reads", "answered calls", "daemons", "transfers", "unloads" };
 static unsigned int *done;
 
 static void did(enum actor actor)
@@ -88,13 +90,13 @@ static void looks(const pid_t *forkers, int count)
 
 static void reads(void)
 {
-	static const char *const files[] = { "version", "self", "nodes", "jobs", "gpids" };
+	static const char *const files[] = { "version", "self", "nodes", "jobs", "gpids", "io" };
 	char path[64], bytes[512];
 
 	while (now() < end) {
 		int fd;
 
-		snprintf(path, sizeof(path), GRIDOS_PROC "/%s", files[rnd() % 5]);
+		snprintf(path, sizeof(path), GRIDOS_PROC "/%s", files[rnd() % 6]);
 		fd = open(path, O_RDONLY);
 		if (fd < 0) {
 			must(errno == ENOENT || errno == ENODEV || errno == EINVAL);
@@ -209,6 +211,68 @@ static void daemons(const pid_t *forkers, int count)
 	}
 }
 
+/* A file to a socket and from it to another, in pieces of which some are read by hand, and some posted. */
+static void moves_once(int fd, int from, int to)
+{
+	struct gridos_io_wait result;
+	uint64_t at = 0, got = 0;
+	int ends[2];
+	uint32_t a, b;
+
+	connected(ends);
+	a = managed(fd, ends[0]);
+	b = managed(fd, ends[1]);
+	while (got < 200000) {
+		int64_t moved = io(fd, GRIDOS_OP_IO_SEND, a, GRIDOS_IO_NOWAIT, 0, from, at, rnd() % 50000);
+
+		must(moved >= 0 || errno == EAGAIN);
+		at += moved > 0 ? moved : 0;
+		switch (rnd() % 3) {
+		case 0:
+			moved = recv(ends[1], piece, rnd() % 5000, MSG_DONTWAIT);
+			must(moved < 0 || is_filled(piece, got, moved));
+			if (moved > 0)
+				must(pwrite(to, piece, moved, got) == moved);
+			break;
+		case 1:
+			must(post(fd, b, 0, to, got, NULL, rnd() % 50000) > 0);
+			if (rnd() % 2)
+				poll(NULL, 0, rnd() % 3);
+			must(io_wait(fd, b, GRIDOS_IO_CANCEL, 0, &result, 0) == 0);
+			must(!result.error || result.error == -ECANCELED);
+			moved = result.done;
+			break;
+		default:
+			moved = io(fd, GRIDOS_OP_IO_RECV, b, GRIDOS_IO_NOWAIT, 0, to, got, rnd() % 50000);
+			must(moved >= 0 || errno == EAGAIN);
+		}
+		got += moved > 0 ? moved : 0;
+		must(got <= at);
+	}
+	must(file_has(to, 0, 0, got));
+	close(ends[0]);
+	close(ends[1]);
+	/* Something is under way when the file is closed. */
+	if (rnd() % 2)
+		post(fd, b, 0, to, 0, NULL, 1000000);
+}
+
+static void moves(void)
+{
+	int from = filled_file(1 << 20), to = empty_file();
+
+	while (now() < end) {
+		int fd = try_device();
+
+		if (fd < 0)
+			continue;
+		moves_once(fd, from, to);
+		did(MOVER);
+		close(fd);
+		poll(NULL, 0, rnd() % 50);
+	}
+}
+
 static void loads(void)
 {
 	while (now() < end) {
@@ -253,6 +317,9 @@ static pid_t acts(enum actor actor, const pid_t *forkers, int count)
 	case DAEMON:
 		daemons(forkers, count);
 		break;
+	case MOVER:
+		moves();
+		break;
 	default:
 		loads();
 	}
@@ -261,7 +328,7 @@ static pid_t acts(enum actor actor, const pid_t *forkers, int count)
 
 static void stressed(void)
 {
-	static const enum actor actors[] = { FORKER, FORKER, FORKER, LOOKER, READER, CALLER, CALLER, DAEMON, LOADER };
+	static const enum actor actors[] = { FORKER, FORKER, FORKER, LOOKER, READER, CALLER, CALLER, DAEMON, MOVER, LOADER };
 	const int count = sizeof(actors) / sizeof(*actors);
 	pid_t pids[16];
 	double last;
@@ -289,6 +356,7 @@ static const struct scenario scenarios[] = { { "stressed", stressed } };
 
 int main(void)
 {
+	loopback_up();
 	state = (uint64_t)time(NULL) << 20 ^ getpid();
 	return run(scenarios, 1);
 }

@@ -50,6 +50,17 @@ enum gridos_op {
 	GRIDOS_OP_JOBS		= 5,	/* struct gridos_list of struct gridos_job */
 	GRIDOS_OP_CALL		= 6,	/* struct gridos_call */
 
+	/* For programs: managed sockets, each on the open file where it was opened. */
+	GRIDOS_OP_IO_OPEN	= 16,	/* struct gridos_io_open */
+	GRIDOS_OP_IO_CLOSE	= 17,	/* struct gridos_io_open */
+	GRIDOS_OP_IO_SEND	= 18,	/* struct gridos_io; a file to a socket */
+	GRIDOS_OP_IO_RECV	= 19,	/* struct gridos_io; a socket to a file */
+	GRIDOS_OP_IO_WRITE	= 20,	/* struct gridos_io; memory to a socket */
+	GRIDOS_OP_IO_READ	= 21,	/* struct gridos_io; a socket to a file or memory, later */
+	GRIDOS_OP_IO_WAIT	= 22,	/* struct gridos_io_wait; for what IO_READ began */
+	GRIDOS_OP_IO_SETOPT	= 23,	/* struct gridos_io_buffers */
+	GRIDOS_OP_IO_GETOPT	= 24,	/* struct gridos_io_buffers */
+
 	/*
 	 * For the daemon: CAP_SYS_ADMIN, and all but the first only on the file that is
 	 * attached.
@@ -206,6 +217,115 @@ struct gridos_call {
 	__u64 out;		/* pointer */
 	__u32 in_len;		/* at most GRIDOS_CALL_MAX */
 	__u32 out_len;		/* in: the room, at most GRIDOS_CALL_MAX; out: bytes written */
+};
+
+/* === Managed sockets === */
+
+/*
+ * OPEN makes a connected TCP socket of the caller's a managed one, and gives it a number on this
+ * open file of the device. The socket stays open, whatever is done with fd, until CLOSE or until
+ * the device's file is closed. ENOTSOCK, EPROTONOSUPPORT, ENOTCONN: it is none; EEXIST: it is
+ * managed already; EDQUOT: the user has too many, EBUSY: all users together have.
+ *
+ * CLOSE takes the number; fd is 0. What is under way ends with ECANCELED.
+ *
+ * All others: EBADF if the file has no socket of this number, EPERM if it is another user's,
+ * unless the caller has CAP_SYS_PTRACE or CAP_SYS_ADMIN.
+ */
+struct gridos_io_open {
+	__u32 size;
+	__s32 fd;
+	__u32 flags;		/* 0 */
+	__u32 socket;		/* OPEN: out; CLOSE: in */
+};
+
+/* EAGAIN rather than wait for the peer. */
+#define GRIDOS_IO_NOWAIT	(1U << 0)
+/* RECV, READ: done as soon as there are some bytes, not when all are there. */
+#define GRIDOS_IO_SOME		(1U << 1)
+/* WAIT: gives the read up. */
+#define GRIDOS_IO_CANCEL	(1U << 2)
+
+/* The most bytes of a READ to memory. */
+#define GRIDOS_IO_READ_MAX	1048576
+
+/* The most reads of a socket that are posted, or done but not waited for. */
+#define GRIDOS_IO_READS_MAX	16
+
+/*
+ * Moves bytes until all have been moved, the file or the peer has come to its end, or something
+ * else ends it. Success if any byte was moved: done tells how many, and what was left is still
+ * in the socket, or in the file. An end of file, or of the peer's bytes, is success with less.
+ * ETIMEDOUT when the peer did nothing for so long, EINTR after a signal.
+ *
+ * The file is a regular one; with RECV and READ it is neither O_APPEND nor O_DIRECT. Whether it
+ * may be read or written, and how far, is as with read() and write(). What a file sends must not
+ * be changed until the peer has it, as the socket holds the file's own pages. EPIPE, without a
+ * signal, if the peer takes no more. RECV and READ: EOPNOTSUPP to a file if the socket has
+ * another protocol on top of TCP, as that of TLS; EBADMSG where the next byte is urgent.
+ *
+ * One operation sends at a time, and one receives: EBUSY. EIO if somebody else takes bytes from
+ * the socket while a file is written: the file has them, too.
+ *
+ * READ comes back at once, with its number. Reads of a socket are served in their order. The
+ * bytes go to file at offset, which is not -1; or, if file is -1, to memory, which is locked
+ * (RLIMIT_MEMLOCK) and must not be used until the read has been waited for. EDQUOT if too many
+ * are posted.
+ */
+struct gridos_io {
+	__u32 size;
+	__u32 socket;
+	__u32 flags;		/* GRIDOS_IO_* */
+	__u32 timeout_ms;	/* 0: as the module's parameter timeout_ms says; READ: 0 */
+	__s32 file;		/* SEND, RECV, READ; otherwise -1 */
+	__u32 read;		/* READ: out */
+	__s64 offset;		/* in the file; -1: its position; without one 0 */
+	__u64 bytes;		/* pointer: WRITE, READ without a file; otherwise 0 */
+	__u64 length;
+	__u64 done;		/* out; 0 of READ */
+};
+
+/*
+ * Waits for a read, or for any if its number is 0; ENOENT if there is none. Each read is told
+ * once. With CANCEL it ends now, if it has not ended, with ECANCELED and what it has got.
+ */
+struct gridos_io_wait {
+	__u32 size;
+	__u32 socket;
+	__u32 read;		/* in, out */
+	__u32 flags;		/* GRIDOS_IO_NOWAIT, GRIDOS_IO_CANCEL */
+	__u32 timeout_ms;	/* 0: as the module's parameter timeout_ms says */
+	__s32 error;		/* out: why it ended early, as a number below 0; or 0 */
+	__u64 done;		/* out: bytes, also of one that ended early */
+};
+
+/* SETOPT: what is given. AUTO alone, or with MAX; without it what is given stays. */
+#define GRIDOS_IO_BUFFER_OUT		(1U << 0)
+#define GRIDOS_IO_BUFFER_IN		(1U << 1)
+#define GRIDOS_IO_BUFFER_MAX		(1U << 2)
+/* Sizes follow what is measured: twice the bandwidth-delay product, at least 64 KiB. */
+#define GRIDOS_IO_BUFFER_AUTO		(1U << 3)
+
+/*
+ * The socket's buffers, in bytes that they hold; the kernel takes as much again for itself. They
+ * are at most max, which is at most the module's parameter max_buffer. SETOPT writes back what
+ * GETOPT tells.
+ */
+struct gridos_io_buffers {
+	__u32 size;
+	__u32 socket;
+	__u32 flags;		/* SETOPT: GRIDOS_IO_BUFFER_*; out: GRIDOS_IO_BUFFER_AUTO, or 0 */
+	__u32 rtt_us;		/* out: smoothed */
+	__u64 out;		/* of what is sent */
+	__u64 in;		/* of what is received */
+	__u64 max;
+	__u64 rate_out;		/* out: bytes a second, as TCP measured them */
+	__u64 rate_in;		/* out: bytes a second that were taken here */
+	__u64 product;		/* out: the higher rate times min_rtt_us */
+	__u64 sent;		/* out: bytes by SEND and WRITE */
+	__u64 received;		/* out: bytes by RECV and READ */
+	__u32 min_rtt_us;	/* out: 0 before it was measured */
+	__u32 reserved;
 };
 
 /*
