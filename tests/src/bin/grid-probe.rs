@@ -43,7 +43,15 @@ fn main() {
     });
     if let Some(other) = other {
         grid.migrate(Target::Task(task), Some(other), false).unwrap();
-        until(|| (grid.this_process().unwrap().node == other).then_some(()));
+        until(|| {
+            // Who asks the agent just when it is to be stopped cannot be moved, and has to ask for that again.
+            sleep(Duration::from_secs(1));
+            let moved = grid.this_process().unwrap().node == other;
+            if !moved {
+                let _ = grid.migrate(Target::Task(task), Some(other), false);
+            }
+            moved.then_some(())
+        });
         println!("moved={}", grid.this_process().unwrap().gpid == Some(gpid));
     }
     println!("done=true");

@@ -51,6 +51,8 @@ pub(super) struct Calls {
     under_way: BTreeMap<u64, Waiting>,
     /// Whether it is listened to.
     pub(super) heard: bool,
+    /// When their times are looked at next.
+    alarm: Option<u64>,
 }
 
 /// A process that waits for an answer.
@@ -82,7 +84,7 @@ type Errno = i32;
 
 impl Calls {
     pub(super) fn new(listener: OwnedFd) -> Self {
-        Self { listener, under_way: BTreeMap::new(), heard: false }
+        Self { listener, under_way: BTreeMap::new(), heard: false, alarm: None }
     }
 
     /// Takes the next call, if one is there that has not failed already; nothing of it is with an agent yet.
@@ -202,11 +204,18 @@ impl Calls {
         self.end(libc::EINTR, |_| true);
     }
 
-    /// Ends those whose time is over; when the next one's is.
-    pub(super) fn time_out(&mut self) -> Option<u64> {
+    /// Ends those whose time is over.
+    pub(super) fn time_out(&mut self) {
         let now = now();
+        self.alarm = None;
         self.end(libc::ETIMEDOUT, |waiting| waiting.until <= now);
-        self.under_way.values().map(|waiting| waiting.until).min()
+    }
+
+    /// When [`Calls::time_out`] is to be called, if that is earlier than was said before: there is one alarm, not one a call.
+    pub(super) fn next_alarm(&mut self) -> Option<u64> {
+        let first = self.under_way.values().map(|waiting| waiting.until).min()?;
+        let earlier = self.alarm.is_none_or(|alarm| first < alarm);
+        earlier.then(|| *self.alarm.insert(first))
     }
 
     fn end(&mut self, errno: Errno, which: impl Fn(&Waiting) -> bool) {
@@ -313,7 +322,7 @@ impl Shim {
         if !has_agent {
             calls.no_agent();
         }
-        if let Some(next) = calls.time_out() {
+        if let Some(next) = calls.next_alarm() {
             self.schedule(next, Due::Calls(slot));
         }
         if has_agent {

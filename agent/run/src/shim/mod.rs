@@ -435,7 +435,11 @@ impl Shim {
                 Due::LeaseEnds => self.freeze(true),
                 Due::Calls(slot) => {
                     let calls = self.tasks.get_mut(&slot).and_then(|task| task.calls.as_mut());
-                    if let Some(next) = calls.and_then(Calls::time_out) {
+                    let next = calls.and_then(|calls| {
+                        calls.time_out();
+                        calls.next_alarm()
+                    });
+                    if let Some(next) = next {
                         self.due.insert((next, Due::Calls(slot)));
                     }
                 }
