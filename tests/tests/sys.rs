@@ -297,6 +297,7 @@ fn operations_on_a_users_own_socket_have_the_rights_of_that_user() {
                 (&["migrate", "j1.1"], "name one task of j1.1, such as j1.1/0"),
                 (&["status", "j1.99"], "there is no j1.99 on its home node 1: see gridctl ps --all"),
                 (&["--door", "device", "version"], "VERSION: No such file or directory (os error 2)"),
+                (&["--door", "syscall", "version"], "only those of jobs have it that were submitted with"),
             ] {
                 let (status, _, said) = sys(grid, 1, words);
                 assert_eq!(status, 1, "{words:?}");

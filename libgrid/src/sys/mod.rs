@@ -479,6 +479,12 @@ fn system(op: Op) -> impl Fn(io::Error) -> SysError {
 }
 
 fn refused(op: Op, errno: i32, why: &[u8]) -> SysError {
+    let why = match errno {
+        libc::ENOSYS if why.is_empty() => {
+            b"this process has no system call of the grid: only those of jobs have it that were submitted with --system-call"
+        }
+        _ => why,
+    };
     let why = (!why.is_empty()).then(|| String::from_utf8_lossy(why).trim_end().to_owned());
     SysError::Refused { op, errno, why }
 }
