@@ -11,6 +11,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use libgrid::control::{Failure, Kind, NodeState, Reply, Request, Response, Submission};
 use libgrid::ids::{Gpid, Run, Selector, TaskId};
@@ -27,6 +28,10 @@ use super::{Answer, processes, submit};
 use crate::caller::Caller;
 use crate::copy::movers;
 use crate::grid::Grid;
+use crate::runner;
+
+/// How long a task's start may be unheard of.
+const UNHEARD: Duration = Duration::from_secs(1);
 
 /// What an operation came back with.
 pub(crate) struct Answered {
@@ -55,8 +60,9 @@ pub(crate) struct Asker {
 
 impl Asker {
     pub(crate) async fn new(grid: Option<&Arc<Grid>>, caller: Caller, pid: u32) -> Self {
+        let pid = process_of(pid);
         let run = match grid {
-            Some(grid) if pid != 0 => grid.run_of(pid).await,
+            Some(grid) if pid != 0 => run_of(grid, &caller, pid).await,
             _ => None,
         };
         let caller = match run {
@@ -64,6 +70,26 @@ impl Asker {
             None => caller,
         };
         Self { caller, pid, run }
+    }
+}
+
+/// The process of a thread: some doors tell which thread asks.
+fn process_of(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let leader = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+    leader.unwrap_or(pid)
+}
+
+/// The run that a process is part of. One of a task's user may ask before its shim's word of it was heard, or before it has its
+/// id back after a move: that is waited for.
+async fn run_of(grid: &Grid, caller: &Caller, pid: u32) -> Option<Run> {
+    let begun = Instant::now();
+    loop {
+        let run = grid.run_of(pid).await;
+        if run.is_some() || !runner::is_task(caller.uid) || begun.elapsed() > UNHEARD {
+            return run;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
