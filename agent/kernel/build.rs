@@ -6,18 +6,20 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SOURCE: &str = "kmod/bpf/processes.bpf.c";
+const FOLDER: &str = "kmod/bpf";
+const PROGRAMS: [&str; 2] = ["processes", "traffic"];
 
 fn main() {
     let crate_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let Some(root) = crate_dir.ancestors().nth(2) else { panic!("{} has no root", crate_dir.display()) };
-    let source = root.join(SOURCE);
-    println!("cargo::rerun-if-changed={}", source.display());
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("processes.bpf.o");
-    compile(root, &out);
+    println!("cargo::rerun-if-changed={}", root.join(FOLDER).display());
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    for program in PROGRAMS {
+        compile(root, &format!("{FOLDER}/{program}.bpf.c"), &out.join(program).with_extension("bpf.o"));
+    }
 }
 
-fn compile(root: &Path, out: &Path) {
+fn compile(root: &Path, source: &str, out: &Path) {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let mut clang = Command::new("clang");
     // Debian keeps what <linux/types.h> needs in a folder of the architecture.
@@ -25,11 +27,11 @@ fn compile(root: &Path, out: &Path) {
         .args(["-target", "bpf", "-O2", "-g", "-Wall", "-Werror"])
         .arg(format!("-I/usr/include/{arch}-linux-gnu"));
     clang.arg(format!("-ffile-prefix-map={}=.", root.display())).arg("-fdebug-compilation-dir=.");
-    clang.current_dir(root).args(["-c", SOURCE, "-o"]).arg(out);
+    clang.current_dir(root).args(["-c", source, "-o"]).arg(out);
     match clang.status() {
         Ok(status) if status.success() => (),
         Ok(status) => panic!(
-            "clang cannot compile {SOURCE}: {status}, see above: install libbpf-dev if its headers are missing"
+            "clang cannot compile {source}: {status}, see above: install libbpf-dev if its headers are missing"
         ),
         Err(error) => panic!(
             "clang cannot be started: {error}: install clang and libbpf-dev, or run setup/install build"

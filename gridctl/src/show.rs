@@ -9,7 +9,7 @@ use libgrid::control::{Finding, NodeState, NodeStatus, Verdict};
 use libgrid::copy::{Entry, EntryKind, ExportOf};
 use libgrid::ids::NodeId;
 use libgrid::pipe::PipeStatus;
-use libgrid::process::{Connection, Process};
+use libgrid::process::{Connection, Process, Traffic};
 use libgrid::status::{JobStatus, JobSummary, TaskCheckpoints, TaskState, Usage};
 use libgrid::units::{Bytes, Cpus, Span};
 use serde::Serialize;
@@ -206,6 +206,15 @@ pub(crate) fn process(process: &Process) -> String {
             Bytes(*sent),
             Bytes(*received),
             short(*round_trip)
+        ));
+    }
+    for traffic in &process.traffic {
+        let Traffic { remote, node, sent, sent_packets, received, received_packets } = traffic;
+        let whose = node.map_or_else(String::new, |node| format!(" (node {node})"));
+        lines.push(format!(
+            "  with       {remote}{whose}: sent {} in {sent_packets} packets, received {} in {received_packets}",
+            Bytes(*sent),
+            Bytes(*received)
         ));
     }
     lines.join("\n")

@@ -230,6 +230,7 @@ mod tests {
             sent: 0,
             received: 0,
             connections: Vec::new(),
+            traffic: Vec::new(),
         }
     }
 

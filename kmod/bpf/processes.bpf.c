@@ -15,25 +15,12 @@
  *
  * The structs are the parts that are used of the kernel's own; CO-RE finds where they are.
  */
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
+#include "marks.h"
+
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-typedef __u32 u32;
-typedef __u64 u64;
-
 #define COMM 16
-
-/* Kinds of marks; with agent/kernel/src/ebpf.rs. */
-enum { KEEPER = 1, INIT, PROCESS, VISITOR };
-
-struct mark {
-	u64 gpid;	/* of a PROCESS; 0 if there was no serial left */
-	u64 parent;	/* the GPID of the process that made it, or 0 */
-	u32 level;	/* of the agent's pid namespace: all pids are as the agent sees them */
-	u32 kind;
-};
 
 /* What the agent lets be given out; it alone writes here. */
 struct limit {
@@ -187,13 +174,6 @@ struct bpf_iter__task_file {
 	u32 fd;
 	struct file *file;
 } __attribute__((preserve_access_index));
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct mark);
-} marks SEC(".maps");
 
 /* GPID to pid; with its entries made before, which halves what a fork costs. */
 struct {
@@ -445,8 +425,6 @@ int list(struct bpf_iter__task *ctx)
 	return 0;
 }
 
-#define AF_INET 2
-#define AF_INET6 10
 #define IPPROTO_TCP 6
 #define TCP_LISTEN 10
 

@@ -1,6 +1,6 @@
 //! The processes of tasks, as [`Request::Processes`](crate::control::Request::Processes) lists them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -48,17 +48,50 @@ pub struct Process {
     pub threads: u32,
     /// Resident memory in bytes.
     pub memory: u64,
-    /// Bytes that went out over the TCP connections that it has open, and came in over them; on a node without eBPF nothing is
-    /// known of these.
+    /// Bytes that it sent: those of the packets of all its sockets, see [`Traffic`]. Where packets are not counted, those over the
+    /// TCP connections that it has open; on a node without eBPF nothing is known of either.
     pub sent: u64,
-    /// As `sent`.
+    /// Bytes that it received, as `sent`.
     pub received: u64,
-    /// Those over which most went, [`MOST_CONNECTIONS`] at most.
+    /// Its open TCP connections, those over which most went, [`MOST_CONNECTIONS`] at most.
     pub connections: Vec<Connection>,
+    /// What went between it and other addresses, the most first, [`MOST_ADDRESSES`] at most.
+    pub traffic: Vec<Traffic>,
 }
 
 /// How many connections of a process are told.
 pub const MOST_CONNECTIONS: usize = 32;
+
+/// How many addresses are told with which a process exchanged packets.
+pub const MOST_ADDRESSES: usize = 32;
+
+/// What went between a process and another address, over all its sockets, closed ones too: TCP, UDP and whatever else IP carries.
+///
+/// A socket counts for the process that made it, an accepted one for the process that made the socket that listens, also where
+/// others inherit it; after a move or a restore, for the first that has it open. Packets are counted as
+/// they are on the wire, bytes with IP headers (RFC 791, RFC 8200), from the start of the process on its node on. A node remembers some
+/// thousands of pairs of a process and an address, and forgets those first that were silent for the longest time.
+///
+/// ```
+/// # fn f(traffic: libgrid::process::Traffic) {
+/// println!("{}: {} bytes out, {} in", traffic.remote, traffic.sent, traffic.received);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// The address of the other side.
+    pub remote: IpAddr,
+    /// The node of the VO that has this address, if it is one's.
+    pub node: Option<NodeId>,
+    /// Bytes that went out.
+    pub sent: u64,
+    /// Packets that went out.
+    pub sent_packets: u64,
+    /// Bytes that came in.
+    pub received: u64,
+    /// Packets that came in.
+    pub received_packets: u64,
+}
 
 /// A TCP connection, as its end here sees it (RFC 9293; `struct tcp_info` of the kernel has the same figures).
 ///

@@ -293,7 +293,7 @@ fn connections_are_told_with_their_ends_and_what_went_over_them() {
                 let process = all.values().next().unwrap();
                 // The end that opened it counts one more each way.
                 let counted = |what: &str, bytes: u64| {
-                    let more = process[what].as_u64().unwrap().checked_sub(bytes);
+                    let more = process["connections"][0][what].as_u64().unwrap().checked_sub(bytes);
                     assert!(more.is_some_and(|more| more <= local), "{what}: {process}");
                 };
                 counted("sent", sent);
@@ -301,6 +301,20 @@ fn connections_are_told_with_their_ends_and_what_went_over_them() {
                 // The socket that only listens is none.
                 assert_eq!(process["connections"].as_array().unwrap().len(), 1, "{process}");
                 let connection = &process["connections"][0];
+                if let [traffic] = &process["traffic"].as_array().unwrap()[..] {
+                    assert_eq!(traffic["remote"].as_str(), ends[remote].rsplit_once(':').map(|(ip, _)| ip));
+                    assert_eq!(traffic["node"].as_u64(), Some(remote as u64 + 1), "{process}");
+                    for (what, bytes) in [("sent", sent), ("received", received)] {
+                        // With headers.
+                        let all = traffic[what].as_u64().unwrap();
+                        assert!(all > bytes && all < bytes + bytes / 10 + 20_000, "{what}: {process}");
+                        assert_eq!(process[what], traffic[what]);
+                    }
+                } else {
+                    // Where packets are not counted.
+                    assert!(has(grid, "tier", "packets are not counted"), "{process}");
+                    assert_eq!(process["sent"], connection["sent"]);
+                }
                 let told = (connection["local"].as_str().unwrap(), connection["remote"].as_str().unwrap());
                 assert_eq!(told, (ends[local as usize].as_str(), ends[remote].as_str()));
                 assert!(connection["segments_sent"].as_u64().unwrap() > 0, "{connection}");

@@ -6,6 +6,7 @@
 //! ```text
 //!   folder/marks, gpids, orders, limits, serials, ends     maps
 //!   folder/HASH/fork, exit, list, connections             links, of the programs with this hash
+//!   folder/traffic-HASH/...                               those of `traffic.rs`, which share the marks
 //! ```
 //!
 //! Programs of another release take the place of the former ones and go on with their maps; maps that do not fit are
@@ -22,7 +23,7 @@ use std::time::Duration;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
-use aya::{Btf, BtfError, EbpfError, EbpfLoader, Pod};
+use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Pod};
 use libgrid::ids::{Gpid, NodeId};
 use libgrid::process::Connection;
 use nix::mount::MsFlags;
@@ -57,6 +58,8 @@ pub(crate) enum LoadError {
     Map(#[from] MapError),
     #[error("an eBPF program cannot be pinned: {0}")]
     Pin(String),
+    #[error("there is no control group of version 2 that tasks are below")]
+    NoGroup,
     #[error("no serial numbers can be kept: {0}")]
     Serials(io::Error),
 }
@@ -289,7 +292,7 @@ impl Mark {
 }
 
 /// Gives memory back to the system when it is dropped: the kernel's types take some twenty megabytes while programs are loaded.
-struct Trimmed;
+pub(crate) struct Trimmed;
 
 impl Drop for Trimmed {
     fn drop(&mut self) {
@@ -327,10 +330,6 @@ pub(crate) fn unmount(folder: &Path) -> io::Result<()> {
 }
 
 fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| LoadError::Folder { path, source }
-    };
     let btf = Btf::from_sys_fs()?;
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&btf)).allow_unsupported_maps();
@@ -338,7 +337,6 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
         loader.map_pin_path(map, folder.join(map));
     }
     let mut ebpf = loader.load(OBJECT)?;
-    let missing = |what: &str| LoadError::Pin(format!("{what} is not in the object"));
     // Before any program runs.
     let mut counts: Array<_, Counts> =
         ebpf.map_mut("serials").ok_or_else(|| missing("serials"))?.try_into()?;
@@ -350,6 +348,46 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
             ebpf.map_mut("limits").ok_or_else(|| missing("limits"))?.try_into()?;
         limits.set(0, Limit { node: 0, end: end.into() }, 0)?;
     }
+    attach(folder, own, |pin| {
+        for (name, program, tracepoint) in
+            [("fork", "on_fork", "sched_process_fork"), ("exit", "on_exit", "sched_process_exit")]
+        {
+            let program: &mut BtfTracePoint =
+                ebpf.program_mut(program).ok_or_else(|| missing(program))?.try_into()?;
+            program.load(tracepoint, &btf)?;
+            let link = program.attach()?;
+            pin(program.take_link(link)?.into(), name)?;
+        }
+        for (name, kind) in [("list", "task"), ("connections", "task_file")] {
+            pin(iterator(&mut ebpf, name, kind, &btf)?, name)?;
+        }
+        Ok(())
+    })
+}
+
+/// Attaches an iterator, which runs when its link is read.
+pub(crate) fn iterator(ebpf: &mut Ebpf, name: &str, kind: &str, btf: &Btf) -> Result<FdLink, LoadError> {
+    let iterator: &mut Iter = ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?;
+    iterator.load(kind, btf)?;
+    let link = iterator.attach()?;
+    let link = iterator.take_link(link)?.try_into();
+    link.map_err(|error: LinkError| LoadError::Pin(error.to_string()))
+}
+
+pub(crate) fn missing(what: &str) -> LoadError {
+    LoadError::Pin(format!("{what} is not in the object"))
+}
+
+/// Fills `own`, a folder of links, all or none, in place of those of another release.
+pub(crate) fn attach(
+    folder: &Path,
+    own: &Path,
+    links: impl FnOnce(&dyn Fn(FdLink, &str) -> Result<(), LoadError>) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LoadError::Folder { path, source }
+    };
     // Under another name until all are attached: half of them count for nothing. Names with dots are not allowed there.
     let part = folder.join("part");
     remove(&part).and_then(|()| remove(own)).map_err(at(own))?;
@@ -357,27 +395,16 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
     let pin = |link: FdLink, name: &str| {
         link.pin(part.join(name)).map(drop).map_err(|error| LoadError::Pin(error.to_string()))
     };
-    for (name, program, tracepoint) in
-        [("fork", "on_fork", "sched_process_fork"), ("exit", "on_exit", "sched_process_exit")]
-    {
-        let program: &mut BtfTracePoint =
-            ebpf.program_mut(program).ok_or_else(|| missing(program))?.try_into()?;
-        program.load(tracepoint, &btf)?;
-        let link = program.attach()?;
-        pin(program.take_link(link)?.into(), name)?;
-    }
-    for (name, kind) in [("list", "task"), ("connections", "task_file")] {
-        let iterator: &mut Iter = ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?;
-        iterator.load(kind, &btf)?;
-        let link = iterator.attach()?;
-        let link = iterator.take_link(link)?.try_into();
-        pin(link.map_err(|error: LinkError| LoadError::Pin(error.to_string()))?, name)?;
-    }
+    links(&pin).inspect_err(|_| drop(remove(&part)))?;
     fs::rename(&part, own).map_err(at(own))?;
-    // Those of another release.
+    let is_traffic = |path: &Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(crate::traffic::PREFIX))
+    };
     for entry in fs::read_dir(folder).map_err(at(folder))?.flatten() {
-        if entry.path() != own && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path()).map_err(at(&entry.path()))?;
+        let path = entry.path();
+        let is_other = path != own && is_traffic(&path) == is_traffic(own);
+        if is_other && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&path).map_err(at(&path))?;
         }
     }
     Ok(())
@@ -434,7 +461,7 @@ impl Members<'_> {
     }
 }
 
-fn gpid(number: u64) -> Option<Gpid> {
+pub(crate) fn gpid(number: u64) -> Option<Gpid> {
     (number != 0).then(|| Gpid::from_u64(number))
 }
 

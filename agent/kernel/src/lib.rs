@@ -9,6 +9,7 @@
 //! | those too short to be seen | have ids, and their ends are told | have none |
 //! | time, faults, switches | of all threads, ended ones too | time and faults so; switches and waiting of the main thread |
 //! | TCP connections | those that are open, of whatever network namespace | none |
+//! | bytes and packets by address | of all sockets, closed ones too, where there is a control group of version 2 | none |
 //! | across a restart of the agent | the programs go on | a file of this boot's |
 //!
 //! Where the kernel module is loaded (tier `kernel`), ids are the module's, and every program finds them; all else is told
@@ -16,7 +17,7 @@
 //! in the module, and its children are entered by themselves.
 //!
 //! [`Processes`] hides which it is, and [`Processes::lacks`] says why if it is the second. The programs' own story is
-//! in `kmod/bpf/processes.bpf.c`, the module's in `kmod/README.md`.
+//! in `kmod/bpf/processes.bpf.c` and `traffic.bpf.c`, the module's in `kmod/README.md`.
 
 mod ebpf;
 mod module;
@@ -24,10 +25,12 @@ mod pidfd;
 mod proc;
 mod serials;
 mod stack;
+mod traffic;
 pub mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,6 +54,8 @@ pub struct Folders {
     pub state: PathBuf,
     /// Where procfs is mounted.
     pub proc: PathBuf,
+    /// A control group of version 2 that all tasks are below, if there is one: packets are counted there.
+    pub group: Option<PathBuf>,
 }
 
 /// A process of a task, all its threads together.
@@ -82,6 +87,23 @@ pub struct Process {
     pub memory: u64,
     /// The TCP connections that it has open; without eBPF none is known.
     pub connections: Vec<Connection>,
+    /// What it sent to others and received from them; where packets are not counted, nothing.
+    pub traffic: Vec<Traffic>,
+}
+
+/// What went between a process and another address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Of the other side.
+    pub remote: IpAddr,
+    /// Bytes of packets that went out, with their IP headers.
+    pub sent: u64,
+    /// Packets that went out.
+    pub sent_packets: u64,
+    /// As `sent`, of those that came in.
+    pub received: u64,
+    /// As `sent_packets`.
+    pub received_packets: u64,
 }
 
 /// A process of a task, and its ids.
@@ -106,8 +128,16 @@ pub struct Processes {
 }
 
 enum Way {
-    Ebpf(Box<Programs>),
+    Ebpf(Box<Ebpf>),
     Stack { table: Table, why: String },
+}
+
+struct Ebpf {
+    programs: Programs,
+    /// Or why packets are not counted.
+    traffic: Result<traffic::Traffic, String>,
+    /// Whether there may be sockets whose owner is not known.
+    unowned: bool,
 }
 
 /// What keeps the ids cannot be used.
@@ -122,7 +152,7 @@ impl Processes {
     /// What was used before and is not any more goes, and with it the ids that it gave: two who take blocks of serials
     /// would come to give the same ones.
     pub fn open(folders: &Folders, node: NodeId, ebpf: Result<(), &str>) -> Self {
-        let Folders { runtime, state, proc } = folders;
+        let Folders { runtime, state, proc, group } = folders;
         let series = |name: &str| Serials::new(state.join(name));
         let module = match Module::open(series("gpids"), runtime.join("gpids.module"), node) {
             Ok(Some(module)) => Ok(module),
@@ -138,10 +168,12 @@ impl Processes {
             let mut programs = programs.map_err(|error| error.to_string())?;
             let mark = (std::process::id(), Mark::keeper());
             programs.order(&[mark]).map_err(|error| error.to_string())?;
-            Ok(programs)
+            let traffic = traffic::Traffic::open(&runtime.join(own), group.as_deref());
+            let traffic = traffic.map_err(|error| error.to_string());
+            Ok(Ebpf { programs, traffic, unowned: true })
         });
         let way = match programs {
-            Ok(programs) => Way::Ebpf(Box::new(programs)),
+            Ok(ebpf) => Way::Ebpf(Box::new(ebpf)),
             Err(why) => {
                 let why = match ebpf::unmount(&runtime.join(own)).and(left) {
                     Ok(()) => why,
@@ -195,14 +227,22 @@ impl Processes {
         }
     }
 
+    /// Why packets are not counted by address, where there is eBPF; nothing if they are.
+    pub fn lacks_traffic(&self) -> Option<&str> {
+        match &self.way {
+            Way::Ebpf(ebpf) => ebpf.traffic.as_ref().err().map(String::as_str),
+            Way::Stack { .. } => None,
+        }
+    }
+
     /// Follows what these shims start, which may have been there before the programs were.
     ///
     /// # Errors
     /// Where the kernel refuses to be asked.
     pub fn keep(&mut self, shims: &[u32]) -> Result<(), ProcessesError> {
-        if let Way::Ebpf(programs) = &mut self.way {
+        if let Way::Ebpf(ebpf) = &mut self.way {
             let marks: Vec<_> = shims.iter().map(|pid| (*pid, Mark::keeper())).collect();
-            programs.order(&marks)?;
+            ebpf.programs.order(&marks)?;
         }
         Ok(())
     }
@@ -230,7 +270,7 @@ impl Processes {
 
     fn figures(&mut self, pids: &[u32]) -> Result<Vec<Process>, ProcessesError> {
         match &mut self.way {
-            Way::Ebpf(programs) => list(programs, pids, &self.proc),
+            Way::Ebpf(ebpf) => ebpf.list(pids, &self.proc),
             Way::Stack { table, .. } => {
                 let known = |pid: &u32| Some((Stat::of(*pid, &self.proc)?, Status::of(*pid, &self.proc)?));
                 let (stats, statuses): (Vec<Stat>, Vec<Status>) =
@@ -260,8 +300,8 @@ impl Processes {
             return Ok(pids.iter().filter_map(known).collect());
         }
         match &mut self.way {
-            Way::Ebpf(programs) => {
-                let all = named(programs, pids, &self.proc)?.into_values().flatten();
+            Way::Ebpf(ebpf) => {
+                let all = ebpf.named(pids, &self.proc)?.into_values().flatten();
                 let leaders = all.filter(|thread| thread.tid == thread.pid);
                 let named = |leader: Thread| {
                     let Thread { pid, inner, gpid, parent, .. } = leader;
@@ -301,12 +341,14 @@ impl Processes {
 
     fn give(&mut self, ids: &[(u32, Gpid, Option<Gpid>)]) -> Result<(), ProcessesError> {
         match &mut self.way {
-            Way::Ebpf(programs) => {
+            Way::Ebpf(ebpf) => {
                 let marks: Vec<_> = ids
                     .iter()
                     .map(|(pid, gpid, parent)| (*pid, Mark::process(Some(*gpid), *parent)))
                     .collect();
-                programs.order(&marks)?;
+                ebpf.programs.order(&marks)?;
+                // Not now: they stand still, and wait for this.
+                ebpf.unowned = true;
             }
             Way::Stack { table, .. } => {
                 for (pid, gpid, parent) in ids {
@@ -325,7 +367,7 @@ impl Processes {
             return module.find(gpid);
         }
         match &self.way {
-            Way::Ebpf(programs) => programs.find(gpid),
+            Way::Ebpf(ebpf) => ebpf.programs.find(gpid),
             Way::Stack { table, .. } => table.find(gpid, &self.proc),
         }
     }
@@ -350,7 +392,7 @@ impl Processes {
     /// Where it cannot be unmounted.
     pub fn close(&mut self) -> io::Result<()> {
         match &self.way {
-            Way::Ebpf(programs) => programs.close(),
+            Way::Ebpf(ebpf) => ebpf.programs.close(),
             Way::Stack { .. } => Ok(()),
         }
     }
@@ -358,7 +400,7 @@ impl Processes {
     /// How many ids are in use here; without eBPF nobody knows.
     pub fn count(&self) -> Option<usize> {
         match &self.way {
-            Way::Ebpf(programs) => Some(programs.count()),
+            Way::Ebpf(ebpf) => Some(ebpf.programs.count()),
             Way::Stack { .. } => None,
         }
     }
@@ -373,9 +415,10 @@ impl Processes {
             module.tick()?;
         }
         match &mut self.way {
-            Way::Ebpf(programs) => {
-                programs.refill()?;
-                let ended = programs.ended();
+            Way::Ebpf(ebpf) => {
+                ebpf.own_sockets();
+                ebpf.programs.refill()?;
+                let ended = ebpf.programs.ended();
                 // Those are told by ids that nobody sees.
                 Ok(if self.module.is_ok() { Vec::new() } else { ended })
             }
@@ -386,50 +429,61 @@ impl Processes {
     /// How well the programs keep up.
     pub fn health(&self) -> Health {
         match &self.way {
-            Way::Ebpf(programs) => programs.health(),
+            Way::Ebpf(ebpf) => ebpf.programs.health(),
             Way::Stack { .. } => Health::default(),
         }
     }
 }
 
-/// The threads of these processes, each of which has an id from now on.
-fn named(
-    programs: &mut Programs,
-    pids: &[u32],
-    proc: &Path,
-) -> Result<BTreeMap<u32, Vec<Thread>>, ProcessesError> {
-    let wanted: BTreeSet<u32> = pids.iter().copied().collect();
-    let mut threads = programs.threads()?;
-    let named: BTreeSet<u32> =
-        threads.iter().filter(|thread| thread.gpid.is_some()).map(|thread| thread.pid).collect();
-    // Those that were there before the programs, or for which there was no serial or no memory.
-    let unnamed: Vec<_> = wanted
-        .difference(&named)
-        .filter(|pid| Status::of(**pid, proc).is_some_and(|status| status.inner != 1))
-        .map(|pid| (*pid, Mark::process(None, None)))
-        .collect();
-    if !unnamed.is_empty() {
-        programs.refill()?;
-        threads = programs.order(&unnamed)?;
+impl Ebpf {
+    /// The threads of these processes, each of which has an id from now on.
+    fn named(&mut self, pids: &[u32], proc: &Path) -> Result<BTreeMap<u32, Vec<Thread>>, ProcessesError> {
+        let wanted: BTreeSet<u32> = pids.iter().copied().collect();
+        let mut threads = self.programs.threads()?;
+        let named: BTreeSet<u32> =
+            threads.iter().filter(|thread| thread.gpid.is_some()).map(|thread| thread.pid).collect();
+        // Those that were there before the programs, or for which there was no serial or no memory.
+        let unnamed: Vec<_> = wanted
+            .difference(&named)
+            .filter(|pid| Status::of(**pid, proc).is_some_and(|status| status.inner != 1))
+            .map(|pid| (*pid, Mark::process(None, None)))
+            .collect();
+        if !unnamed.is_empty() {
+            self.programs.refill()?;
+            self.unowned = true;
+            threads = self.programs.order(&unnamed)?;
+        }
+        let mut all: BTreeMap<u32, Vec<Thread>> = BTreeMap::new();
+        for thread in threads {
+            if thread.kind == PROCESS && wanted.contains(&thread.pid) {
+                all.entry(thread.pid).or_default().push(thread);
+            }
+        }
+        Ok(all)
     }
-    let mut all: BTreeMap<u32, Vec<Thread>> = BTreeMap::new();
-    for thread in threads {
-        if thread.kind == PROCESS && wanted.contains(&thread.pid) {
-            all.entry(thread.pid).or_default().push(thread);
+
+    fn list(&mut self, pids: &[u32], proc: &Path) -> Result<Vec<Process>, ProcessesError> {
+        let all = self.named(pids, proc)?;
+        self.own_sockets();
+        let mut connections = self.programs.connections()?;
+        let mut traffic = self.traffic.as_ref().map(traffic::Traffic::all).unwrap_or_default();
+        let whole = |threads: Vec<Thread>| {
+            let process = whole(&threads, proc)?;
+            let connections = connections.remove(&process.gpid).unwrap_or_default();
+            let traffic = traffic.remove(&process.gpid).unwrap_or_default();
+            Some(Process { connections, traffic, ..process })
+        };
+        Ok(all.into_values().filter_map(whole).collect())
+    }
+
+    /// Finds whose the sockets are of processes that were there before, or were restored.
+    fn own_sockets(&mut self) {
+        if self.unowned
+            && let Ok(traffic) = &self.traffic
+        {
+            self.unowned = traffic.find().is_err();
         }
     }
-    Ok(all)
-}
-
-fn list(programs: &mut Programs, pids: &[u32], proc: &Path) -> Result<Vec<Process>, ProcessesError> {
-    let all = named(programs, pids, proc)?;
-    let mut connections = programs.connections()?;
-    let whole = |threads: Vec<Thread>| {
-        let process = whole(&threads, proc)?;
-        let connections = connections.remove(&process.gpid).unwrap_or_default();
-        Some(Process { connections, ..process })
-    };
-    Ok(all.into_values().filter_map(whole).collect())
 }
 
 /// A process from its threads.
@@ -450,6 +504,7 @@ fn whole(threads: &[Thread], proc: &Path) -> Option<Process> {
         threads: threads.len() as u32,
         memory: Stat::of(leader.pid, proc).map_or(0, |stat| bytes(stat.resident)),
         connections: Vec::new(),
+        traffic: Vec::new(),
     })
 }
 
@@ -468,6 +523,7 @@ fn seen(stat: &Stat, status: &Status, (gpid, parent): (Gpid, Option<Gpid>)) -> P
         threads: stat.threads,
         memory: bytes(stat.resident),
         connections: Vec::new(),
+        traffic: Vec::new(),
     }
 }
 

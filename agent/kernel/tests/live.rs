@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use grid_kernel::{Ended, Folders, Health, Process, Processes};
+use grid_kernel::{Ended, Folders, Health, Process, Processes, Traffic};
 use libgrid::ids::{Gpid, JobId, NodeId};
 
 /// One after the other: each follows all that this process starts.
@@ -30,7 +31,11 @@ impl Node {
         fs::create_dir(&runtime).unwrap();
         fs::create_dir(&state).unwrap();
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        Node { _turn, folders: Folders { runtime, state, proc: "/proc".into() }, _root: root }
+        Node {
+            _turn,
+            folders: Folders { runtime, state, proc: "/proc".into(), group: unified() },
+            _root: root,
+        }
     }
 
     /// Follows processes; says why it does not.
@@ -48,6 +53,14 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = nix::mount::umount(&self.folders.runtime.join("bpf"));
     }
+}
+
+/// The root of the tree of control groups of version 2.
+fn unified() -> Option<PathBuf> {
+    let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
+    roots
+        .into_iter()
+        .find(|root| root.join("cgroup.procs").exists() && root.join("cgroup.controllers").exists())
 }
 
 /// A shell as process 1 of a pid namespace; all of it ends with this.
@@ -282,4 +295,118 @@ fn all_threads_of_a_process_count_and_its_id_ends_with_the_last() {
     fs::write(&end, "").unwrap();
     let ended = until(|| processes.tick().unwrap().into_iter().find(|ended| ended.gpid == listed.gpid));
     assert!(ended.ran >= 600_000_000, "{ended:?}");
+}
+
+/// What processes with these names exchanged with an address, in turn.
+fn exchanged(processes: &[Process], names: &[&str], remote: &str) -> Vec<Traffic> {
+    let of = |name: &&str| {
+        let process = processes.iter().find(|process| process.name == *name)?;
+        process.traffic.iter().find(|traffic| traffic.remote.to_string() == remote).copied()
+    };
+    names.iter().filter_map(of).collect()
+}
+
+#[test]
+fn packets_count_for_whoever_made_the_socket_or_the_one_that_listens() {
+    let node = Node::new();
+    let test = "packets_count_for_whoever_made_the_socket_or_the_one_that_listens";
+    let Some(mut processes) = node.processes(test) else { return };
+    if let Some(why) = processes.lacks_traffic() {
+        let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
+        return;
+    }
+    let folder = node.folders.state.clone();
+    // The one that listens forks the one that serves; all connections are closed when they say so. A name is 15 bytes.
+    let named = "import ctypes, os, socket, time\n\
+                 def name(n): ctypes.CDLL(None).prctl(15, n.encode(), 0, 0, 0)\n\
+                 def done(n):\n    open(n, 'w').close()\n    time.sleep(1000)\n\
+                 def until(n):\n    while not os.path.exists(n): time.sleep(0.01)\n";
+    let server = "for family, to, port in ((socket.AF_INET, '127.0.0.1', 7171), (socket.AF_INET6, '::1', 7172)):\n    \
+                      s = socket.create_server((to, port), family=family)\n    \
+                      if family == socket.AF_INET6: open('listens', 'w').close()\n    \
+                      if os.fork() == 0:\n        \
+                          name(f'serves{port}')\n        \
+                          c, _ = s.accept()\n        \
+                          left = 3000000\n        \
+                          while left: left -= len(c.recv(left))\n        \
+                          c.send(b'x' * 1000); c.close(); s.close(); done(f'served{port}')\n\
+                  name('listens'); time.sleep(1000)\n";
+    let client = "name('client'); until('listens')\n\
+                  for to in (('127.0.0.1', 7171), ('::1', 7172)):\n    \
+                      c = socket.create_connection(to); c.sendall(bytes(3000000))\n    \
+                      while c.recv(1000): pass\n    \
+                      c.close()\n\
+                  done('client')\n";
+    let datagrams = "name('datagrams')\n\
+                     r = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); r.bind(('127.0.0.2', 7173))\n\
+                     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.3', 0))\n\
+                     for _ in range(100): s.sendto(bytes(500), ('127.0.0.2', 7173)); r.recv(500)\n\
+                     s.close(); r.close(); done('datagrams')\n";
+    let mut script = format!("cd {}; ", folder.display());
+    for (name, program) in [("server", server), ("client", client), ("udp", datagrams)] {
+        fs::write(folder.join(format!("{name}.py")), [named, program].concat()).unwrap();
+        script.push_str(&format!("python3 {name}.py & "));
+    }
+    let task = Task::start(&(script + "wait"));
+    let done = ["served7171", "served7172", "client", "datagrams"].map(|name| folder.join(name));
+    until(|| done.iter().all(|done| done.exists()).then_some(()));
+    let listed = processes.list(&task.pids(5)).unwrap();
+    for remote in ["127.0.0.1", "::1"] {
+        let [served, client] = exchanged(&listed, &["listens", "client"], remote)[..] else {
+            panic!("{remote}: {listed:#?}")
+        };
+        // What one side sent, the other received: with headers, of 3,000,000 bytes and of 1,000. There are packets of a handshake, and of
+        // an end, that belong to no socket.
+        for (bytes, packets, least) in [
+            ([client.sent, served.received], [client.sent_packets, served.received_packets], 3_000_000),
+            ([served.sent, client.received], [served.sent_packets, client.received_packets], 1_000),
+        ] {
+            assert!(
+                bytes.iter().all(|bytes| (least..least + least / 10 + 20_000).contains(bytes)),
+                "{bytes:?}"
+            );
+            assert!(bytes[0].abs_diff(bytes[1]) <= 300, "{bytes:?}");
+            assert!(packets[0].abs_diff(packets[1]) <= 4 && packets[0] > 2, "{packets:?}");
+        }
+    }
+    // Who only inherits sockets has none.
+    assert_eq!(exchanged(&listed, &["serves7171", "serves7172"], "127.0.0.1"), []);
+    // 20 bytes of IP and 8 of UDP before 500, each way of the one process.
+    let [there] = exchanged(&listed, &["datagrams"], "127.0.0.2")[..] else { panic!("{listed:#?}") };
+    let [back] = exchanged(&listed, &["datagrams"], "127.0.0.3")[..] else { panic!("{listed:#?}") };
+    assert_eq!((there.sent, there.sent_packets, there.received), (52_800, 100, 0));
+    assert_eq!((back.received, back.received_packets, back.sent), (52_800, 100, 0));
+}
+
+#[test]
+fn sockets_that_were_there_before_are_found() {
+    let node = Node::new();
+    let (ready, go, done) =
+        (node.folders.state.join("ready"), node.folders.state.join("go"), node.folders.state.join("done"));
+    let script = format!(
+        "import os, socket, time\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); open('{}', 'w').close()\n\
+         while not os.path.exists('{}'): time.sleep(0.01)\n\
+         for _ in range(10): s.sendto(bytes(72), ('127.0.0.1', 9))\n\
+         open('{}', 'w').close(); time.sleep(1000)\n",
+        ready.display(),
+        go.display(),
+        done.display()
+    );
+    let file = node.folders.state.join("before.py");
+    fs::write(&file, script).unwrap();
+    let task = Task::start(&format!("python3 {} & wait", file.display()));
+    let pids = task.pids(1);
+    until(|| ready.exists().then_some(()));
+    let test = "sockets_that_were_there_before_are_found";
+    let Some(mut processes) = node.processes(test) else { return };
+    if let Some(why) = processes.lacks_traffic() {
+        let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
+        return;
+    }
+    assert_eq!(processes.list(&pids).unwrap()[0].traffic, []);
+    fs::write(&go, "").unwrap();
+    until(|| done.exists().then_some(()));
+    let seen = &processes.list(&pids).unwrap()[0].traffic;
+    assert!(seen.len() == 1 && (seen[0].sent, seen[0].sent_packets) == (1000, 10), "{seen:?}");
 }

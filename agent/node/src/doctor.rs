@@ -41,6 +41,13 @@ fn tier(grid: Option<&Grid>) -> Finding {
     };
     let lost = grid.processes.health();
     match grid.processes.lacks() {
+        None if lost.lost > 0 => {
+            let text = format!(
+                "ebpf: of {} processes it is not known how they ended: too many ended at once",
+                lost.lost
+            );
+            finding("tier", Verdict::Missing, text)
+        }
         None if lost.unmarked + lost.missed > 0 => {
             let text = format!(
                 "ebpf: {} processes got their ids late, as the kernel had no memory or no number for them",
@@ -53,7 +60,15 @@ fn tier(grid: Option<&Grid>) -> Finding {
                 "kernel: every process has its id from its first instruction, and any program finds it";
             finding("tier", Verdict::Good, text)
         }
-        None => finding("tier", Verdict::Good, "ebpf: every process is followed from its first instruction"),
+        None => {
+            let text = match grid.processes.lacks_traffic() {
+                None => "ebpf: every process is followed from its first instruction".into(),
+                Some(why) => format!(
+                    "ebpf: every process is followed from its first instruction, but its packets are not counted: {why}"
+                ),
+            };
+            finding("tier", Verdict::Good, text)
+        }
         Some(why) if grid.processes.has_module() => {
             let text =
                 format!("kernel, without eBPF: {why}; connections, and how processes ended, are not known");

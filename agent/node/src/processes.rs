@@ -16,7 +16,7 @@ use grid_kernel::{Ended, Folders, Health, Requests};
 use grid_qos::{CgroupError, Cgroups};
 use libgrid::control::{Failure, Kind};
 use libgrid::ids::{Gpid, NodeId, Run, TaskId};
-use libgrid::process::{Connection, MOST_CONNECTIONS, Process};
+use libgrid::process::{Connection, MOST_ADDRESSES, MOST_CONNECTIONS, Process, Traffic};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -31,7 +31,7 @@ const PACE: Duration = Duration::from_millis(500);
 /// How many ended processes are remembered, so that whoever asks for one is told what became of it.
 const REMEMBERED: usize = 4096;
 
-/// The most processes in one answer, and the most connections in them, so that it fits a frame.
+/// The most processes in one answer, and the most connections, and addresses, in them, so that it fits a frame.
 pub(crate) const MOST: usize = 5_000;
 const MOST_TOLD: usize = 10_000;
 
@@ -73,11 +73,17 @@ impl Processes {
             runtime: config.runtime_dir.clone(),
             state: config.state_dir.clone(),
             proc: "/proc".into(),
+            group: Cgroups::open(&config.cgroup_root, &config.cgroup_parent)
+                .ok()
+                .and_then(|groups| groups.unified(&config.cgroup_root)),
         };
         let ebpf = config.ebpf.then_some(()).ok_or("its owner has switched it off (ebpf in gridosd.toml)");
         let kernel = blocking(move || grid_kernel::Processes::open(&folders, me, ebpf)).await;
         if let Some(why) = kernel.lacks() {
             info!(why, "no_ebpf");
+        }
+        if let Some(why) = kernel.lacks_traffic() {
+            info!(why, "packets_not_counted");
         }
         match kernel.lacks_module() {
             Some(why) => info!(why, "no_module"),
@@ -98,6 +104,11 @@ impl Processes {
     /// Why there is no eBPF; nothing if there is.
     pub(crate) fn lacks(&self) -> Option<String> {
         self.kernel().lacks().map(Into::into)
+    }
+
+    /// Why packets are not counted, where there is eBPF; nothing if they are.
+    pub(crate) fn lacks_traffic(&self) -> Option<String> {
+        self.kernel().lacks_traffic().map(Into::into)
     }
 
     /// Whether ids are the kernel module's.
@@ -188,10 +199,18 @@ impl Processes {
     ) -> Process {
         let age = boot.saturating_sub(process.born);
         let mut connections = process.connections;
-        let sum = |what: fn(&Connection) -> u64| connections.iter().map(what).sum();
-        let (sent, received) = (sum(|connection| connection.sent), sum(|connection| connection.received));
+        let mut traffic: Vec<Traffic> = process.traffic.into_iter().map(told).collect();
+        let sum = |of_connection: fn(&Connection) -> u64, of_traffic: fn(&Traffic) -> u64| match &traffic[..]
+        {
+            [] => connections.iter().map(of_connection).sum(),
+            traffic => traffic.iter().map(of_traffic).sum(),
+        };
+        let (sent, received) =
+            (sum(|one| one.sent, |one| one.sent), sum(|one| one.received, |one| one.received));
         connections.sort_by_key(|connection| Reverse(connection.sent + connection.received));
         connections.truncate(MOST_CONNECTIONS);
+        traffic.sort_by_key(|traffic| Reverse(traffic.sent + traffic.received));
+        traffic.truncate(MOST_ADDRESSES);
         Process {
             gpid: process.gpid,
             parent: process.parent,
@@ -211,6 +230,7 @@ impl Processes {
             sent,
             received,
             connections,
+            traffic,
         }
     }
 
@@ -350,11 +370,19 @@ impl Processes {
 /// Leaves out what would not fit a frame.
 pub(crate) fn bound(processes: &mut Vec<Process>) {
     processes.truncate(MOST);
-    let mut left = MOST_TOLD;
+    let mut left = [MOST_TOLD; 2];
     for process in processes {
-        process.connections.truncate(left);
-        left -= process.connections.len();
+        process.connections.truncate(left[0]);
+        process.traffic.truncate(left[1]);
+        left[0] -= process.connections.len();
+        left[1] -= process.traffic.len();
     }
+}
+
+/// Whose the address is, who knows the members tells.
+fn told(traffic: grid_kernel::Traffic) -> Traffic {
+    let grid_kernel::Traffic { remote, sent, sent_packets, received, received_packets } = traffic;
+    Traffic { remote, node: None, sent, sent_packets, received, received_packets }
 }
 
 /// The runs here whose processes can be told, of these or of all.

@@ -130,6 +130,16 @@ impl Cgroups {
         }
     }
 
+    /// A group of version 2 that all tasks are below, for what that version alone has: their parent, or, where version 1 has the
+    /// controllers, the root of the tree that systemd mounts beside those, if it is there.
+    pub fn unified(&self, root: &Path) -> Option<PathBuf> {
+        let group = match &self.version {
+            Version::V1(_) => root.join("unified"),
+            Version::V2(root) => root.join(&self.parent),
+        };
+        group.join("cgroup.procs").exists().then_some(group)
+    }
+
     /// `1` or `2`.
     pub fn version(&self) -> u8 {
         match self.version {

@@ -1,6 +1,6 @@
 //! One fixed value of everything that crosses the control socket.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use libgrid::comm::{FromAgent, Refusal, ToAgent};
@@ -12,7 +12,7 @@ use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, P
 use libgrid::ids::{Gpid, JobId, NodeId, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::pipe::{PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
-use libgrid::process::{Connection, Process};
+use libgrid::process::{Connection, Process, Traffic};
 use libgrid::spec::{Checkpoints, JobSpec, Net};
 use libgrid::status::{
     Checkpoint, Counts, JobStatus, JobSummary, MoveMode, MovePhase, Moved, Obstacle, Outcome,
@@ -241,6 +241,14 @@ fn process() -> Process {
             retransmitted: 2,
             round_trip: Duration::from_micros(80),
             window: 10,
+        }],
+        traffic: vec![Traffic {
+            remote: IpAddr::from([100, 64, 8, 2]),
+            node: Some(NodeId(3)),
+            sent: 73_000,
+            sent_packets: 50,
+            received: 2_300,
+            received_packets: 40,
         }],
     }
 }

@@ -1,6 +1,7 @@
 //! Requests about processes. A job's home knows who may ask; the nodes where its tasks run know their processes.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub(super) async fn of(grid: &Arc<Grid>, of: Selector) -> Result<Reply, Answer> 
     let runs = grid.core.look(move |view| view.home.running(of.job()));
     let runs: Vec<_> = runs.await?.into_iter().filter(|(run, _)| of.covers(run.task.index)).collect();
     let (processes, silent) = at_nodes(grid, runs).await;
-    Ok(listing(processes, silent))
+    Ok(listing(grid, processes, silent))
 }
 
 /// Those of all jobs of this home that are the caller's; with `everywhere`, of theirs of other homes, too.
@@ -52,7 +53,7 @@ pub(super) async fn all(grid: &Arc<Grid>, caller: &Caller, everywhere: bool) -> 
             }
         }
     }
-    Ok(listing(processes, silent))
+    Ok(listing(grid, processes, silent))
 }
 
 /// Which task a process is part of, wherever it is.
@@ -115,7 +116,15 @@ pub(super) async fn signal(
     }
 }
 
-fn listing(mut processes: Vec<Process>, mut silent: Vec<NodeId>) -> Reply {
+fn listing(grid: &Grid, mut processes: Vec<Process>, mut silent: Vec<NodeId>) -> Reply {
+    let members = grid.members.all();
+    let addresses =
+        members.iter().flat_map(|member| member.info.addrs.iter().map(move |addr| (addr.ip(), member)));
+    let nodes: BTreeMap<IpAddr, NodeId> =
+        addresses.filter(|(ip, _)| !ip.is_loopback()).map(|(ip, member)| (ip, member.info.node)).collect();
+    for traffic in processes.iter_mut().flat_map(|process| &mut process.traffic) {
+        traffic.node = nodes.get(&traffic.remote).copied();
+    }
     processes.sort_by_key(|process| (process.task, process.gpid));
     let more = processes.len() > MOST;
     bound(&mut processes);
