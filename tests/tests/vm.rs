@@ -38,7 +38,7 @@ job=$(gridctl submit -- sh -c 'sleep 1000 | sleep 1000'); sleep 2
 tell followed "$(gridctl ps --processes "$job" | grep -c sleep)"
 tell parents "$(gridctl ps --processes --json "$job" | grep -o '"parent":"1' | wc -l)"
 gridctl kill -s INT "$job"; outcome signal "$job"
-job=$(gridctl submit -- sh -c 'nc -l -p 7070 & sleep 2; (echo hello; sleep 1000) | nc 127.0.0.1 7070'); sleep 4
+job=$(gridctl submit -- sh -c 'sleep 1000 | nc -l -p 7070 & sleep 2; (echo hello; sleep 1000) | nc 127.0.0.1 7070'); sleep 4
 tell counted "$(gridctl doctor | grep -c 'packets are not counted')"
 tell traffic "$(gridctl ps --processes --json "$job" | grep -o '"traffic":\[{"remote":"127.0.0.1"' | wc -l)"
 gridctl kill "$job"
