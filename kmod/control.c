@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * /proc/gridos/control: a command is written, and its answer is read from the same open file.
+ * /proc/gridos/pipes: as if "pipes" had been written. Who may see which the daemon alone knows.
  *
  * One write is one command, a line at most GRIDOS_COMMAND_MAX long; its newline, if it has one,
  * is not sent on. The write comes back with the answer: with an error if the daemon said so,
@@ -26,6 +27,8 @@ struct dialogue {
 	struct mutex lock;
 	struct gridos_reply reply;
 	loff_t read;
+	/* The pipes were asked for. */
+	bool asked;
 };
 
 static int control_open(struct inode *inode, struct file *file)
@@ -73,10 +76,23 @@ static int take_over(struct gridos_reply *reply)
 	return reply->error;
 }
 
-static ssize_t control_write(struct file *file, const char __user *from, size_t count, loff_t *pos)
+/* Asks the daemon in place of what was asked before. The line is its receiver's. */
+static int ask(struct file *file, char *line, size_t len)
 {
 	struct dialogue *dialogue = file->private_data;
 	u32 flags = file->f_flags & O_NONBLOCK ? GRIDOS_CALL_NOWAIT : 0;
+	int err;
+
+	kvfree(dialogue->reply.bytes);
+	memset(&dialogue->reply, 0, sizeof(dialogue->reply));
+	dialogue->read = 0;
+	err = gridos_ask(GRIDOS_OP_COMMAND, line, len, GRIDOS_CALL_MAX, flags, 0, &dialogue->reply);
+	return err ?: take_over(&dialogue->reply);
+}
+
+static ssize_t control_write(struct file *file, const char __user *from, size_t count, loff_t *pos)
+{
+	struct dialogue *dialogue = file->private_data;
 	size_t len = count;
 	char *line;
 	int err;
@@ -96,14 +112,15 @@ static ssize_t control_write(struct file *file, const char __user *from, size_t 
 		kfree(line);
 		return -ERESTARTSYS;
 	}
-	kvfree(dialogue->reply.bytes);
-	memset(&dialogue->reply, 0, sizeof(dialogue->reply));
-	dialogue->read = 0;
-	err = gridos_ask(GRIDOS_OP_COMMAND, line, len, GRIDOS_CALL_MAX, flags, 0, &dialogue->reply);
-	if (!err)
-		err = take_over(&dialogue->reply);
+	err = ask(file, line, len);
 	mutex_unlock(&dialogue->lock);
 	return err ?: count;
+}
+
+static ssize_t read_answer(struct dialogue *dialogue, char __user *to, size_t count)
+{
+	return simple_read_from_buffer(to, count, &dialogue->read, dialogue->reply.bytes,
+				       dialogue->reply.len);
 }
 
 static ssize_t control_read(struct file *file, char __user *to, size_t count, loff_t *pos)
@@ -113,8 +130,27 @@ static ssize_t control_read(struct file *file, char __user *to, size_t count, lo
 
 	if (mutex_lock_interruptible(&dialogue->lock))
 		return -ERESTARTSYS;
-	done = simple_read_from_buffer(to, count, &dialogue->read, dialogue->reply.bytes,
-				       dialogue->reply.len);
+	done = read_answer(dialogue, to, count);
+	mutex_unlock(&dialogue->lock);
+	return done;
+}
+
+/* Asks at the first read; whoever was refused may read again. */
+static ssize_t pipes_read(struct file *file, char __user *to, size_t count, loff_t *pos)
+{
+	struct dialogue *dialogue = file->private_data;
+	ssize_t done = 0;
+
+	if (mutex_lock_interruptible(&dialogue->lock))
+		return -ERESTARTSYS;
+	if (!dialogue->asked) {
+		char *line = kstrdup("pipes", GFP_KERNEL_ACCOUNT);
+
+		done = line ? ask(file, line, strlen(line)) : -ENOMEM;
+		dialogue->asked = !done;
+	}
+	if (!done)
+		done = read_answer(dialogue, to, count);
 	mutex_unlock(&dialogue->lock);
 	return done;
 }
@@ -124,4 +160,10 @@ const struct proc_ops gridos_control_ops = {
 	.proc_release = control_release,
 	.proc_read = control_read,
 	.proc_write = control_write,
+};
+
+const struct proc_ops gridos_pipes_ops = {
+	.proc_open = control_open,
+	.proc_release = control_release,
+	.proc_read = pipes_read,
 };

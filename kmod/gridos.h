@@ -127,5 +127,6 @@ void gridos_proc_exit(void);
 /* === control.c === */
 
 extern const struct proc_ops gridos_control_ops;
+extern const struct proc_ops gridos_pipes_ops;
 
 #endif /* GRIDOS_H */

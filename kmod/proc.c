@@ -161,7 +161,8 @@ int gridos_proc_init(void)
 	    !proc_create_seq("io", 0444, dir, &gridos_io_seq))
 		goto fail;
 	/* Anybody may ask the daemon. */
-	if (!proc_create("control", 0666, dir, &gridos_control_ops))
+	if (!proc_create("control", 0666, dir, &gridos_control_ops) ||
+	    !proc_create("pipes", 0444, dir, &gridos_pipes_ops))
 		goto fail;
 	return 0;
 fail:

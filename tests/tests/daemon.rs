@@ -45,6 +45,8 @@ soon 'grep -q "vm1$" /proc/gridos/nodes'
 soon 'grep -q "^j1.1.*running.*sleep$" /proc/gridos/jobs'
 tell agrees "$(gridctl ps --processes --json | grep -c "\"gpid\":\"$(sed -n 2p /proc/gridos/gpids | cut -f 1)\"")"
 tell told "$(control "status $first")"
+gridctl pipe create frames >/dev/null
+tell pipes "$(grep -c frames /proc/gridos/pipes)"
 tell refused "$(control "signal 12.77 INT")"
 tell unload "$(rmmod gridos 2>&1 | grep -ci 'unavailable\|busy')"
 before=$(ids)
@@ -105,6 +107,7 @@ fn programs_ask_the_agent_through_the_module() {
         ("probe", "0"),
         ("agrees", "1"),
         ("told", "job j1.1 task - state running node - exit_status - running 1 done 0 failed 0 "),
+        ("pipes", "1"),
         ("unload", "1"),
         ("daemon", "daemon none"),
         ("late", "job j1.1 task 0 state running node 1 exit_status - running 1 done 0 failed 0 "),

@@ -318,9 +318,53 @@ static void control(void)
 	must(!readable(fd));
 }
 
+/* === /proc/gridos/pipes === */
+
+static void reads_pipes(void *data)
+{
+	leave_daemon();
+
+	int fd = proc("pipes", O_RDONLY), other = proc("pipes", O_RDONLY);
+	char text[64];
+
+	gives(EACCES, read(fd, text, sizeof(text)));
+	/* Asked again, as it was refused; then the answer is there to the end, and nobody is asked. */
+	must(read(fd, text, 4) == 4 && !memcmp(text, "pipe", 4));
+	must(read(fd, text, sizeof(text)) == 2 && !memcmp(text, "1\n", 2));
+	must(read(fd, text, sizeof(text)) == 0);
+	must(read(fd, text, sizeof(text)) == 0);
+	must(read(other, text, sizeof(text)) == 0);
+	gives(ESPIPE, pread(fd, text, 1, 0));
+}
+
+static void pipes(void)
+{
+	int fd = proc("pipes", O_RDONLY | O_NONBLOCK);
+	struct incoming *request;
+	char text[8];
+	pid_t pid;
+
+	gives(EAGAIN, read(fd, text, sizeof(text)));
+	close(fd);
+	fd = daemon_fd();
+	pid = spawn(reads_pipes, NULL);
+	request = next_request(fd);
+	must(request->head.op == GRIDOS_OP_COMMAND && request->head.pid == pid);
+	must(request->head.len == 5 && !memcmp(request->bytes, "pipes", 5));
+	must(answer(fd, request->head.id, -EACCES, "", 0) > 0);
+	request = next_request(fd);
+	must(request->head.len == 5 && !memcmp(request->bytes, "pipes", 5));
+	must(answer(fd, request->head.id, 0, "pipe1\n", 6) > 0);
+	request = next_request(fd);
+	must(answer(fd, request->head.id, 0, "", 0) > 0);
+	reap(pid);
+	must(!readable(fd));
+}
+
 static const struct scenario scenarios[] = {
 	{ "answered", answered },   { "malformed", malformed }, { "timed_out", timed_out }, { "interrupted", interrupted },
 	{ "abandoned", abandoned }, { "handed_on", handed_on }, { "exclusive", exclusive }, { "control", control },
+	{ "pipes", pipes },
 };
 
 int main(void)

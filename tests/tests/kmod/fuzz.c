@@ -261,13 +261,13 @@ static void operation(int fd)
 
 static void files(int fd)
 {
-	static const char *const names[] = { "version", "self", "nodes", "jobs", "gpids", "io", "control" };
+	static const char *const names[] = { "version", "self", "nodes", "jobs", "gpids", "io", "control", "pipes" };
 	struct iovec parts[3] = { { page, below(100) }, { page + PAGE - 10, below(30) }, { (void *)pointer(), below(PAGE) } };
 	struct gridos_answer answer = { below(8) ? sizeof(answer) : number(), -(int)below(600), below(20), below(50), 0 };
 	char path[64];
 	int file;
 
-	snprintf(path, sizeof(path), GRIDOS_PROC "/%s", names[below(7)]);
+	snprintf(path, sizeof(path), GRIDOS_PROC "/%s", names[below(8)]);
 	file = open(path, (below(3) ? O_RDONLY : O_RDWR) | O_NONBLOCK | O_CLOEXEC);
 	if (file >= 0) {
 		for (int i = below(6); i > 0; i--) {
