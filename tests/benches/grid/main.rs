@@ -13,7 +13,7 @@
 //! | `staging` | jobs with inputs and results on another node: small ones of an array, large ones |
 //! | `checkpoint` | what checkpoints take of the run time of a job of 256 MiB |
 //! | `migrate` | moves of 64 MiB to 1 GiB: downtime as the program sees it, total time, bytes sent; CRIU alone |
-//! | `processes` | processor time of a job that forks all the time, with and without the eBPF programs that follow it |
+//! | `processes` | processor time of jobs that fork, or send, all the time, with and without the eBPF programs that follow them |
 //! | `comm` | messages between processes of jobs: round trips, and the rate one way; TCP socket, Unix pipe |
 //! | `idle` | memory and processor time of an agent that has nothing to do |
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends here")]
