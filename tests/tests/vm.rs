@@ -38,9 +38,11 @@ job=$(gridctl submit -- sh -c 'sleep 1000 | sleep 1000'); sleep 2
 tell followed "$(gridctl ps --processes "$job" | grep -c sleep)"
 tell parents "$(gridctl ps --processes --json "$job" | grep -o '"parent":"1' | wc -l)"
 gridctl kill -s INT "$job"; outcome signal "$job"
-job=$(gridctl submit -- sh -c 'sleep 1000 | nc -l -p 7070 & sleep 2; (echo hello; sleep 1000) | nc 127.0.0.1 7070'); sleep 4
+job=$(gridctl submit -- sh -c 'sleep 1000 | nc -l -p 7070 & until grep -q :1B9E /proc/net/tcp*; do sleep 1; done; (echo hello; sleep 1000) | nc 127.0.0.1 7070')
+talk() { gridctl ps --processes --json "$job" | grep -o '"traffic":\[{"remote":"127.0.0.1"' | wc -l; }
+i=0; until [ "$(talk)" = 2 ] || [ $i -gt 60 ]; do i=$((i+1)); sleep 1; done
 tell counted "$(gridctl doctor | grep -c 'packets are not counted')"
-tell traffic "$(gridctl ps --processes --json "$job" | grep -o '"traffic":\[{"remote":"127.0.0.1"' | wc -l)"
+tell traffic "$(talk)"
 gridctl kill "$job"
 job=$(gridctl submit -- sh -c 'i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done'); outcome busy "$job"
 tell usage "$(gridctl status --json "$job" | grep -o '"peak_memory":[1-9]' | head -n 1)"

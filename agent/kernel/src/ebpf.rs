@@ -168,7 +168,7 @@ impl Programs {
     /// Takes up the programs that are pinned below `folder`, or loads them.
     pub(crate) fn open(folder: &Path, node: NodeId, serials: Serials) -> Result<Self, LoadError> {
         mount(folder)?;
-        let own = folder.join(&blake3::hash(OBJECT).to_hex()[..16]);
+        let own = folder.join(hash(OBJECT));
         if !LINKS.iter().all(|link| own.join(link).exists()) {
             let _trimmed = Trimmed;
             // With the former maps, if they still fit.
@@ -330,13 +330,7 @@ pub(crate) fn unmount(folder: &Path) -> io::Result<()> {
 }
 
 fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
-    let btf = Btf::from_sys_fs()?;
-    let mut loader = EbpfLoader::new();
-    loader.btf(Some(&btf)).allow_unsupported_maps();
-    for map in MAPS {
-        loader.map_pin_path(map, folder.join(map));
-    }
-    let mut ebpf = loader.load(OBJECT)?;
+    let (btf, mut ebpf) = open_object(OBJECT, folder, &MAPS)?;
     // Before any program runs.
     let mut counts: Array<_, Counts> =
         ebpf.map_mut("serials").ok_or_else(|| missing("serials"))?.try_into()?;
@@ -363,6 +357,27 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
         }
         Ok(())
     })
+}
+
+/// What the links of an object are named after.
+pub(crate) fn hash(object: &[u8]) -> String {
+    blake3::hash(object).to_hex()[..16].to_owned()
+}
+
+/// The kernel's types, and an object whose maps are pinned in the folder, or taken from there.
+pub(crate) fn open_object(
+    object: &[u8],
+    folder: &Path,
+    maps: &[&'static str],
+) -> Result<(Btf, Ebpf), LoadError> {
+    let btf = Btf::from_sys_fs()?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(&btf)).allow_unsupported_maps();
+    for map in maps {
+        loader.map_pin_path(map, folder.join(map));
+    }
+    let ebpf = loader.load(object)?;
+    Ok((btf, ebpf))
 }
 
 /// Attaches an iterator, which runs when its link is read.
@@ -397,12 +412,11 @@ pub(crate) fn attach(
     };
     links(&pin).inspect_err(|_| drop(remove(&part)))?;
     fs::rename(&part, own).map_err(at(own))?;
-    let is_traffic = |path: &Path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(crate::traffic::PREFIX))
-    };
+    // What stands before the hash says of which object they are.
+    let kind = |path: &Path| Some(path.file_name()?.to_str()?.rsplit_once('-')?.0.to_owned());
     for entry in fs::read_dir(folder).map_err(at(folder))?.flatten() {
         let path = entry.path();
-        let is_other = path != own && is_traffic(&path) == is_traffic(own);
+        let is_other = path != own && kind(&path) == kind(own);
         if is_other && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove(&path).map_err(at(&path))?;
         }

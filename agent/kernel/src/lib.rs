@@ -30,12 +30,11 @@ pub mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libgrid::ids::{Gpid, NodeId, TaskId};
-use libgrid::process::Connection;
+use libgrid::process::{Connection, Traffic};
 
 pub use crate::ebpf::{Ended, Health};
 use crate::ebpf::{Mark, PROCESS, Programs, Thread};
@@ -44,6 +43,7 @@ pub use crate::module::{Asked, Requests};
 use crate::proc::{Stat, Status, TICKS};
 use crate::serials::Serials;
 use crate::stack::Table;
+use crate::traffic::Meter;
 
 /// Where things are kept.
 #[derive(Clone, Debug)]
@@ -91,21 +91,6 @@ pub struct Process {
     pub traffic: Vec<Traffic>,
 }
 
-/// What went between a process and another address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Traffic {
-    /// Of the other side.
-    pub remote: IpAddr,
-    /// Bytes of packets that went out, with their IP headers.
-    pub sent: u64,
-    /// Packets that went out.
-    pub sent_packets: u64,
-    /// As `sent`, of those that came in.
-    pub received: u64,
-    /// As `sent_packets`.
-    pub received_packets: u64,
-}
-
 /// A process of a task, and its ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
@@ -135,7 +120,7 @@ enum Way {
 struct Ebpf {
     programs: Programs,
     /// Or why packets are not counted.
-    traffic: Result<traffic::Traffic, String>,
+    meter: Result<Meter, String>,
     /// Whether there may be sockets whose owner is not known.
     unowned: bool,
 }
@@ -168,9 +153,9 @@ impl Processes {
             let mut programs = programs.map_err(|error| error.to_string())?;
             let mark = (std::process::id(), Mark::keeper());
             programs.order(&[mark]).map_err(|error| error.to_string())?;
-            let traffic = traffic::Traffic::open(&runtime.join(own), group.as_deref());
-            let traffic = traffic.map_err(|error| error.to_string());
-            Ok(Ebpf { programs, traffic, unowned: true })
+            let meter = Meter::open(&runtime.join(own), group.as_deref());
+            let meter = meter.map_err(|error| error.to_string());
+            Ok(Ebpf { programs, meter, unowned: true })
         });
         let way = match programs {
             Ok(ebpf) => Way::Ebpf(Box::new(ebpf)),
@@ -230,7 +215,7 @@ impl Processes {
     /// Why packets are not counted by address, where there is eBPF; nothing if they are.
     pub fn lacks_traffic(&self) -> Option<&str> {
         match &self.way {
-            Way::Ebpf(ebpf) => ebpf.traffic.as_ref().err().map(String::as_str),
+            Way::Ebpf(ebpf) => ebpf.meter.as_ref().err().map(String::as_str),
             Way::Stack { .. } => None,
         }
     }
@@ -466,7 +451,7 @@ impl Ebpf {
         let all = self.named(pids, proc)?;
         self.own_sockets();
         let mut connections = self.programs.connections()?;
-        let mut traffic = self.traffic.as_ref().map(traffic::Traffic::all).unwrap_or_default();
+        let mut traffic = self.meter.as_ref().map(Meter::all).unwrap_or_default();
         let whole = |threads: Vec<Thread>| {
             let process = whole(&threads, proc)?;
             let connections = connections.remove(&process.gpid).unwrap_or_default();
@@ -479,9 +464,9 @@ impl Ebpf {
     /// Finds whose the sockets are of processes that were there before, or were restored.
     fn own_sockets(&mut self) {
         if self.unowned
-            && let Ok(traffic) = &self.traffic
+            && let Ok(meter) = &self.meter
         {
-            self.unowned = traffic.find().is_err();
+            self.unowned = meter.find().is_err();
         }
     }
 }

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, FExit};
-use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use aya::{Btf, Ebpf, Pod};
 use libgrid::ids::Gpid;
+use libgrid::process::Traffic;
 
 use crate::ebpf::{self, LoadError, Trimmed, missing};
 
@@ -24,9 +25,6 @@ const LINKS: [&str; 4] = ["made", "find", "leaves", "comes"];
 
 /// Of links: the kernel takes no other, and lets programs of others beside ours all the same.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-
-/// How the names of folders with these links begin.
-pub(crate) const PREFIX: &str = "traffic-";
 
 /// As `struct flow`.
 #[derive(Clone, Copy)]
@@ -52,15 +50,15 @@ unsafe impl Pod for Flow {}
 unsafe impl Pod for Counts {}
 
 /// The programs, attached.
-pub(crate) struct Traffic {
+pub(crate) struct Meter {
     find: PathBuf,
     flows: HashMap<MapData, Flow, Counts>,
 }
 
-impl Traffic {
+impl Meter {
     /// Takes up those that are pinned below `folder`, where the marks are, or loads them for the tasks below `group`.
     pub(crate) fn open(folder: &Path, group: Option<&Path>) -> Result<Self, LoadError> {
-        let own = folder.join(format!("{PREFIX}{}", &blake3::hash(OBJECT).to_hex()[..16]));
+        let own = folder.join(format!("traffic-{}", ebpf::hash(OBJECT)));
         if !LINKS.iter().all(|link| own.join(link).exists()) {
             let _trimmed = Trimmed;
             load(folder, &own, group.ok_or(LoadError::NoGroup)?)?;
@@ -69,21 +67,23 @@ impl Traffic {
         Ok(Self { find: own.join("find"), flows })
     }
 
-    /// Finds whose the sockets are that nobody has made or accepted since these programs are there.
+    /// Finds whose the sockets are that were made before these programs were there, or by a restore.
     pub(crate) fn find(&self) -> io::Result<()> {
         fs::read(&self.find).map(drop)
     }
 
     /// What processes sent to others and received from them, by their ids. One that others with more addresses have
     /// crowded out is missing.
-    pub(crate) fn all(&self) -> BTreeMap<Gpid, Vec<crate::Traffic>> {
-        let mut all: BTreeMap<Gpid, Vec<crate::Traffic>> = BTreeMap::new();
+    pub(crate) fn all(&self) -> BTreeMap<Gpid, Vec<Traffic>> {
+        let mut all: BTreeMap<Gpid, Vec<Traffic>> = BTreeMap::new();
         for (flow, counts) in self.flows.iter().flatten() {
             let Some(gpid) = ebpf::gpid(flow.gpid) else { continue };
             let Counts { sent, sent_packets, received, received_packets } = counts;
             let remote = Ipv6Addr::from(flow.remote).to_canonical();
-            all.entry(gpid).or_default().push(crate::Traffic {
+            all.entry(gpid).or_default().push(Traffic {
                 remote,
+                // Who knows the nodes tells.
+                node: None,
                 sent,
                 sent_packets,
                 received,
@@ -95,13 +95,7 @@ impl Traffic {
 }
 
 fn load(folder: &Path, own: &Path, group: &Path) -> Result<(), LoadError> {
-    let btf = Btf::from_sys_fs()?;
-    let mut loader = EbpfLoader::new();
-    loader.btf(Some(&btf)).allow_unsupported_maps();
-    for map in MAPS {
-        loader.map_pin_path(map, folder.join(map));
-    }
-    let mut ebpf = loader.load(OBJECT)?;
+    let (btf, mut ebpf) = ebpf::open_object(OBJECT, folder, &MAPS)?;
     let group = File::open(group).map_err(|source| LoadError::Folder { path: group.into(), source })?;
     ebpf::attach(folder, own, |pin| {
         pin(made(&mut ebpf, &group).or_else(|_| traced(&mut ebpf, &btf))?, "made")?;

@@ -11,8 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use grid_kernel::{Ended, Folders, Health, Process, Processes, Traffic};
+use grid_kernel::{Ended, Folders, Health, Process, Processes};
 use libgrid::ids::{Gpid, JobId, NodeId};
+use libgrid::process::Traffic;
 
 /// One after the other: each follows all that this process starts.
 static TURN: Mutex<()> = Mutex::new(());
@@ -298,10 +299,10 @@ fn all_threads_of_a_process_count_and_its_id_ends_with_the_last() {
 }
 
 /// What processes with these names exchanged with an address, in turn.
-fn exchanged(processes: &[Process], names: &[&str], remote: &str) -> Vec<Traffic> {
+fn exchanged<'p>(processes: &'p [Process], names: &[&str], remote: &str) -> Vec<&'p Traffic> {
     let of = |name: &&str| {
         let process = processes.iter().find(|process| process.name == *name)?;
-        process.traffic.iter().find(|traffic| traffic.remote.to_string() == remote).copied()
+        process.traffic.iter().find(|traffic| traffic.remote.to_string() == remote)
     };
     names.iter().filter_map(of).collect()
 }
@@ -370,7 +371,7 @@ fn packets_count_for_whoever_made_the_socket_or_the_one_that_listens() {
         }
     }
     // Who only inherits sockets has none.
-    assert_eq!(exchanged(&listed, &["serves7171", "serves7172"], "127.0.0.1"), []);
+    assert_eq!(exchanged(&listed, &["serves7171", "serves7172"], "127.0.0.1"), [] as [&Traffic; 0]);
     // 20 bytes of IP and 8 of UDP before 500, each way of the one process.
     let [there] = exchanged(&listed, &["datagrams"], "127.0.0.2")[..] else { panic!("{listed:#?}") };
     let [back] = exchanged(&listed, &["datagrams"], "127.0.0.3")[..] else { panic!("{listed:#?}") };

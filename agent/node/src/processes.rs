@@ -199,7 +199,7 @@ impl Processes {
     ) -> Process {
         let age = boot.saturating_sub(process.born);
         let mut connections = process.connections;
-        let mut traffic: Vec<Traffic> = process.traffic.into_iter().map(told).collect();
+        let mut traffic = process.traffic;
         let sum = |of_connection: fn(&Connection) -> u64, of_traffic: fn(&Traffic) -> u64| match &traffic[..]
         {
             [] => connections.iter().map(of_connection).sum(),
@@ -377,12 +377,6 @@ pub(crate) fn bound(processes: &mut Vec<Process>) {
         left[0] -= process.connections.len();
         left[1] -= process.traffic.len();
     }
-}
-
-/// Whose the address is, who knows the members tells.
-fn told(traffic: grid_kernel::Traffic) -> Traffic {
-    let grid_kernel::Traffic { remote, sent, sent_packets, received, received_packets } = traffic;
-    Traffic { remote, node: None, sent, sent_packets, received, received_packets }
 }
 
 /// The runs here whose processes can be told, of these or of all.

@@ -117,6 +117,17 @@ pub(super) async fn signal(
 }
 
 fn listing(grid: &Grid, mut processes: Vec<Process>, mut silent: Vec<NodeId>) -> Reply {
+    name_nodes(grid, &mut processes);
+    processes.sort_by_key(|process| (process.task, process.gpid));
+    let more = processes.len() > MOST;
+    bound(&mut processes);
+    silent.sort_unstable();
+    silent.dedup();
+    Reply::Processes { processes, silent, more }
+}
+
+/// Tells which of the addresses that processes exchanged packets with are nodes'.
+fn name_nodes(grid: &Grid, processes: &mut [Process]) {
     let members = grid.members.all();
     let addresses =
         members.iter().flat_map(|member| member.info.addrs.iter().map(move |addr| (addr.ip(), member)));
@@ -125,12 +136,6 @@ fn listing(grid: &Grid, mut processes: Vec<Process>, mut silent: Vec<NodeId>) ->
     for traffic in processes.iter_mut().flat_map(|process| &mut process.traffic) {
         traffic.node = nodes.get(&traffic.remote).copied();
     }
-    processes.sort_by_key(|process| (process.task, process.gpid));
-    let more = processes.len() > MOST;
-    bound(&mut processes);
-    silent.sort_unstable();
-    silent.dedup();
-    Reply::Processes { processes, silent, more }
 }
 
 /// The processes of runs, from where they are; and the nodes that did not answer.
