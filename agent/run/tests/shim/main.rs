@@ -50,6 +50,19 @@ fn a_task_is_isolated_and_never_root() {
 }
 
 #[test]
+fn a_program_is_told_that_it_cannot_restrict_itself_unseen() {
+    let Some(mut bench) = bench() else { return };
+    // landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION): a process of the task, and one that it starts.
+    let script = "import ctypes, os\nos.fork() or os.execvp('python3', ['python3', '-c', asks])\nos.wait(); exec(asks)";
+    let asks = "asks = 'import ctypes; libc = ctypes.CDLL(None, use_errno=True); \
+                print(libc.syscall(444, None, 0, 1), ctypes.get_errno())'";
+    let (how, text) = bench.run(1, &["python3", "-c", &format!("{asks}\n{script}")]);
+    assert_eq!(how, How::Exited(0), "{text}");
+    let refused = format!("-1 {}\n", libc::EOPNOTSUPP);
+    assert_eq!(text, refused.repeat(2));
+}
+
+#[test]
 fn what_cannot_be_executed_is_told_in_one_sentence() {
     let Some(mut bench) = bench() else { return };
     let not_started = |how| match how {

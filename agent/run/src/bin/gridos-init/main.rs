@@ -178,6 +178,9 @@ impl Task {
         system::become_user(self.uid).map_err(at(Step::Identity))?;
         // PR_SET_NO_NEW_PRIVS: no program with special rights lifts the task above its user.
         system::prctl(38, 1).map_err(at(Step::Privileges))?;
+        // The kernel tells nobody to what a program restricts itself by Landlock: a restored one would have lost it unseen.
+        // Nor can one that closes itself off from sockets be written down at all.
+        system::refuse_landlock();
         system::restore_signals();
         // The status pipe stays until the program is executed.
         system::close_on_exec_from(STATUS);

@@ -198,6 +198,37 @@ pub(crate) fn prctl(what: usize, value: usize) -> Result<(), Errno> {
     check(unsafe { call(number::PRCTL, what, value, 0, 0, 0) }).map(drop)
 }
 
+/// Answers `landlock_create_ruleset(2)` as a kernel does on which Landlock is switched off, from here on and in all that
+/// descends from here. A kernel without filters of system calls has to be taken as it is.
+///
+/// The number is the same on every architecture, and for programs of 32 bits. Wants `PR_SET_NO_NEW_PRIVS` set.
+pub(crate) fn refuse_landlock() {
+    const PR_SET_SECCOMP: usize = 22;
+    const SECCOMP_MODE_FILTER: usize = 2;
+    const LANDLOCK_CREATE_RULESET: u32 = 444;
+    const EOPNOTSUPP: u32 = 95;
+    /// struct sock_filter.
+    #[repr(C)]
+    struct Instruction(u16, u8, u8, u32);
+    /// struct sock_fprog.
+    #[repr(C)]
+    struct Program(u16, *const Instruction);
+    let instructions = [
+        // BPF_LD | BPF_W | BPF_ABS: the number, the first word of struct seccomp_data.
+        Instruction(0x20, 0, 0, 0),
+        // BPF_JMP | BPF_JEQ | BPF_K.
+        Instruction(0x15, 0, 1, LANDLOCK_CREATE_RULESET),
+        // BPF_RET | BPF_K: SECCOMP_RET_ERRNO, SECCOMP_RET_ALLOW.
+        Instruction(0x06, 0, 0, 0x0005_0000 | EOPNOTSUPP),
+        Instruction(0x06, 0, 0, 0x7fff_0000),
+    ];
+    let program = Program(instructions.len() as u16, instructions.as_ptr());
+    // SAFETY: the kernel copies the program, which is there meanwhile and as long as it says.
+    let _ = unsafe {
+        call(number::PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &raw const program as usize, 0, 0)
+    };
+}
+
 pub(crate) fn setsid() -> Result<(), Errno> {
     // SAFETY: takes nothing.
     check(unsafe { call(number::SETSID, 0, 0, 0, 0, 0) }).map(drop)
