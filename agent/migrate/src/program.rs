@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// For the engine to come, when all is ready for it; for CRIU to stop the task, and to make it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// For the engine to come, when the agent is gone: what that had handed to the shim comes at once, and nothing else does.
+const LEFT: Duration = Duration::from_secs(5);
+
 /// For a restore with all that belongs to it, while the task is held.
 const HELD: Duration = Duration::from_secs(600);
 
@@ -211,7 +214,9 @@ fn receive(
         }
         go_on(&mut shown)?;
     }
-    let steps = accept(&steps, PATIENCE, || false)?;
+    let mut gone: Option<Instant> = None;
+    let left = || is_gone(control) && gone.get_or_insert_with(Instant::now).elapsed() > LEFT;
+    let steps = accept(&steps, PATIENCE, left)?;
     let filled = fill(&steps, serving);
     if let Err(why) = &filled {
         steps.fail(why);
@@ -250,7 +255,11 @@ impl Read for Counted {
 // === both ===
 
 /// Takes the engine's line.
-fn accept(listener: &UnixListener, limit: Duration, given_up: impl Fn() -> bool) -> Result<Steps, String> {
+fn accept(
+    listener: &UnixListener,
+    limit: Duration,
+    mut given_up: impl FnMut() -> bool,
+) -> Result<Steps, String> {
     let deadline = Instant::now() + limit;
     let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
     loop {

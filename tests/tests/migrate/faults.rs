@@ -65,6 +65,7 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
                 }
                 let other = if place == 2 { 3 } else { 2 };
                 until("nothing is left of it on the other node", || grid.task_processes(other).is_empty());
+                nothing_is_left_of_moves(grid);
             }
             let printed = verdict(grid, job, "faults");
             let numbers = counted(&printed, &file);
@@ -75,15 +76,20 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
             for node in [2, 3] {
                 until("no process is left", || grid.task_processes(node).is_empty());
                 until("no file is left", || grid.task_files(node).is_empty());
-                // Each move's folder goes with the process that moved the memory.
-                let parts = ["moving", "fresh", "unpacked"];
-                let store = grid.machine(node).dir().join("state/checkpoints");
-                for folder in parts.map(|part| store.join(part)).into_iter().chain(in_memory(grid, node)) {
-                    until("nothing is left of a move", || fs::read_dir(&folder).unwrap().next().is_none());
-                }
             }
         },
     );
+}
+
+/// Each move's folder goes with the process that moved the memory.
+fn nothing_is_left_of_moves(grid: &Grid) {
+    for node in [2, 3] {
+        let parts = ["moving", "fresh", "unpacked"];
+        let store = grid.machine(node).dir().join("state/checkpoints");
+        for folder in parts.map(|part| store.join(part)).into_iter().chain(in_memory(grid, node)) {
+            until("nothing is left of a move", || fs::read_dir(&folder).unwrap().next().is_none());
+        }
+    }
 }
 
 /// The folder of moves that an agent has in memory, and that no other path leads to.
