@@ -152,7 +152,7 @@ async fn answer_node(
             let Departing { departure, luggage } = grid.depart(run, node).await;
             stream::write(&mut duplex, &departure).await?;
             if let Some(luggage) = luggage {
-                runner::ahead::send_luggage(luggage, &mut duplex).await?;
+                runner::luggage::send(luggage, &mut duplex).await?;
             }
             finish(&mut duplex).await
         }
@@ -173,7 +173,7 @@ async fn answer_node(
             let (round, folder) = grid.round(run, node, round).await;
             stream::write(&mut duplex, &round).await?;
             if let Some(folder) = folder {
-                runner::ahead::send_folder(folder, None, (), &mut duplex).await?;
+                runner::luggage::send_folder(folder, None, (), &mut duplex).await?;
             }
             finish(&mut duplex).await
         }

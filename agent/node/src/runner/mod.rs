@@ -1,25 +1,27 @@
 //! Carries out what the host decides: starts tasks through shims, stages their inputs, and tells the core what
 //! the shims tell.
 //!
-//! A shim keeps the tasks of one job. One that has none left waits, with at most [`SPARE`] others, for the next
-//! job, so that a task rarely waits for a process to be started; after [`LINGER`] all but a few of them end.
+//! A shim keeps the tasks of one job. One that has none left waits, with some others, for the next job, so that a task
+//! rarely waits for a process to be started; after a while all but a few of them end (`shims.rs`).
 
 pub(crate) mod ahead;
 mod environment;
 pub(crate) mod inputs;
 mod keyboard;
+pub(crate) mod luggage;
 pub(crate) mod moving;
 mod precopy;
+mod queries;
 mod ready;
 mod recover;
 mod resume;
 mod shim;
+mod shims;
 mod slots;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,22 +29,19 @@ use grid_checkpoint::order::Then;
 use grid_jobs::home;
 use grid_jobs::host::{self, Action};
 use grid_jobs::message::{End, Order, Placement};
-use grid_migrate::order::Report;
-use grid_run::protocol::{FromShim, Launch, ToShim, Typed};
+use grid_run::protocol::{Launch, ToShim, Typed};
 use grid_run::slot;
 use grid_run::spawn::Shims;
-use grid_run::usage;
 use libgrid::address::Address;
-use libgrid::ids::{JobId, NodeId, Run, TaskId};
+use libgrid::ids::{NodeId, Run};
 use libgrid::spec::{self, JobSpec, Net};
-use libgrid::status::{Obstacle, Outcome, TaskCheckpoints, Usage};
-use libgrid::sys::abi::Op;
+use libgrid::status::{Outcome, Usage};
 use libgrid::units::{Bytes, Span};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::warn;
 
-use self::ahead::{Arrived, Leaving, Moves};
+use self::ahead::{Leaving, Moves};
 pub(crate) use self::ahead::{Outset, Taker};
 pub(crate) use self::environment::end_of;
 use self::environment::environment;
@@ -51,119 +50,28 @@ pub(crate) use self::keyboard::Keyboard;
 pub(crate) use self::moving::{Departing, Departure, Surveyed};
 use self::precopy::Rounds;
 pub(crate) use self::precopy::{Round, Rounding};
+pub(crate) use self::queries::{Following, Progress, Query, Used};
 use self::ready::Ready;
 use self::recover::remove;
 pub(crate) use self::recover::{Found, find, shim_program};
 use self::resume::Resuming;
 pub(crate) use self::resume::finished;
-use self::shim::{ShimId, ShimNews};
+use self::shim::ShimId;
+use self::shims::{STAY, Shim};
 pub(crate) use self::slots::is_task;
 use self::slots::{Slot, Slots};
 use crate::calls::Called;
-use crate::checkpoint::{self, CheckpointError, Checkpoints, Departed, News};
+use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
-use crate::control::operations::Asked;
-use crate::core::{Core, deadline, first_lease};
+use crate::core::{Core, deadline};
 use crate::network::Network;
 use crate::peers::Peers;
 use crate::pipes::fifo::Fifos;
-use crate::processes::{Place, Processes};
+use crate::processes::Processes;
 use crate::staging::Staging;
-
-/// How many shims wait without tasks. To start one costs as much as all else of a short task, so a stream of short
-/// jobs is served by the same ones.
-const SPARE: usize = 32;
-
-/// How many of them stay, and when the others end.
-const STAY: usize = 2;
-const LINGER: Duration = Duration::from_secs(10);
 
 /// How many tasks are being started at once; others wait without taking a place. Enough to keep every shim busy.
 const STARTING: usize = 64;
-
-/// What others ask of the runner.
-pub(crate) enum Query {
-    /// To follow what a run prints.
-    Follow { run: Run, reply: oneshot::Sender<Option<Following>> },
-    /// To type into a run.
-    Keyboard { run: Run, reply: oneshot::Sender<Option<Keyboard>> },
-    /// What runs that are here have used so far, and what is not as it should be.
-    Usage { runs: Vec<Run>, reply: oneshot::Sender<Vec<Used>> },
-    /// Where the processes of runs are, of these or of all.
-    Places { runs: Option<Vec<Run>>, reply: oneshot::Sender<Vec<Place>> },
-    /// To write a checkpoint of a run now.
-    Checkpoint { run: Run, reply: checkpoint::Reply },
-    /// The checkpoints of a task that are here.
-    Kept { task: TaskId, reply: oneshot::Sender<TaskCheckpoints> },
-    /// Whether all of a checkpoint is as it was written.
-    Verify { task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>> },
-    /// What would stop a run from being moved.
-    Survey { run: Run, reply: oneshot::Sender<Result<Surveyed, String>> },
-    /// What would stop a run of another node from going on here.
-    Fits { run: Run, there: Box<Surveyed>, reply: oneshot::Sender<Vec<Obstacle>> },
-    /// That node asks for a run that is to move there.
-    Depart { run: Run, to: NodeId, reply: oneshot::Sender<Departing> },
-    /// What came of asking for a run that is to move here.
-    Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
-    /// That node asks for the memory of a run that is to move there, while it runs.
-    Pages { run: Run, to: Taker, reply: oneshot::Sender<Outset> },
-    /// The memory of a run that is to move here is on its way, and so is its local user.
-    Comes { run: Run, uid: u32 },
-    /// That node asks for it in rounds, by a request of this key.
-    Rounds { run: Run, to: NodeId, key: u64, reply: oneshot::Sender<Outset> },
-    /// For the next of them.
-    Round { run: Run, to: NodeId, round: u32, reply: oneshot::Sender<Rounding> },
-    /// That request has ended.
-    RoundsOver { run: Run, key: u64 },
-    /// Who sends a run's memory ahead tells how far it is.
-    Ahead { run: Run, report: Report },
-    /// What comes of a system call of a run's process.
-    Answer { run: Run, call: u64, errno: i32, output: Vec<u8> },
-    /// What came of the work on the store of checkpoints.
-    Checkpoints(News),
-    /// To have a checkpoint of a task of this home brought here from its host, or to another node if that is this one.
-    Export { task: TaskId, number: u64, from: NodeId, to: NodeId },
-    /// To bring a checkpoint here that the task's home, which runs it, wants another node to have.
-    Keep { task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>> },
-    /// To drop the checkpoints of a task after this one.
-    Cut { task: TaskId, number: u64 },
-    /// Nothing will go on from the checkpoints of these tasks.
-    Finished(Vec<TaskId>),
-
-    /// A shim's news.
-    Shim(ShimId, ShimNews),
-    /// A slot can be used again.
-    Cleaned(Slot),
-    /// The place of this user cannot be used again.
-    Unclean(u32),
-    /// Inputs that nobody needs may be dropped.
-    SweepInputs,
-    /// Inputs are in place, or cannot be.
-    Staged { run: Run, result: Result<Box<Launch>, String> },
-}
-
-/// What a run has used so far, and a sentence about it.
-pub(crate) type Used = (Run, Usage, Option<String>);
-
-/// What a follower needs.
-pub(crate) struct Following {
-    pub(crate) folder: PathBuf,
-    pub(crate) uid: u32,
-    pub(crate) progress: watch::Receiver<Progress>,
-}
-
-/// How far a run is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Progress {
-    pub(crate) written: u64,
-    pub(crate) ended: bool,
-}
-
-struct Shim {
-    sender: mpsc::UnboundedSender<ToShim>,
-    job: Option<JobId>,
-    runs: HashSet<Run>,
-}
 
 struct Local {
     slot: Slot,
@@ -333,43 +241,6 @@ impl Runner {
         }
     }
 
-    fn adopt(&mut self, connected: shim::Connected) {
-        let id = self.next_id();
-        let kept = connected.kept.clone();
-        let sender = connected.start(id, self.queries.clone());
-        let mut shim = Shim { sender, job: None, runs: HashSet::new() };
-        for kept in kept {
-            let run = kept.run;
-            shim.job = Some(run.task.job);
-            shim.runs.insert(run);
-            let Some(slot) = self.slots.adopt(kept.uid) else { continue };
-            let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
-            let started = Some(kept.started);
-            let ran = kept.started.elapsed().unwrap_or_default();
-            let left = kept.time.map(|time| time.saturating_sub(ran));
-            let resuming = kept.restoring.then(Box::default);
-            let (when, alive) = (kept.checkpoint, kept.end.is_none());
-            let local = Local::new(slot, limits);
-            let address = kept.address;
-            let local =
-                Local { shim: Some(id), started, printed: true, when, left, resuming, address, ..local };
-            if !alive {
-                local.progress.send_modify(|progress| progress.ended = true);
-            }
-            local.typed.send_replace(kept.typed);
-            let watched = alive && local.resuming.is_none();
-            self.runs.insert(run, local);
-            if watched {
-                self.watch(run);
-            }
-            if alive {
-                self.find_fifos(run);
-            }
-        }
-        info!(shim = id.0, tasks = shim.runs.len(), "shim_adopted");
-        self.live.insert(id, shim);
-    }
-
     fn act(&mut self, action: Action) {
         match action {
             Action::Launch { run, order, placement } => self.backlog.push_back((run, order, placement)),
@@ -387,14 +258,6 @@ impl Runner {
             Action::Forget(run) => self.forget(run),
             // Messages go out through the peers.
             Action::Send { .. } => (),
-        }
-    }
-
-    fn tell(&self, run: Run, message: ToShim) {
-        let shim = self.runs.get(&run).and_then(|local| self.live.get(&local.shim?));
-        if let Some(shim) = shim {
-            // A shim that is gone is told of by its reader.
-            let _ = shim.sender.send(message);
         }
     }
 
@@ -520,67 +383,6 @@ impl Runner {
         }
     }
 
-    /// Gives a task to a shim.
-    fn hand_over(&mut self, launch: Box<Launch>) {
-        let run = launch.run;
-        let job = run.task.job;
-        let serving = self.live.iter().find(|(_, shim)| shim.job == Some(job)).map(|(id, _)| *id);
-        let spare = || self.live.iter().find(|(_, shim)| shim.job.is_none()).map(|(id, _)| *id);
-        let id = match serving.or_else(spare).map_or_else(|| self.start_shim(), Ok) {
-            Ok(id) => id,
-            Err(error) => return self.not_started(run, format!("cannot start a shim: {error}")),
-        };
-        let until = self.leases.get(&job.home).copied();
-        let Some(shim) = self.live.get_mut(&id) else { return };
-        if shim.job != Some(job) {
-            shim.job = Some(job);
-            let until = (job.home != self.me).then(|| until.unwrap_or_else(|| deadline(first_lease())));
-            let _ = shim.sender.send(ToShim::Lease { until });
-        }
-        shim.runs.insert(run);
-        let _ = shim.sender.send(ToShim::Launch(launch));
-        if let Some(local) = self.runs.get_mut(&run) {
-            local.shim = Some(id);
-        }
-    }
-
-    fn start_shim(&mut self) -> io::Result<ShimId> {
-        let id = self.next_id();
-        let sender = shim::start(&self.shims, id, self.queries.clone())?;
-        self.live.insert(id, Shim { sender, job: None, runs: HashSet::new() });
-        Ok(id)
-    }
-
-    fn next_id(&mut self) -> ShimId {
-        self.next_shim += 1;
-        ShimId(self.next_shim)
-    }
-
-    /// Keeps some shims ready, and no more.
-    fn spare(&mut self) {
-        let idle = self.retire(SPARE);
-        if idle > STAY {
-            self.thin.get_or_insert_with(|| Instant::now() + LINGER);
-        }
-        if idle == 0
-            && let Err(error) = self.start_shim()
-        {
-            warn!(%error, "cannot start a shim ahead");
-        }
-    }
-
-    /// Ends the shims without tasks but so many, and returns how many there are.
-    fn retire(&mut self, keep: usize) -> usize {
-        let idle: Vec<_> =
-            self.live.iter().filter(|(_, shim)| shim.job.is_none()).map(|(id, _)| *id).collect();
-        for id in idle.iter().skip(keep) {
-            if let Some(shim) = self.live.remove(id) {
-                let _ = shim.sender.send(ToShim::Retire);
-            }
-        }
-        idle.len().min(keep)
-    }
-
     fn fence(&mut self, run: Run) {
         let Some(local) = self.runs.get_mut(&run) else {
             self.backlog.retain(|(waiting, ..)| *waiting != run);
@@ -629,205 +431,6 @@ impl Runner {
             shim.job = None;
             self.spare();
         }
-    }
-
-    fn answer(&mut self, query: Query) {
-        match query {
-            Query::Follow { run, reply } => {
-                let following = self.runs.get_mut(&run).map(|local| {
-                    local.watched = true;
-                    Following {
-                        folder: self.slots.folder(&local.slot),
-                        uid: local.slot.uid(),
-                        progress: local.progress.subscribe(),
-                    }
-                });
-                if following.is_some() {
-                    self.tell(run, ToShim::Watch(run));
-                }
-                let _ = reply.send(following);
-            }
-            Query::Keyboard { run, reply } => {
-                let keyboard = self.runs.get(&run).and_then(|local| {
-                    let shim = self.live.get(&local.shim?)?.sender.clone();
-                    Some(Keyboard::new(run, shim, local.typed.subscribe(), local.progress.subscribe()))
-                });
-                let _ = reply.send(keyboard);
-            }
-            Query::Usage { runs, reply } => {
-                let _ = reply.send(self.usage(&runs));
-            }
-            Query::Cleaned(slot) => {
-                if let Some(surplus) = self.slots.give_back(slot) {
-                    let groups =
-                        grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
-                    let _ = groups.map(|groups| groups.group(&surplus.name()).remove());
-                    let folder = self.slots.folder(&surplus);
-                    tokio::task::spawn_blocking(move || remove(&folder));
-                }
-                self.resume_parked();
-            }
-            Query::Unclean(uid) => self.resume_without(uid),
-            Query::Places { runs, reply } => drop(reply.send(self.places(runs))),
-            Query::Checkpoint { run, reply } => self.checkpoints.ask(run, reply),
-            Query::Kept { task, reply } => drop(reply.send(self.checkpoints.status(task))),
-            Query::Verify { task, number, reply } => self.checkpoints.verify(task, number, reply),
-            Query::Export { task, number, from, to } => self.checkpoints.export(task, number, from, to),
-            Query::Keep { task, number, reply } => self.checkpoints.keep(task, number, reply),
-            Query::Cut { task, number } => self.checkpoints.cut(task, number),
-            Query::Survey { run, reply } => self.survey(run, reply),
-            Query::Fits { run, there, reply } => self.fits(run, *there, reply),
-            Query::Depart { run, to, reply } => self.depart(run, to, reply),
-            Query::Departed { run, from, departed } => self.departed(run, from, departed),
-            Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
-            Query::Comes { run, uid } => self.comes(run, uid),
-            Query::Answer { run, call, errno, output } => {
-                self.tell(run, ToShim::Answer { run, call, errno, output });
-            }
-            Query::Ahead { run, report } => self.sent_ahead(run, report),
-            Query::Rounds { run, to, key, reply } => self.begin_rounds(run, to, key, reply),
-            Query::Round { run, to, round, reply } => self.write_round(run, to, round, reply),
-            Query::RoundsOver { run, key } => self.rounds_over(run, key),
-            Query::Checkpoints(news) => self.checkpointed(news),
-            Query::Finished(tasks) => tasks.into_iter().for_each(|task| self.checkpoints.forget(task)),
-            Query::Shim(id, ShimNews::Said(message)) => self.hear(id, message),
-            Query::Shim(id, ShimNews::Gone) => self.lose(id),
-            Query::SweepInputs => self.inputs.sweep(),
-            Query::Staged { run, result } => match result {
-                Ok(launch) if self.runs.get(&run).is_some_and(|local| !local.fenced) => {
-                    self.hand_over(launch)
-                }
-                Ok(_) => (),
-                Err(why) => self.not_started(run, why),
-            },
-        }
-    }
-
-    fn usage(&self, runs: &[Run]) -> Vec<Used> {
-        let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
-        let Ok(groups) = groups else { return Vec::new() };
-        let used = |run: &Run| {
-            let local = self.runs.get(run).filter(|local| !local.progress.borrow().ended)?;
-            let group = groups.group(&local.slot.name());
-            let used = usage::so_far(&group, local.started?, Path::new("/proc"));
-            Some((*run, used, self.told_of(*run, local)))
-        };
-        runs.iter().filter_map(used).collect()
-    }
-
-    /// Not of those that are being restored, as long as they have no ids.
-    fn places(&self, runs: Option<Vec<Run>>) -> Vec<Place> {
-        let runs = runs.unwrap_or_else(|| self.runs.keys().copied().collect());
-        let place = |run: Run| {
-            let local = self.runs.get(&run)?;
-            let named = match &local.resuming {
-                Some(resuming) => resuming.identified,
-                None => local.started.is_some(),
-            };
-            let there = named && !local.progress.borrow().ended;
-            there.then(|| (run, local.slot.name()))
-        };
-        runs.into_iter().filter_map(place).collect()
-    }
-
-    fn hear(&mut self, id: ShimId, message: FromShim) {
-        match message {
-            FromShim::Started { run, at } => {
-                self.starting.remove(&run);
-                self.identify(run);
-                let resuming = self.runs.get_mut(&run).and_then(|local| local.resuming.take());
-                let resumed = resuming.and_then(|resuming| resuming.number);
-                self.core.host(host::Event::Started { run, at, resumed });
-                resumed.into_iter().for_each(|number| self.checkpoints.resumed(run, number));
-                let Some(local) = self.runs.get_mut(&run) else { return };
-                local.started = Some(at);
-                let watched = local.watched;
-                self.find_fifos(run);
-                if watched {
-                    self.tell(run, ToShim::Watch(run));
-                }
-                self.watch(run);
-            }
-            FromShim::Ended { run, end } => {
-                self.fifos.over(run);
-                self.checkpoints.unwatch(run);
-                if self.ready_ended(run, &end) || self.resume_failed(run, &end) {
-                    return;
-                }
-                self.starting.remove(&run);
-                let Some(local) = self.runs.get_mut(&run) else { return };
-                local.progress.send_modify(|progress| progress.ended = true);
-                local.printed = end.printed > 0;
-                if !end.group_kept {
-                    local.slot.forget_group();
-                }
-                let event = if local.fenced {
-                    host::Event::Gone(run)
-                } else {
-                    host::Event::Ended { run, end: end_of(end, local.limits) }
-                };
-                self.core.host(event);
-            }
-            FromShim::Output { run, stdout, stderr } => {
-                if let Some(local) = self.runs.get(&run) {
-                    local.progress.send_modify(|progress| progress.written = stdout + stderr);
-                }
-            }
-            FromShim::Typed { run, typed } => {
-                if let Some(local) = self.runs.get(&run) {
-                    local.typed.send_replace(typed);
-                }
-            }
-            FromShim::Called { run, call, again, pid, op, input } => {
-                let Some(local) = self.runs.get(&run) else { return };
-                let (uid, op) = (local.slot.uid(), Op(op));
-                let asked = Asked { uid, gid: uid, pid, op, input, again };
-                // Who serves them ends with this agent.
-                let _ = self.calls.send(Called { run, call, asked });
-            }
-            FromShim::Held { .. } => self.held(message),
-            FromShim::PreDumped { run, folder, result } => self.round_written(run, folder, result),
-            FromShim::Checkpointed { run, folder, result } => {
-                let failed = result.is_err();
-                // One after which the task stood still was told of then.
-                if failed || !self.checkpoints.let_go(run, &folder) {
-                    self.checkpoints.dumped(run, &folder, result);
-                    self.checkpoints.let_go(run, &folder);
-                }
-            }
-            // The greeting of a shim that was just started: it has none.
-            FromShim::Tasks(kept) => {
-                if !kept.is_empty() {
-                    warn!(shim = id.0, "a new shim has tasks");
-                }
-            }
-        }
-    }
-
-    /// A shim ended, and its tasks with it.
-    fn lose(&mut self, id: ShimId) {
-        let Some(shim) = self.live.remove(&id) else { return };
-        for run in shim.runs {
-            self.resuming.remove(&run);
-            if let Some(local) = self.runs.get_mut(&run) {
-                local.shim = None;
-                let ended = local.progress.borrow().ended;
-                if !ended {
-                    warn!(%run, "shim_lost");
-                    self.checkpoints.failed(run);
-                    self.starting.remove(&run);
-                    local.progress.send_modify(|progress| progress.ended = true);
-                    let groups =
-                        grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
-                    // What stays is swept up at the next start.
-                    let _ = groups.map(|groups| groups.group(&local.slot.name()).remove());
-                    local.slot.forget_group();
-                    local.printed = true;
-                    self.core.host(host::Event::Gone(run));
-                }
-            }
-        }
-        self.spare();
     }
 
     fn not_started(&mut self, run: Run, why: String) {

@@ -42,9 +42,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::Runner;
 use super::ahead::{self, Arrived, Coming, Outset, PACE};
 use super::moving::{AGAIN, NotDeparted, PATIENCE};
+use super::{Runner, luggage};
 use crate::checkpoint::{Departed, Unpacked, remove};
 use crate::peers::Request;
 
@@ -265,7 +265,7 @@ impl Coming {
             NotDeparted::Failed("all of it was written down, and not what its rounds have not".into())
         })?;
         tell(MovePhase::Copying, Some(departed.stood));
-        let unpacked = ahead::take_luggage(duplex, into, None, departed.number, bytes).await;
+        let unpacked = luggage::take(duplex, into, None, departed.number, bytes).await;
         let unpacked = unpacked.and_then(|unpacked| put_beside(unpacked, &folder.0, rounds));
         tell(MovePhase::Restoring, None);
         let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
@@ -308,9 +308,9 @@ impl Coming {
             let room = preflight::room(folder, bytes).map_err(|error| failed(error.to_string()))?;
             room.map_or(Ok(()), |blocker| Err(failed(blocker.to_string())))?;
             let (into, came) = (folder.join(round.to_string()), came.clone());
-            let taken = ahead::take(duplex, move |from| {
+            let taken = luggage::receive(duplex, move |from| {
                 make(&into)?;
-                ahead::extract(Counted(from, came), &into, None, bytes)
+                luggage::extract(Counted(from, came), &into, None, bytes)
             });
             taken.await.map_err(|error| failed(error.to_string()))?;
             if enough {
@@ -383,7 +383,7 @@ mod tests {
         let take = |bytes: u64| {
             let into = root.path().join(bytes.to_string());
             fs::create_dir(&into).unwrap();
-            ahead::extract(Counted(packed.as_slice(), came.clone()), &into, None, bytes)
+            luggage::extract(Counted(packed.as_slice(), came.clone()), &into, None, bytes)
         };
         take(5000).unwrap();
         assert_eq!(came.load(Ordering::Relaxed), packed.len() as u64);

@@ -1,0 +1,227 @@
+//! All of a task but its memory, on its way as one archive: what the shim has written of it, its output, and CRIU's images.
+//!
+//! It is packed as it is sent and unpacked as it comes, so that nothing of it is held in memory. What comes makes folders and
+//! files below one folder and nothing else, and no more of them than was said.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Component, Path, PathBuf};
+
+use grid_checkpoint::{Description, memory};
+use tokio::io::BufReader;
+use tokio::net::UnixStream;
+
+use crate::checkpoint::{About, Luggage, Unpacked, remove};
+use crate::control::Stream;
+
+/// Bytes that are passed on at once.
+const PIECE: usize = 256 << 10;
+
+/// Sends all of a task but its memory.
+pub(crate) async fn send(luggage: Luggage, to: &mut impl Stream) -> io::Result<()> {
+    let (folder, images) = (luggage.folder.clone(), luggage.images.clone());
+    send_folder(folder, images, luggage, to).await
+}
+
+/// Sends a folder, and one of images; `keep` is dropped when they are packed. The links in them stay behind.
+pub(crate) async fn send_folder(
+    folder: PathBuf,
+    images: Option<PathBuf>,
+    keep: impl Send + 'static,
+    to: &mut impl Stream,
+) -> io::Result<()> {
+    let (from, end) = UnixStream::pair()?;
+    let end = blocking_end(end)?;
+    let packing = tokio::task::spawn_blocking(move || {
+        let packed = (|| {
+            let mut archive = tar::Builder::new(io::BufWriter::with_capacity(PIECE, end));
+            archive.follow_symlinks(false);
+            // Or what has holes would be of a kind of its own.
+            archive.sparse(false);
+            pack(&mut archive, &folder, Path::new(""))?;
+            if let Some(images) = &images {
+                archive.append_dir(memory::IMAGES, images)?;
+                pack(&mut archive, images, Path::new(memory::IMAGES))?;
+            }
+            archive.into_inner()?.into_inner().map(drop).map_err(io::IntoInnerError::into_error)
+        })();
+        drop(keep);
+        packed
+    });
+    tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), to).await?;
+    packing.await.map_err(io::Error::other)?
+}
+
+/// Packs what is in a folder, below this name.
+fn pack(archive: &mut tar::Builder<impl io::Write>, folder: &Path, below: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let (name, kind) = (below.join(entry.file_name()), entry.file_type()?);
+        if kind.is_dir() {
+            archive.append_dir(&name, entry.path())?;
+            pack(archive, &entry.path(), &name)?;
+        } else if kind.is_file() {
+            archive.append_path_with_name(entry.path(), &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes all of a task but its memory, so many bytes at most.
+pub(super) async fn take(
+    from: grid_link::Duplex,
+    into: &Path,
+    images: Option<&Path>,
+    number: u64,
+    bytes: u64,
+) -> io::Result<Unpacked> {
+    let (into, images) = (into.to_owned(), images.map(Path::to_owned));
+    receive(from, move |end| unpack(end, &into, images.as_deref(), number, bytes)).await
+}
+
+/// Takes what comes, as this unpacks it.
+pub(super) async fn receive<T: Send + 'static>(
+    from: grid_link::Duplex,
+    unpack: impl FnOnce(StdStream) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (mut to, end) = UnixStream::pair()?;
+    let end = blocking_end(end)?;
+    let unpacking = tokio::task::spawn_blocking(move || unpack(end));
+    // One that cannot be unpacked says why itself.
+    let _ = tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), &mut to).await;
+    drop(to);
+    unpacking.await.map_err(io::Error::other)?
+}
+
+/// Into this folder; the images to another, if there is one for them.
+fn unpack(
+    from: StdStream,
+    into: &Path,
+    images: Option<&Path>,
+    number: u64,
+    bytes: u64,
+) -> io::Result<Unpacked> {
+    remove(into);
+    DirBuilder::new().recursive(true).mode(0o700).create(into)?;
+    let unpacked = (|| {
+        extract(from, into, images, bytes)?;
+        let description = Description::read(into).map_err(io::Error::other)?;
+        let about = About::read_in(into).map_err(io::Error::other)?;
+        Ok((about, description.streams.printed))
+    })();
+    let (about, printed) = unpacked.inspect_err(|_: &io::Error| remove(into))?;
+    Ok(Unpacked { number, folder: into.to_owned(), about, printed, passed: Vec::new() })
+}
+
+/// Unpacks a folder that came, so many bytes at most; images to another, if there is one for them.
+pub(super) fn extract(from: impl io::Read, into: &Path, images: Option<&Path>, bytes: u64) -> io::Result<()> {
+    let mut archive = tar::Archive::new(io::BufReader::with_capacity(PIECE, from));
+    let mut left = bytes;
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        left =
+            left.checked_sub(entry.size()).ok_or_else(|| io::Error::other("it is larger than was said"))?;
+        let name = entry.path()?.into_owned();
+        let stays = name.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        // Nothing but these is made there: no name leads out of the folder. Modes and times are of no use.
+        let path = match images.zip(name.strip_prefix(memory::IMAGES).ok()) {
+            Some((images, name)) if name == Path::new("") => images.to_owned(),
+            Some((images, name)) => images.join(name),
+            None => into.join(name),
+        };
+        match (kind.is_file(), kind.is_dir()) {
+            (true, _) if stays => drop(io::copy(&mut entry, &mut File::create_new(path)?)?),
+            (_, true) if stays => DirBuilder::new().recursive(true).mode(0o700).create(path)?,
+            _ => return Err(io::Error::other("it holds what does not belong there")),
+        }
+    }
+    Ok(())
+}
+
+fn blocking_end(end: UnixStream) -> io::Result<StdStream> {
+    let end = end.into_std()?;
+    end.set_nonblocking(false)?;
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Packs with these entries beside a description, and unpacks with room for so many bytes.
+    fn carried(bytes: u64, add: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Result<(), String> {
+        let root = tempfile::tempdir().unwrap();
+        let [from, into] = ["from", "into"].map(|name| root.path().join(name));
+        fs::create_dir(&from).unwrap();
+        let streams = grid_checkpoint::order::Streams { printed: [3, 4], ..Default::default() };
+        let description =
+            Description::new(7, "/w".into(), Vec::new(), streams, Duration::ZERO, Default::default());
+        description.write(&from).unwrap();
+        About::new(Duration::ZERO, None, None, 7, 0).write(&from).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_dir_all(".", &from).unwrap();
+        add(&mut archive);
+        let packed = archive.into_inner().unwrap();
+        let (near, far) = StdStream::pair().unwrap();
+        let sending = std::thread::spawn(move || {
+            // One that reads no more says why.
+            let _ = io::Write::write_all(&mut &far, &packed);
+        });
+        let unpacked = unpack(near, &into, None, 5, bytes);
+        sending.join().unwrap();
+        if unpacked.is_err() {
+            assert!(!into.exists(), "nothing is left");
+        }
+        let unpacked = unpacked.map_err(|error| error.to_string())?;
+        assert_eq!((unpacked.number, unpacked.printed, unpacked.about.uid), (5, [3, 4], 7));
+        Ok(())
+    }
+
+    #[test]
+    fn links_stay_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let [from, into] = ["from", "into"].map(|name| root.path().join(name));
+        fs::create_dir_all(from.join("images")).unwrap();
+        fs::create_dir(&into).unwrap();
+        fs::write(from.join("images/core"), "core").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", from.join("images/parent")).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        pack(&mut archive, &from, Path::new("")).unwrap();
+        extract(archive.into_inner().unwrap().as_slice(), &into, None, 4).unwrap();
+        let names = fs::read_dir(into.join("images")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["core"]);
+    }
+
+    #[test]
+    fn what_is_carried_is_no_more_than_was_said_and_stays_in_its_folder() {
+        let room = 1 << 20;
+        carried(room, |_| ()).unwrap();
+        assert!(carried(10, |_| ()).unwrap_err().contains("larger"));
+        let link = |kind, name: &str, target: &str| {
+            let (name, target) = (name.to_owned(), target.to_owned());
+            move |archive: &mut tar::Builder<Vec<u8>>| {
+                let mut header = tar::Header::new_gnu();
+                header.set_entry_type(kind);
+                header.set_size(0);
+                archive.append_link(&mut header, name, target).unwrap();
+            }
+        };
+        for kind in [tar::EntryType::Symlink, tar::EntryType::Link] {
+            assert!(carried(room, link(kind, "images", "/etc")).unwrap_err().contains("does not belong"));
+        }
+        let outside = |archive: &mut tar::Builder<Vec<u8>>| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            // As the crate itself would not write it.
+            header.as_gnu_mut().unwrap().name[..9].copy_from_slice(b"../../out");
+            header.set_cksum();
+            archive.append(&header, io::empty()).unwrap();
+        };
+        assert!(carried(room, outside).unwrap_err().contains("does not belong"));
+    }
+}
