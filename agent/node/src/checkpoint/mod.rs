@@ -287,6 +287,8 @@ impl Checkpoints {
         if !self.traces.contains(&run) {
             return;
         }
+        // An agent before this one unpacked it, and did not hear that it runs.
+        self.order(Work::Clear { unpacked: self.unpacked(run), dumps: Vec::new() });
         // Dumped for an agent that did not hear of it.
         for entry in fs::read_dir(self.folder.join("fresh")).into_iter().flatten().flatten() {
             let path = entry.path();
