@@ -35,14 +35,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use grid_checkpoint::store::{Store, StoreError};
+use grid_jobs::home;
 use libgrid::control::{Failure, Kind};
-use libgrid::ids::{NodeId, TaskId};
+use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::info;
 
-use super::name_of;
+use super::keeper::Work;
+use super::{Checkpoints, name_of};
 use crate::core::View;
 use crate::grid::{Grid, blocking};
 use crate::identity::failure;
@@ -58,6 +61,9 @@ const TRIES: u32 = 5;
 /// How long the home rests after one that failed.
 pub(crate) const REST: Duration = Duration::from_secs(5);
 
+/// How long to wait for a home node that does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// How long a node may take to send a manifest.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -71,6 +77,64 @@ pub(crate) struct Importer {
     pub(super) store: Store,
     pub(super) folder: PathBuf,
     pub(super) staging: Staging,
+}
+
+impl Checkpoints {
+    /// Has a checkpoint of a task of this home brought from its host: here, or to another node if the host is this one.
+    pub(crate) fn export(&self, task: TaskId, number: u64, from: NodeId, to: NodeId) {
+        let (importer, core, work) = (self.importer.clone(), self.core.clone(), self.work.clone());
+        let here = to == self.me;
+        tokio::spawn(async move {
+            let begun = Instant::now();
+            let brought = match here {
+                true => importer.bring(task, number, from, false).await.map(drop).map_err(|e| e.to_string()),
+                false => hand_on(&importer.staging.peers, task, number, to).await,
+            };
+            let (at, rest) = match brought {
+                Ok(()) => (Some((number, to)), begun.elapsed() * SHARE),
+                Err(why) => {
+                    info!(%task, number, %from, %to, why, "a checkpoint was not brought to where it is to be kept");
+                    (None, REST)
+                }
+            };
+            // The keeper and the core end only with the agent.
+            if here {
+                let _ = work.send(Work::Imported { task, then: None });
+            }
+            core.home(home::Event::Exported { task, at, rest });
+        });
+    }
+
+    /// Brings a checkpoint here from the task's home, which runs it.
+    pub(crate) fn keep(&self, task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>>) {
+        if self.size > self.limit {
+            return drop(reply.send(Err(self.full())));
+        }
+        let (importer, work) = (self.importer.clone(), self.work.clone());
+        tokio::spawn(async move {
+            let brought = importer.bring(task, number, task.job.home, false).await;
+            let _ = work.send(Work::Imported { task, then: None });
+            // Whoever asked may be gone.
+            let _ = reply.send(brought.map(drop).map_err(|error| error.to_string()));
+        });
+    }
+
+    /// Brings a checkpoint that a run shall go on from, from this node; [`News::Brought`] follows. One that does not
+    /// answer is waited for: if it stays away, the run is taken from us.
+    pub(crate) fn bring(&mut self, run: Run, number: u64, node: NodeId) {
+        self.traces.insert(run);
+        let (importer, work) = (self.importer.clone(), self.work.clone());
+        tokio::spawn(async move {
+            let result = loop {
+                match importer.bring(run.task, number, node, true).await {
+                    Ok(_) => break Ok(()),
+                    Err(StageError::Unreachable(_)) => tokio::time::sleep(PAUSE).await,
+                    Err(error) => break Err(error.to_string()),
+                }
+            };
+            let _ = work.send(Work::Imported { task: run.task, then: Some((run, result)) });
+        });
+    }
 }
 
 impl Importer {

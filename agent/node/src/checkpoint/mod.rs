@@ -18,7 +18,7 @@
 //!
 //! **When.** Each task has its own interval (`grid_checkpoint::interval`), from what its checkpoints cost and how often this node
 //! fails ([`failures`]). A checkpoint that cannot be written is told by `gridctl status`; the task runs on, and it is tried
-//! again at the next time. At most [`AT_ONCE`] are written at a time.
+//! again at the next time. Two are written at a time, at most (`writing.rs`).
 //!
 //! **Room.** The store has a limit. Above it, one checkpoint of each task stays; as long as that is too much, none is
 //! written.
@@ -31,6 +31,7 @@ mod away;
 pub(crate) mod exports;
 mod failures;
 mod keeper;
+mod writing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs;
@@ -44,15 +45,12 @@ use grid_checkpoint::Description;
 use grid_checkpoint::interval::{Interval, Policy};
 use grid_checkpoint::order::Done;
 use grid_checkpoint::store::{Keep, StoreError};
-use grid_jobs::home;
 use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec;
 use libgrid::status::{Checkpoint, TaskCheckpoints};
-use libgrid::units::{Bytes, Span};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::{info, warn};
 
 pub(crate) use self::about::About;
 use self::away::Away;
@@ -60,20 +58,15 @@ use self::exports::Importer;
 use self::failures::Seen;
 use self::keeper::{Keeper, Work};
 pub(crate) use self::keeper::{News, Unpacked, remove};
+use self::writing::{Departing, Writing};
 use crate::config::Config;
 use crate::core::Core;
-use crate::processes::{Identity, Processes};
+use crate::processes::Processes;
 use crate::runner::Query;
-use crate::staging::{StageError, Staging};
-
-/// How many are written at a time: each reads a task's memory, and asks the disk for as much.
-const AT_ONCE: usize = 2;
+use crate::staging::Staging;
 
 /// What a first checkpoint is expected to cost: some hundred megabytes.
 const EXPECTED: Duration = Duration::from_secs(1);
-
-/// How long to wait for a home node that does not answer.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// The share of the disk that checkpoints may take, unless the owner says otherwise.
 const SHARE: u64 = 5;
@@ -170,23 +163,6 @@ struct Watched {
     /// Its memory is on its way in rounds: none is written meanwhile.
     rests: bool,
     trouble: Option<String>,
-}
-
-struct Departing {
-    number: u64,
-    reply: Option<DepartReply>,
-    /// Since when it stands still.
-    since: Instant,
-}
-
-struct Writing {
-    number: u64,
-    /// After so much work; by hand, if absent.
-    interval: Option<Duration>,
-    cost: Duration,
-    replies: Vec<Reply>,
-    /// The ids of the processes that there were when it began.
-    processes: Vec<Identity>,
 }
 
 /// They cannot be kept here.
@@ -331,229 +307,6 @@ impl Checkpoints {
         self.tasks.get(&run)?.trouble.clone()
     }
 
-    // === writing ===
-
-    /// When [`Checkpoints::begin`] has something to do.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.due.first().map(|(due, _)| *due)
-    }
-
-    /// Somebody wants one now.
-    pub(crate) fn ask(&mut self, run: Run, reply: Reply) {
-        match self.tasks.get_mut(&run) {
-            Some(watched) => {
-                watched.asked.push(reply);
-                self.turn.retain(|other| *other != run);
-                self.turn.push_front(run);
-            }
-            None => drop(reply.send(Err(format!("{} does not run here", run.task)))),
-        }
-    }
-
-    /// Those to be dumped now, and where to.
-    pub(crate) fn begin(&mut self) -> Vec<(Run, PathBuf)> {
-        while let Some((due, run)) = self.due.first().copied().filter(|(due, _)| *due <= Instant::now()) {
-            self.due.remove(&(due, run));
-            self.tasks.get_mut(&run).and_then(|watched| watched.due.take());
-            if !self.turn.contains(&run) {
-                self.turn.push_back(run);
-            }
-        }
-        if self.turn.is_empty() {
-            return Vec::new();
-        }
-        let mut begun = Vec::new();
-        let mut later = Vec::new();
-        while self.tasks.values().filter(|watched| watched.writing.is_some()).count() < AT_ONCE
-            && let Some(run) = self.turn.pop_front()
-        {
-            let Some(watched) = self.tasks.get_mut(&run) else { continue };
-            if watched.writing.is_some() || watched.departs.is_some() || watched.rests {
-                later.push(run);
-                continue;
-            }
-            let by_hand = !watched.asked.is_empty();
-            let interval = (!by_hand).then(|| watched.since.elapsed());
-            let replies = std::mem::take(&mut watched.asked);
-            let number = watched.next;
-            let processes = self.processes.identities(run.task, &group_of(&watched.task.place));
-            watched.writing = Some(Writing { number, interval, cost: Duration::ZERO, replies, processes });
-            watched.next += 1;
-            if self.size >= self.limit {
-                self.fail(run, number, self.full());
-                continue;
-            }
-            self.traces.insert(run);
-            begun.push((run, self.folder.join("fresh").join(format!("{}{number}", prefix_of(run)))));
-        }
-        self.turn.extend(later);
-        begun
-    }
-
-    /// A task is to be written down, and to stand still afterwards: where to. The answer goes to the node that asks for it.
-    ///
-    /// # Errors
-    /// Where another one is being written: that one comes first.
-    pub(crate) fn depart(&mut self, run: Run, reply: DepartReply) -> Result<PathBuf, DepartReply> {
-        let Some(watched) = self.tasks.get_mut(&run).filter(|watched| watched.writing.is_none()) else {
-            return Err(reply);
-        };
-        let number = watched.next;
-        watched.departs = Some(Departing { number, reply: Some(reply), since: Instant::now() });
-        watched.writing = Some(Writing {
-            number,
-            interval: Some(watched.since.elapsed()),
-            cost: Duration::ZERO,
-            replies: Vec::new(),
-            // It will stand still when they are looked at.
-            processes: Vec::new(),
-        });
-        watched.next += 1;
-        self.traces.insert(run);
-        Ok(self.folder.join("fresh").join(format!("{}{number}", prefix_of(run))))
-    }
-
-    /// Whether one of this run is being written.
-    pub(crate) fn is_writing(&self, run: Run) -> bool {
-        self.tasks.get(&run).is_none_or(|watched| watched.writing.is_some())
-    }
-
-    /// None of this run is written, until it may be again.
-    pub(crate) fn rest(&mut self, run: Run, rests: bool) {
-        if let Some(watched) = self.tasks.get_mut(&run) {
-            watched.rests = rests;
-        }
-    }
-
-    /// Whether this is the dump after which the task is to stand still now, and not one that an agent before this one ordered:
-    /// the task may have gone on since.
-    pub(crate) fn departs_with(&self, run: Run, folder: &Path) -> bool {
-        let departs = self.tasks.get(&run).and_then(|watched| watched.departs.as_ref());
-        departs.is_some_and(|departs| number_in(folder, run) == Some(departs.number))
-    }
-
-    /// Whether the dump that ended is one after which the task stood still, and which was stored before.
-    pub(crate) fn let_go(&mut self, run: Run, folder: &Path) -> bool {
-        self.departs_with(run, folder)
-            && self.tasks.get_mut(&run).is_some_and(|watched| watched.departs.take().is_some())
-    }
-
-    fn full(&self) -> String {
-        format!(
-            "the checkpoints on this node take {}, and it lends {} for them: have its owner raise the limit in \
-             [checkpoints], or wait until other tasks end",
-            Bytes(self.size),
-            Bytes(self.limit)
-        )
-    }
-
-    /// The shim tells what came of one.
-    pub(crate) fn dumped(&mut self, run: Run, folder: &Path, result: Result<Done, String>) {
-        let number = number_in(folder, run);
-        let (Some(watched), Some(number)) = (self.tasks.get_mut(&run), number) else {
-            // Of a run that is gone. What is left is swept up at the next start, if not here.
-            let folder = folder.to_owned();
-            drop(tokio::task::spawn_blocking(move || remove(&folder)));
-            return;
-        };
-        match result {
-            // Stored by an agent before this one, which heard of it when the task stood still.
-            Ok(_) if !folder.exists() => self.schedule(run),
-            Ok(done) => {
-                let Watched { task, began, writing, departs, .. } = watched;
-                let left = task.left.map(|left| left.saturating_sub(began.elapsed()));
-                if let Some(departs) = departs.as_mut().filter(|departs| departs.number == number) {
-                    departs.since = Instant::now().checked_sub(done.took).unwrap_or(departs.since);
-                }
-                let writing = writing.as_mut().filter(|writing| writing.number == number);
-                let interval = writing.as_ref().and_then(|writing| writing.interval);
-                let mut processes = Vec::new();
-                if let Some(writing) = writing {
-                    writing.cost = done.took;
-                    processes = std::mem::take(&mut writing.processes);
-                }
-                // Those that came while it was written, too: those that are not in it do no harm.
-                let known: BTreeSet<u32> = processes.iter().map(|process| process.pid).collect();
-                let now = self.processes.identities(run.task, &group_of(&task.place));
-                processes.extend(now.into_iter().filter(|process| !known.contains(&process.pid)));
-                let about = About::new(done.took, interval, left, task.uid, done.bytes);
-                let about = about.with(processes);
-                let (folder, output) = (folder.to_owned(), task.place.clone());
-                if Description::read(&folder).is_ok_and(|description| description.apart) {
-                    let departs = departs.as_mut().filter(|departs| departs.number == number);
-                    let asked = departs.and_then(|departs| Some((departs.reply.take()?, departs.since)));
-                    watched.writing.take_if(|writing| writing.number == number);
-                    let luggage = Luggage { folder, images: None };
-                    drop(tokio::task::spawn_blocking(move || pack(luggage, number, &output, &about, asked)));
-                    return self.schedule(run);
-                }
-                self.order(Work::Put { run, number, folder, output, about });
-            }
-            Err(why) => self.fail(run, number, why),
-        }
-    }
-
-    fn fail(&mut self, run: Run, number: u64, why: String) {
-        let Some(watched) = self.tasks.get_mut(&run) else { return };
-        if self.lists.get(&run.task).is_some_and(|list| list.contains_key(&number)) {
-            // Stored when it was heard of the first time.
-            return;
-        }
-        warn!(%run, number, why, "no checkpoint was written");
-        let writing = watched.writing.take_if(|writing| writing.number == number);
-        for reply in writing.into_iter().flat_map(|writing| writing.replies) {
-            let _ = reply.send(Err(why.clone()));
-        }
-        let departs = watched.departs.as_mut().filter(|departs| departs.number == number);
-        if let Some(reply) = departs.and_then(|departs| departs.reply.take()) {
-            let _ = reply.send(Err(why.clone()));
-        }
-        watched.trouble = Some(format!("its last checkpoint could not be written: {why}"));
-        self.schedule(run);
-    }
-
-    /// The keeper tells what came of putting one away.
-    pub(crate) fn put(&mut self, run: Run, number: u64, result: Result<(), String>) {
-        if let Err(why) = result {
-            return self.fail(run, number, why);
-        }
-        let shown = self.shown(run.task).into_iter().find(|checkpoint| checkpoint.number == number);
-        let failures = self.seen.estimate();
-        let Some(watched) = self.tasks.get_mut(&run) else { return };
-        watched.trouble = None;
-        watched.since = Instant::now();
-        if let Some(departs) = watched.departs.as_mut().filter(|departs| departs.number == number)
-            && let Some(reply) = departs.reply.take()
-        {
-            let _ =
-                reply.send(Ok((Departed { number, stood: departs.since.elapsed(), luggage: None }, None)));
-        }
-        if let Some(writing) = watched.writing.take_if(|writing| writing.number == number) {
-            if let Some(interval) = &mut watched.interval {
-                interval.measured(writing.cost, &failures);
-            }
-            for reply in writing.replies {
-                let _ = reply.send(shown.ok_or_else(|| "it was dropped at once, as there is no room".into()));
-            }
-        }
-        self.schedule(run);
-    }
-
-    /// Sets the time of the next one.
-    fn schedule(&mut self, run: Run) {
-        let Some(watched) = self.tasks.get_mut(&run) else { return };
-        let pause = match watched.task.when {
-            spec::Checkpoints::Off => None,
-            spec::Checkpoints::Adaptive => watched.interval.as_ref().map(Interval::next),
-            spec::Checkpoints::Every(Span(interval)) => Some(interval),
-        };
-        if let Some(before) = watched.due.take() {
-            self.due.remove(&(before, run));
-        }
-        watched.due = pause.map(|pause| Instant::now() + pause);
-        self.due.extend(watched.due.map(|due| (due, run)));
-    }
-
     /// What there is of a task, in place of what there was.
     pub(crate) fn listed(&mut self, task: TaskId, list: List, size: u64) {
         self.size = size;
@@ -609,64 +362,6 @@ impl Checkpoints {
     /// Looks whether all of one is as it was written.
     pub(crate) fn verify(&self, task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>>) {
         self.order(Work::Verify { task, number, reply });
-    }
-
-    // === other nodes ===
-
-    /// Has a checkpoint of a task of this home brought from its host: here, or to another node if the host is this one.
-    pub(crate) fn export(&self, task: TaskId, number: u64, from: NodeId, to: NodeId) {
-        let (importer, core, work) = (self.importer.clone(), self.core.clone(), self.work.clone());
-        let here = to == self.me;
-        tokio::spawn(async move {
-            let begun = Instant::now();
-            let brought = match here {
-                true => importer.bring(task, number, from, false).await.map(drop).map_err(|e| e.to_string()),
-                false => exports::hand_on(&importer.staging.peers, task, number, to).await,
-            };
-            let (at, rest) = match brought {
-                Ok(()) => (Some((number, to)), begun.elapsed() * exports::SHARE),
-                Err(why) => {
-                    info!(%task, number, %from, %to, why, "a checkpoint was not brought to where it is to be kept");
-                    (None, exports::REST)
-                }
-            };
-            // The keeper and the core end only with the agent.
-            if here {
-                let _ = work.send(Work::Imported { task, then: None });
-            }
-            core.home(home::Event::Exported { task, at, rest });
-        });
-    }
-
-    /// Brings a checkpoint here from the task's home, which runs it.
-    pub(crate) fn keep(&self, task: TaskId, number: u64, reply: oneshot::Sender<Result<(), String>>) {
-        if self.size > self.limit {
-            return drop(reply.send(Err(self.full())));
-        }
-        let (importer, work) = (self.importer.clone(), self.work.clone());
-        tokio::spawn(async move {
-            let brought = importer.bring(task, number, task.job.home, false).await;
-            let _ = work.send(Work::Imported { task, then: None });
-            // Whoever asked may be gone.
-            let _ = reply.send(brought.map(drop).map_err(|error| error.to_string()));
-        });
-    }
-
-    /// Brings a checkpoint that a run shall go on from, from this node; [`News::Brought`] follows. One that does not
-    /// answer is waited for: if it stays away, the run is taken from us.
-    pub(crate) fn bring(&mut self, run: Run, number: u64, node: NodeId) {
-        self.traces.insert(run);
-        let (importer, work) = (self.importer.clone(), self.work.clone());
-        tokio::spawn(async move {
-            let result = loop {
-                match importer.bring(run.task, number, node, true).await {
-                    Ok(_) => break Ok(()),
-                    Err(StageError::Unreachable(_)) => tokio::time::sleep(PAUSE).await,
-                    Err(error) => break Err(error.to_string()),
-                }
-            };
-            let _ = work.send(Work::Imported { task: run.task, then: Some((run, result)) });
-        });
     }
 
     /// Drops those of a task with a higher number.
@@ -732,20 +427,6 @@ impl Checkpoints {
         // The keeper lives as long as this.
         let _ = self.work.send(work);
     }
-}
-
-/// Gets all of a task but its memory ready for the node that asked for it, if one did: without that, it is of no use.
-fn pack(luggage: Luggage, number: u64, output: &Path, about: &About, asked: Option<(DepartReply, Instant)>) {
-    let Some((reply, since)) = asked else { return };
-    let packed = about::keep_output(output, &luggage.folder)
-        .and_then(|()| about.write(&luggage.folder))
-        .and_then(|()| size(&luggage.folder));
-    let answer = match packed {
-        Ok(bytes) => Ok((Departed { number, stood: since.elapsed(), luggage: Some(bytes) }, Some(luggage))),
-        Err(error) => Err(format!("it cannot be packed: {error}")),
-    };
-    // Whoever asked may be gone.
-    let _ = reply.send(answer);
 }
 
 /// The control group of the task in this folder: it has its name.
