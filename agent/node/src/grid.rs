@@ -56,6 +56,9 @@ const SPREAD: Duration = Duration::from_secs(5);
 /// The most jobs that are told as a table.
 const MOST_JOBS: usize = 5_000;
 
+/// How long a task that has just moved here is waited for, whoever wants to move it on.
+const SETTLES: Duration = Duration::from_secs(60);
+
 pub(crate) struct Grid {
     pub(crate) config: Arc<Config>,
     pub(crate) me: NodeId,
@@ -344,9 +347,16 @@ impl Grid {
 
     // === tasks that move ===
 
-    /// What would stop a run that is here from being moved.
+    /// What would stop a run that is here from being moved. One that has just moved here is waited for.
     pub(crate) async fn survey(&self, run: Run) -> Result<Surveyed, Failure> {
-        let surveyed = moving::ask(&self.queries, |reply| Query::Survey { run, reply }).await;
+        let surveyed = moving::ask(&self.queries, |reply| Query::Survey { run, reply });
+        let surveyed = tokio::time::timeout(SETTLES, surveyed).await.map_err(|_| {
+            let why = format!(
+                "{} is still being made on node {}, or its memory is not all there: try again later",
+                run.task, self.me
+            );
+            Failure::new(Kind::State, why)
+        })?;
         let surveyed = surveyed.ok_or_else(|| failure(Kind::Unavailable, core::Stopping))?;
         surveyed.map_err(|why| Failure::new(Kind::State, why))
     }
