@@ -204,9 +204,13 @@ fn receive(
         go_on(&mut shown)?;
     }
     // An agent that is gone from here on may come back: the restore is the shim's.
+    let (served, end) = UnixStream::pair().map_err(|error| format!("cannot be served: {error}"))?;
     let serving = std::thread::spawn({
         let store = store.clone();
-        move || lazy::serve(&asked, &store, HELD).map_err(|error| told(&error))
+        move || {
+            let _end = end;
+            lazy::serve(&asked, &store, HELD).map_err(|error| told(&error))
+        }
     });
     while !store.wait_complete(LOOK) {
         if reader.is_finished() && !store.wait_complete(Duration::ZERO) {
@@ -217,7 +221,7 @@ fn receive(
     let mut gone: Option<Instant> = None;
     let left = || is_gone(control) && gone.get_or_insert_with(Instant::now).elapsed() > LEFT;
     let steps = accept(&steps, PATIENCE, left)?;
-    let filled = fill(&steps, serving);
+    let filled = fill(&steps, serving, &served);
     if let Err(why) = &filled {
         steps.fail(why);
     }
@@ -227,8 +231,15 @@ fn receive(
 fn fill(
     steps: &Steps,
     serving: std::thread::JoinHandle<Result<lazy::Filling, String>>,
+    served: &UnixStream,
 ) -> Result<(), String> {
     steps.tell(Step::Sent)?;
+    // An engine that ends before its CRIU has come for memory gave up; whoever waits for CRIU ends with this process.
+    let mut ends = [served, steps.socket()].map(|end| PollFd::new(end.as_fd(), PollFlags::empty()));
+    while let Err(nix::errno::Errno::EINTR) = poll(&mut ends, PollTimeout::NONE) {}
+    if ends[0].any() != Some(true) {
+        return Err("the engine has ended".into());
+    }
     let filling = serving.join().map_err(|_| "its memory cannot be served".to_owned())??;
     // An engine that is gone has let it go, or ended it.
     let _ = steps.expect(Step::Go);

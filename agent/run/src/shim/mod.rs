@@ -1,6 +1,7 @@
 //! The shim: one thread, one epoll, the tasks of one job.
 
 mod calls;
+mod checkpoint;
 mod launch;
 mod line;
 mod link;
@@ -15,10 +16,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use grid_checkpoint::order::{Report, Then};
 use grid_qos::{CgroupError, Cgroups};
 use libgrid::ids::Run;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -29,7 +29,6 @@ use nix::time::clock_gettime;
 use self::calls::Calls;
 use self::link::Link;
 use self::task::Task;
-use self::worker::Work;
 use crate::protocol::{FromShim, How, Kept, Launch, ToShim};
 
 /// How long a task has between SIGTERM and SIGKILL when its time is over.
@@ -607,130 +606,6 @@ impl Shim {
         self.due.retain(
             |(_, due)| !matches!(due, Due::TimeLimit(s) | Due::Kill(s) | Due::Calls(s) if *s == slot),
         );
-    }
-
-    // === checkpoints ===
-
-    /// The program `gridos-criu`.
-    fn criu(&self) -> PathBuf {
-        self.init.with_file_name("gridos-criu")
-    }
-
-    /// Starts what writes a checkpoint of a task, or a round of its memory.
-    fn begin_work(
-        &mut self,
-        run: Run,
-        start: impl FnOnce(&mut Task, &Path) -> Result<(), String>,
-    ) -> Result<(), String> {
-        if self.frozen {
-            return Err("the task is frozen until its home node is heard of".into());
-        }
-        let criu = self.criu();
-        let slot = self.slots.get(&run).copied().ok_or("the task does not run here")?;
-        let task = self.tasks.get_mut(&slot).ok_or("the task does not run here")?;
-        start(task, &criu)?;
-        let Some(worker) = &task.worker else { return Ok(()) };
-        if let Some(calls) = &mut task.calls {
-            calls.interrupt();
-        }
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Worker(slot).to_u64());
-        // Unheard, it waits for its answer with the task stopped: its socket must go.
-        let watched = self.epoll.add(worker.socket(), event).map_err(|error| {
-            task.worker = None;
-            format!("cannot watch who writes it: {error}")
-        });
-        self.hear_calls(slot);
-        watched
-    }
-
-    /// Starts what makes the task from its checkpoint; true if it is to begin so. What fails ends the task.
-    fn restore(&self, task: &mut Task, slot: u32) -> bool {
-        let why = match task.restore(&self.criu()) {
-            Ok(None) => return false,
-            Ok(Some(worker)) => match self.listen(worker.socket(), Source::Worker(slot), EpollFlags::EPOLLIN)
-            {
-                Ok(()) => return true,
-                Err(error) => format!("cannot watch the restore: {error}"),
-            },
-            Err(why) => why,
-        };
-        task.worker = None;
-        task.signal(libc::SIGKILL, Some(How::NotStarted { why, status: 126 }));
-        true
-    }
-
-    fn work(&mut self, slot: u32) {
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        let Some(worker) = task.worker.as_mut() else { return };
-        let result = match worker.hear() {
-            None => return,
-            Some(Report::Begins) => {
-                let is_dump = matches!(worker.work, Work::Dump(_));
-                let isolated = task.isolate();
-                if is_dump {
-                    task.stop_typing();
-                }
-                if let Some(worker) = task.worker.as_mut() {
-                    worker.begin(isolated);
-                }
-                return;
-            }
-            Some(Report::Frozen) => {
-                let streams = task.has_sent().map(|()| task.streams());
-                if let Some(worker) = task.worker.as_mut() {
-                    worker.go(&streams);
-                }
-                return;
-            }
-            Some(Report::Held(done)) => {
-                let folder = worker.folder.clone();
-                task.hold(done);
-                let run = task.run();
-                return self.tell(&FromShim::Held { run, folder, done });
-            }
-            Some(Report::Done(done)) => Ok(done),
-            Some(Report::Failed(why)) => Err(why),
-        };
-        let Some(worker) = task.worker.take() else { return };
-        let (run, at, ended) = (task.run(), task.started, std::mem::take(&mut task.end_waits));
-        // One that was held and never let go is to run elsewhere, if at all: nothing of its end may be heard.
-        let runs = match worker.work {
-            Work::Dump(Then::End) => result.is_err(),
-            Work::Dump(_) | Work::PreDump => true,
-            Work::Restore => result.is_ok(),
-        };
-        let goes_on = runs && worker.held.is_none() && !ended;
-        let message = match (worker.work, result) {
-            (Work::Dump(then), result) => {
-                if then == Then::End && result.is_ok() {
-                    task.stopped();
-                }
-                Some(FromShim::Checkpointed { run, folder: worker.folder.clone(), result })
-            }
-            (Work::PreDump, result) => {
-                Some(FromShim::PreDumped { run, folder: worker.folder.clone(), result })
-            }
-            (Work::Restore, Ok(_)) => Some(FromShim::Started { run, at }),
-            (Work::Restore, Err(why)) => {
-                task.signal(libc::SIGKILL, Some(How::NotStarted { why, status: 126 }));
-                None
-            }
-        };
-        self.unlisten(worker.socket());
-        if goes_on {
-            self.close_or_open(slot);
-        }
-        self.hear_calls(slot);
-        if let Some(message) = message {
-            self.tell(&message);
-        }
-        self.input(slot, |task| {
-            task.typing.go_on();
-            task.pump_input();
-        });
-        if ended {
-            self.end(slot);
-        }
     }
 
     fn listen(&self, fd: impl AsFd, source: Source, flags: EpollFlags) -> io::Result<()> {

@@ -5,11 +5,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use grid_checkpoint::Description;
-use grid_checkpoint::order::{Connections, Done, Dump, Order, PreDump, Restore, Streams, Then};
+use grid_checkpoint::order::{Done, Streams};
 use libgrid::status::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, tee};
@@ -17,9 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::calls::Calls;
-use super::launch::{self, Launched};
+use super::launch::Launched;
 use super::line;
-use super::network::Network;
 use super::typing::Typing;
 use super::worker::{Work, Worker};
 use crate::logs;
@@ -196,7 +193,7 @@ impl Task {
         }
     }
 
-    fn is_terminal(&self) -> bool {
+    pub(super) fn is_terminal(&self) -> bool {
         matches!(self.launch.stdin, Some(libgrid::control::Stdin::Terminal { .. }))
     }
 
@@ -332,153 +329,6 @@ impl Task {
         let (stdout, stderr) = self.written();
         streams.printed = [stdout, stderr];
         streams
-    }
-
-    /// What writes a checkpoint of it.
-    ///
-    /// # Errors
-    /// Where it cannot be written now: a sentence.
-    pub(super) fn checkpoint(
-        &mut self,
-        program: &Path,
-        folder: PathBuf,
-        then: Then,
-        (memory, parent): (Option<PathBuf>, Option<PathBuf>),
-    ) -> Result<(), String> {
-        self.is_free()?;
-        let live = self.live.as_mut().ok_or("the task has ended")?;
-        let connections = live.network.as_ref().map_or(Connections::Refused, |_| Connections::Kept);
-        live.network.as_mut().map_or(Ok(()), |network| network.hold_for(then == Then::Hold))?;
-        let order = Order::Dump(Dump {
-            folder,
-            uid: self.launch.uid,
-            workdir: self.launch.workdir.clone(),
-            stdio: live.external.clone(),
-            then,
-            memory,
-            parent,
-            connections,
-        });
-        let worker = Worker::start(program, &order, &[live.init.as_raw_fd()], None).inspect_err(|_| {
-            if let Some(network) = live.network.as_mut() {
-                network.open();
-            }
-        })?;
-        self.worker = Some(worker);
-        Ok(())
-    }
-
-    /// What writes a round of its memory.
-    ///
-    /// # Errors
-    /// Where it cannot be written now: a sentence.
-    pub(super) fn pre_dump(
-        &mut self,
-        program: &Path,
-        folder: PathBuf,
-        parent: Option<PathBuf>,
-    ) -> Result<(), String> {
-        self.is_free()?;
-        let live = self.live.as_ref().ok_or("the task has ended")?;
-        let (uid, workdir) = (self.launch.uid, self.launch.workdir.clone());
-        let order = Order::PreDump(PreDump { folder, uid, workdir, parent });
-        self.worker = Some(Worker::start(program, &order, &[live.init.as_raw_fd()], None)?);
-        Ok(())
-    }
-
-    /// Whether CRIU may look at it: one at a time.
-    fn is_free(&self) -> Result<(), String> {
-        match self.worker.as_ref().map(|worker| worker.work) {
-            Some(Work::Restore) => Err("the task is being restored: try again when it runs".into()),
-            Some(Work::Dump(_)) => Err("another checkpoint of the task is being written".into()),
-            Some(Work::PreDump) => Err("memory of the task is being written, as it moves".into()),
-            None => Ok(()),
-        }
-    }
-
-    /// What makes its processes from a checkpoint, if it is to begin so.
-    ///
-    /// # Errors
-    /// Where it cannot be started: a sentence.
-    pub(super) fn restore(&mut self, program: &Path) -> Result<Option<&Worker>, String> {
-        let Some(folder) = self.launch.restore.clone() else { return Ok(None) };
-        let Some(live) = self.live.as_mut() else { return Ok(None) };
-        let Some(restoring) = live.restoring.take() else { return Ok(None) };
-        let (ahead, streams) = (self.launch.ahead, restoring.streams.len());
-        let (uid, workdir, hold) = (self.launch.uid, self.launch.workdir.clone(), self.launch.hold);
-        // Of one that moves, the other ends wait; those of an earlier moment have gone on.
-        let own = if hold { Connections::Kept } else { Connections::Ended };
-        let connections = live.network.as_ref().map_or(Connections::Refused, |_| own);
-        let memory = self.launch.memory.clone();
-        let order =
-            Order::Restore(Restore { folder, ahead, streams, uid, workdir, hold, memory, connections });
-        let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
-        descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
-        descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));
-        let mut worker = Worker::start(program, &order, &descriptors, launch::filter(&self.launch)?)?;
-        self.calls = worker.listener.take().map(Calls::new);
-        if ahead {
-            live.restoring = Some(restoring);
-        } else if let Ok(Description { streams, .. }) = Description::read(&worker.folder) {
-            // One that cannot be read is told by the worker.
-            self.typing = Typing::resumed(streams.typed, streams.typed_end, streams.position);
-        }
-        if self.is_terminal() {
-            // It has its modes when it is made.
-            self.typing.stop();
-        }
-        Ok(Some(self.worker.insert(worker)))
-    }
-
-    /// The checkpoint that it waits for is there.
-    ///
-    /// # Errors
-    /// Where its streams cannot go on as they were: a sentence.
-    pub(super) fn arrived(&mut self, time: Option<Duration>) -> Result<(), String> {
-        self.launch.ahead = false;
-        self.launch.time = time;
-        let terminal = self.is_terminal();
-        let Some((live, worker)) = self.live.as_mut().zip(self.worker.as_mut()) else { return Ok(()) };
-        let Some(restoring) = live.restoring.take() else { return Ok(()) };
-        // One that cannot be read is told by the worker.
-        if let Ok(Description { streams, .. }) = Description::read(&worker.folder) {
-            let mut go_on = || -> io::Result<()> {
-                let writers = launch::writers(&self.launch, streams.printed)?;
-                for ((_, writer), resumed) in live.outputs.iter_mut().zip(writers) {
-                    *writer = resumed;
-                }
-                match streams.line.as_ref().zip(restoring.streams.first()) {
-                    Some((line, terminal)) if live.terminal.is_some() => line::put_back(terminal, line),
-                    _ => Ok(()),
-                }
-            };
-            go_on().map_err(|error| format!("cannot make the task's streams: {error}"))?;
-            self.typing = Typing::resumed(streams.typed, streams.typed_end, streams.position);
-            if terminal {
-                self.typing.stop();
-            }
-        }
-        worker.arrived();
-        Ok(())
-    }
-
-    /// Its own network, if it has one and has not ended.
-    pub(super) fn network(&mut self) -> Option<&mut Network> {
-        self.live.as_mut()?.network.as_mut()
-    }
-
-    /// CRIU is about to look at its connections, or to make them.
-    ///
-    /// # Errors
-    /// Where they would not stand still: a sentence.
-    pub(super) fn isolate(&mut self) -> Result<(), String> {
-        self.network().map_or(Ok(()), |network| network.isolate())
-    }
-
-    /// It stands still, with all that it has said to others on its way, or theirs: a sentence if not.
-    pub(super) fn has_sent(&mut self) -> Result<(), String> {
-        let moves = self.worker.as_ref().is_some_and(|worker| worker.work == Work::Dump(Then::Hold));
-        self.network().filter(|_| moves).map_or(Ok(()), |network| network.is_sent())
     }
 
     /// It was ended on purpose, with a checkpoint to go on from.
