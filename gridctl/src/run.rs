@@ -2,26 +2,32 @@
 //!
 //! The job is an ordinary one with an input. Its output is followed by offsets, so nothing of it is lost or
 //! doubled whatever happens to a connection; typed bytes go the other way. With a terminal on both ends, ours is
-//! raw: Ctrl-C is a byte, and the terminal over there turns it into a signal. Without one, the signals that end
-//! this process go to the task.
+//! raw once the task runs: Ctrl-C is a byte, and the terminal over there turns it into a signal. Before, and without one, the
+//! signals that end this process go to the task.
 
 use std::io::{self, IsTerminal, Read};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::bail;
 use libgrid::blocking::{Grid, Keyboard};
 use libgrid::control::{Input, Request, Stdin, Streams};
 use libgrid::ids::{JobId, Selector};
 use libgrid::spec::JobSpec;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use libgrid::status::{JobStatus, Outcome, TaskState};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::args::Options;
 use crate::terminal::{self, Mode};
 use crate::{Done, inputs, job, show};
+
+/// How long somebody waits before they are told what for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
     if options.command.is_empty() {
@@ -37,7 +43,8 @@ pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
     let stdin = size.map_or(Stdin::Pipe, |(rows, cols)| Stdin::Terminal { rows, cols });
     let id = inputs::submit(grid, spec, Some(stdin))?;
     let status = {
-        let _raw = if size.is_some() { Mode::raw() } else { None };
+        // What is typed before it runs is for it, and is shown by it.
+        let _keys = if size.is_some() { Mode::keys() } else { None };
         attend(grid, id, size.is_some())?
     };
     if json {
@@ -51,16 +58,16 @@ pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
 }
 
 /// An end that the program did not choose, and cannot have told of.
-fn abnormal(outcome: &libgrid::status::Outcome) -> bool {
-    !matches!(outcome, libgrid::status::Outcome::Exited(_) | libgrid::status::Outcome::Killed(_))
+fn abnormal(outcome: &Outcome) -> bool {
+    !matches!(outcome, Outcome::Exited(_) | Outcome::Killed(_))
 }
 
 /// Passes everything on both ways until the task has ended.
-fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::status::JobStatus> {
+fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<JobStatus> {
     let task = id.task(0);
     let keyboard = grid.type_into(task)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let mut signals = Signals::new([SIGWINCH, SIGINT, SIGTERM, SIGHUP])?;
+    let mut signals = Signals::new([SIGWINCH, SIGINT, SIGQUIT, SIGTERM, SIGHUP])?;
     let handle = signals.handle();
     let mut resizing = keyboard.another()?;
     let socket = grid.path().to_owned();
@@ -83,6 +90,8 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::sta
             }
         }
     });
+    until_begun(grid, id);
+    let _raw = if terminal { Mode::raw() } else { None };
     // Reads until our input ends; when the task ends first, the process does not wait for it.
     thread::spawn(move || type_all(keyboard));
     let mut printer = job::Printer::new(task, false);
@@ -92,6 +101,35 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<libgrid::sta
     // Its signals end with the handle.
     let _ = attendant.join();
     Ok(grid.watch(Selector::Job(id), |_| ())?)
+}
+
+/// Waits until the task runs, or has ended, and tells whoever sits there what it waits for.
+fn until_begun(grid: &Grid, id: JobId) {
+    let (seen, news) = mpsc::channel();
+    let socket = grid.path().to_owned();
+    thread::spawn(move || {
+        let tell = |status: &JobStatus| {
+            let task = status.tasks.first();
+            let begun = task.is_none_or(|task| matches!(task.state, TaskState::Running | TaskState::Done));
+            // Nobody listens any more once it has begun.
+            let _ = seen.send((begun, task.and_then(|task| task.why.clone())));
+        };
+        Grid::connect_to(socket).and_then(|grid| grid.watch(Selector::Job(id), tell))
+    });
+    let attended = io::stderr().is_terminal();
+    let mut told = None;
+    let mut why = None;
+    loop {
+        match news.recv_timeout(PATIENCE) {
+            Ok((true, _)) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok((false, waits)) => why = waits,
+            Err(RecvTimeoutError::Timeout) if attended && why.is_some() && told != why => {
+                eprintln!("gridctl: {id} waits: {}; Ctrl-C ends it", why.as_deref().unwrap_or_default());
+                told.clone_from(&why);
+            }
+            Err(RecvTimeoutError::Timeout) => (),
+        }
+    }
 }
 
 fn type_all(mut keyboard: Keyboard) {

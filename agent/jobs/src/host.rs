@@ -359,8 +359,10 @@ impl Host {
             }
             ToHost::Depart { run, to } => {
                 if let Some(hosted) = self.runs.get_mut(&run).filter(|_| run.task.job.home == from) {
-                    hosted.departs = Some(to);
-                    actions.push(Action::Depart { run, to });
+                    // Told again with each heartbeat, for those that were started since.
+                    if hosted.departs.replace(to) != Some(to) {
+                        actions.push(Action::Depart { run, to });
+                    }
                 }
             }
             ToHost::LetGo(run) => {

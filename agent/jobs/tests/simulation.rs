@@ -21,6 +21,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const STEP: Duration = Duration::from_millis(50);
+
+/// How long a destination asks a source that does not know of the move.
+const ASKED: Duration = Duration::from_secs(30);
 const TOTAL: Resources = Resources { cpu: 4000, memory: 64 << 30 };
 
 #[derive(Clone, Debug)]
@@ -50,6 +53,8 @@ struct Coming {
     to: NodeId,
     run: Run,
     arrival: Arrival,
+    /// How long the source is asked.
+    until: Duration,
     /// What was copied; nothing before it stands still over there.
     copy: Option<Copied>,
 }
@@ -244,7 +249,8 @@ impl Grid {
                     let machine = self.machines.get_mut(&id).unwrap();
                     if let Some(arrival) = placement.arrives {
                         let at = self.soon();
-                        self.coming.push(Coming { at, to: id, run, arrival, copy: None });
+                        let until = at + ASKED;
+                        self.coming.push(Coming { at, to: id, run, arrival, until, copy: None });
                         continue;
                     }
                     let own = machine.checkpoints.entry(run.task).or_default();
@@ -332,6 +338,10 @@ impl Grid {
             let there = self.machines.get_mut(&arrival.node).unwrap();
             let alive = there.agent.is_some() && reachable && copy.is_none();
             let process = there.shims.get_mut(&old).filter(|process| alive && !process.ended);
+            if process.as_ref().is_some_and(|process| process.departs != Some(to)) && now < coming.until {
+                self.coming.push(Coming { at: now + STEP, ..coming });
+                continue;
+            }
             match process.filter(|process| process.departs == Some(to)) {
                 Some(process) => {
                     process.held = true;
@@ -507,6 +517,8 @@ impl Grid {
         let machine = self.machines.get_mut(&id).unwrap();
         machine.agent = None;
         machine.back = self.now + back_in;
+        // It is the agent's to know.
+        machine.shims.values_mut().for_each(|process| process.departs = None);
         self.collects.retain(|(_, home, ..)| *home != id);
         self.exports.retain(|(_, home, ..)| *home != id);
     }
@@ -1004,6 +1016,37 @@ fn a_task_that_moves_goes_back_to_a_checkpoint_all_the_same() {
         let resumed: Vec<_> = grid.resumed.values().copied().collect();
         assert_eq!((grid.starts[&task], resumed), (2, vec![(from, 1)]), "after {after} steps");
     }
+}
+
+#[test]
+fn a_source_that_is_started_again_is_told_again_what_leaves() {
+    let mut moved = 0;
+    for after in 0..40 {
+        let (mut grid, task, from, to) = one_task(16, 60);
+        // Home of the task and of the move is another node, whose letters are on their way.
+        if from == NodeId(1) {
+            grid.moves(task, to);
+        }
+        let (from, to) = if from == NodeId(1) { (to, NodeId(1)) } else { (from, to) };
+        grid.migrate(task, to);
+        for _ in 0..after {
+            grid.step();
+        }
+        grid.crash_agent(from, Duration::from_millis(300));
+        let begun = grid.now;
+        let moves = |grid: &Grid| {
+            let (home, _) = grid.machines[&NodeId(1)].agent.as_ref().unwrap();
+            home.last_move(task).unwrap()
+        };
+        while matches!(moves(&grid), home::Move::Moving { .. }) {
+            grid.step();
+            assert!(grid.now - begun < Duration::from_secs(10), "after {after} steps");
+        }
+        moved += u32::from(matches!(moves(&grid), home::Move::Moved(_)));
+        grid.finish(120);
+        assert_eq!(grid.starts[&task], 1, "after {after} steps");
+    }
+    assert!(moved > 20, "{moved} moved");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! | any user of a node of the VO | submit; see nodes and jobs; read the output of their own jobs, type into them, and end them |
 //! | root of a node of the VO | that with everybody's jobs; drain nodes |
 //! | any user of a node of the VO | copy files that this node lends, as the export says ([`crate::copy::exports`]) |
-//! | a process of a job | with its own job, what the job's owner may |
+//! | a process of a job | with its own job, what the job's owner may; submit none |
 //! | any user of this machine | copy their own files; get a certificate of the VO that names them |
 //! | root of this machine | found and join a VO; lend folders |
 //! | root of the founding node | make tokens, revoke nodes |
@@ -149,6 +149,15 @@ impl Caller {
         }
         let owner = &record.origin.owner;
         let why = format!("{job} is {owner}'s, and you are {}: ask them, or root", self.owner());
+        Err(Failure::new(Kind::Denied, why))
+    }
+
+    /// Nothing unless the caller is a process of a job: what it submitted would be of a user that the next task has.
+    pub(crate) fn may_submit(&self) -> Result<(), Failure> {
+        if !runner::is_task(self.uid) {
+            return Ok(());
+        }
+        let why = "a process of a job cannot submit jobs: its owner is known on the job's own node alone, so submit there";
         Err(Failure::new(Kind::Denied, why))
     }
 

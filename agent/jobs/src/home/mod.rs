@@ -499,8 +499,9 @@ impl Home {
                     true => fence.push(run),
                     false => self.confirm(now, alive, from, actions),
                 }
-                if alive.held {
-                    self.may_go(run, from, actions);
+                match alive.held {
+                    true => self.may_go(run, from, actions),
+                    false => self.still_departs(run, from, actions),
                 }
             } else if run.task.job.home == self.me && !self.is_arriving(now, from, alive, actions) {
                 // Its epoch is over, or its end is written down, be it that it was given up as lost.

@@ -27,8 +27,8 @@
 //! and the home's one transaction that makes the new epoch the task's current one is the point of no return. Before it, the
 //! run at the source is the task, whatever becomes of the destination; after it, that at the destination is. Letters that
 //! are lost are made good by heartbeats, which tell whether a run is held: a held run that is the task's current one, and not
-//! on its way any more, is let go, and one that is not current is fenced. The home keeps what is under way in memory alone: if
-//! its agent is started again, the task is where the store says.
+//! on its way any more, is let go, one that is not current is fenced, and of one that is to leave the source is told again.
+//! The home keeps what is under way in memory alone: if its agent is started again, the task is where the store says.
 //!
 //! The epoch of an attempt is written down before its `Start` is sent, and never used again.
 
@@ -310,6 +310,15 @@ impl Home {
     pub(super) fn may_go(&self, run: Run, from: NodeId, actions: &mut Vec<Action>) {
         if !self.moving.contains_key(&run.task) {
             actions.push(Action::Send { to: from, message: ToHost::LetGo(run) });
+        }
+    }
+
+    /// A heartbeat tells of a current run that does not stand still. If it is to leave, its agent may not know, be it that the
+    /// letter was lost, or that it was started again since.
+    pub(super) fn still_departs(&self, run: Run, from: NodeId, actions: &mut Vec<Action>) {
+        let moving = self.moving.get(&run.task).filter(|moving| moving.from == from);
+        if let Some(moving) = moving.filter(|moving| moving.epoch.is_some() && moving.stopped.is_none()) {
+            actions.push(Action::Send { to: from, message: ToHost::Depart { run, to: moving.to } });
         }
     }
 

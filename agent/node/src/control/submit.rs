@@ -27,7 +27,10 @@ pub(super) async fn submit<S: Stream>(
     submission: Submission,
     client: &mut S,
 ) -> Result<JobId, Answer> {
-    let accepted = grid.and_then(|grid| check(&grid, &submission).map(|spec| (grid, spec)));
+    let accepted = grid.and_then(|grid| {
+        caller.may_submit()?;
+        check(&grid, &submission).map(|spec| (grid, spec))
+    });
     let (grid, spec) = match accepted {
         Ok(accepted) => accepted,
         Err(failure) => {
