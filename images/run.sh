@@ -201,13 +201,14 @@ run_up() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
 
-    local why accel=(-accel kvm -cpu host)
+    local why cores=cores accel=(-accel kvm -cpu host)
+    [ "$cpus" != 1 ] || cores=core
     if kvm_works; then
-        echo "$count machines by KVM, with $cpus cores and $memory each"
+        echo "$count machines by KVM, with $cpus $cores and $memory each"
     else
         # QEMU 7.2 sets wrong flags after cmpxchg16b, which the allocator of Linux 6.12 uses if it can.
         accel=(-accel "tcg,thread=multi,tb-size=256" -cpu "max,-cx16")
-        echo "$count machines by emulation (TCG), as $why; with $cpus cores and $memory each"
+        echo "$count machines by emulation (TCG), as $why; with $cpus $cores and $memory each"
     fi
     ssh-keygen -q -t ed25519 -N '' -C grid -f key
     ssh-keygen -q -t ed25519 -N '' -C grid -f host_key

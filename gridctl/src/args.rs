@@ -189,6 +189,9 @@ pub(crate) enum Command {
         /// Paths here, then NODE:/PATH or grid:/PATH
         #[arg(required = true, num_args = 2.., value_name = "PLACE")]
         paths: Vec<String>,
+        /// Folders are always copied with all that is in them
+        #[arg(long, short, hide = true)]
+        recursive: bool,
         #[command(flatten)]
         options: CopyOptions,
     },
@@ -200,6 +203,9 @@ pub(crate) enum Command {
         /// Where to
         #[arg(long, short, default_value = ".", value_name = "PATH")]
         output: String,
+        /// Folders are always copied with all that is in them
+        #[arg(long, short, hide = true)]
+        recursive: bool,
         #[command(flatten)]
         options: CopyOptions,
     },

@@ -200,7 +200,7 @@ pub(crate) fn tell_failures(status: &JobStatus) {
     let failed = status.tasks.iter().filter_map(|task| Some((task, task.outcome.as_ref()?)));
     let mut failed = failed.filter(|(_, outcome)| !outcome.is_success());
     for (task, outcome) in failed.by_ref().take(10) {
-        eprintln!("gridctl: {}/{} {outcome}", status.summary.id, task.index);
+        eprintln!("gridctl: {}/{} {}", status.summary.id, task.index, show::plain(outcome));
     }
     let rest = failed.count();
     if rest > 0 {

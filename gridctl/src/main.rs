@@ -28,6 +28,7 @@ mod sys;
 mod terminal;
 mod top;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gridctl: {}", sentence(&error));
+            eprintln!("gridctl: {}", show::plain(sentence(&error)));
             failure
         }
     }
@@ -113,8 +114,8 @@ fn dispatch(args: Args) -> Done {
         }
         Command::Drain { node, undo } => moving::drain(&connect()?, &node, undo, json),
         Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),
-        Command::Put { paths, options } => copy::put(&connect()?, &paths, &options, json),
-        Command::Get { sources, output, options } => {
+        Command::Put { paths, options, .. } => copy::put(&connect()?, &paths, &options, json),
+        Command::Get { sources, output, options, .. } => {
             copy::get(&connect()?, &sources, &output, &options, json)
         }
         Command::Ls { place, long } => copy::ls(&mut connect()?, &place, long, json),
@@ -129,7 +130,9 @@ fn dispatch(args: Args) -> Done {
         Command::Lab { command } => lab::lab(command, json),
         Command::Ftp { command } => ftp::ftp(command, json),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "gridctl", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "gridctl", &mut script);
+            std::io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -116,7 +116,7 @@ fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, mode: MoveMode, js
 pub(crate) fn drain(grid: &Grid, node: &str, undo: bool, json: bool) -> Done {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(PACE);
-    bar.set_message(format!("draining {node}"));
+    bar.set_message(if undo { format!("letting tasks come to {node}") } else { format!("draining {node}") });
     let mut results = Vec::new();
     let drained = grid.drain(node, undo, |task, outcome| {
         bar.set_message(format!("draining {node}: {task}"));

@@ -51,7 +51,7 @@ pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
         show::json(&status)?;
     } else {
         for task in status.tasks.iter().filter(|task| task.outcome.as_ref().is_some_and(abnormal)) {
-            eprintln!("gridctl: {id} {}", task.outcome.as_ref().map(ToString::to_string).unwrap_or_default());
+            eprintln!("gridctl: {id} {}", task.outcome.as_ref().map(show::plain).unwrap_or_default());
         }
     }
     Ok(status.summary.exit_status.map_or(ExitCode::FAILURE, job::exit_code))

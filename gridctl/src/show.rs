@@ -25,10 +25,30 @@ pub(crate) fn json(value: &impl Serialize) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints text as it is.
+/// Prints text; whatever is in it of control characters but the ends of lines, escaped.
 pub(crate) fn text(text: impl std::fmt::Display) -> Done {
-    writeln!(io::stdout().lock(), "{text}")?;
+    writeln!(
+        io::stdout().lock(),
+        "{}",
+        escaped(&text.to_string(), |letter| letter == '\n' || letter == '\t')
+    )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Text of others' making, such as the name of a program or a file, as one line that a terminal does nothing but show.
+pub(crate) fn plain(text: impl ToString) -> String {
+    escaped(&text.to_string(), |_| false)
+}
+
+fn escaped(text: &str, passes: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() && !passes(letter) {
+            true => shown.extend(letter.escape_default()),
+            false => shown.push(letter),
+        }
+    }
+    shown
 }
 
 fn table(header: &[&str]) -> Table {
@@ -37,8 +57,12 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
+fn cell(text: impl ToString) -> Cell {
+    Cell::new(plain(text))
+}
+
 fn right(text: impl ToString) -> Cell {
-    Cell::new(text).set_alignment(CellAlignment::Right)
+    cell(text).set_alignment(CellAlignment::Right)
 }
 
 pub(crate) fn nodes(nodes: &[NodeStatus]) -> String {
@@ -59,16 +83,16 @@ pub(crate) fn nodes(nodes: &[NodeStatus]) -> String {
         let amount = |text: String| right(if up { text } else { "-".into() });
         let cpu = |milli: u32| if milli == 0 { "0".into() } else { Cpus::from_milli(milli).to_string() };
         table.add_row([
-            Cell::new(if *this { "*" } else { "" }),
+            cell(if *this { "*" } else { "" }),
             right(info.node),
-            Cell::new(&info.name),
-            Cell::new(state),
+            cell(&info.name),
+            cell(if info.drained { format!("{state}, drained") } else { state.to_string() }),
             amount(format!("{} / {}", cpu(info.free.cpu), cpu(info.total.cpu))),
             amount(format!("{} / {}", Bytes(info.free.memory), Bytes(info.total.memory))),
             amount(format!("{:.2}", f64::from(info.load) / 100.0)),
             amount(info.tasks.to_string()),
-            Cell::new(info.tier),
-            Cell::new(info.addrs.first().map(ToString::to_string).unwrap_or_default()),
+            cell(info.tier),
+            cell(info.addrs.first().map(ToString::to_string).unwrap_or_default()),
         ]);
     }
     trimmed(&table)
@@ -80,16 +104,16 @@ pub(crate) fn entries(entries: &[Entry], long: bool) -> String {
         _ => entry.name.clone(),
     };
     if !long {
-        return entries.iter().map(name).collect::<Vec<_>>().join("\n");
+        return entries.iter().map(|entry| plain(name(entry))).collect::<Vec<_>>().join("\n");
     }
     let mut table = table(&["MODE", "SIZE", "AGE", "NAME"]);
     for entry in entries {
         let modified = u64::try_from(entry.modified).unwrap_or(0);
         table.add_row([
-            Cell::new(format!("{:04o}", entry.mode)),
+            cell(format!("{:04o}", entry.mode)),
             right(Bytes(entry.size)),
             right(age(SystemTime::UNIX_EPOCH + Duration::from_secs(modified))),
-            Cell::new(name(entry)),
+            cell(name(entry)),
         ]);
     }
     trimmed(&table)
@@ -100,11 +124,11 @@ pub(crate) fn exports(exports: &[ExportOf]) -> String {
     for ExportOf { name, export, free, .. } in exports {
         let grid = export.grid.as_ref().map_or("-".into(), |grid| format!("grid:{}", grid.display()));
         table.add_row([
-            Cell::new(name),
-            Cell::new(export.path.display()),
-            Cell::new(grid),
-            Cell::new(if export.write { "read, write" } else { "read" }),
-            Cell::new(&export.user),
+            cell(name),
+            cell(export.path.display()),
+            cell(grid),
+            cell(if export.write { "read, write" } else { "read" }),
+            cell(&export.user),
             right(Bytes(*free)),
         ]);
     }
@@ -116,12 +140,12 @@ pub(crate) fn pipes(pipes: &[PipeStatus]) -> String {
         table(&["NODE", "PIPE", "OWNER", "CAPACITY", "SPILL", "SHARED", "READERS", "WRITERS", "HOLDS"]);
     for PipeStatus { spec, node, owner, buffered, readers, writers } in pipes {
         table.add_row([
-            Cell::new(node),
-            Cell::new(&spec.name),
-            Cell::new(owner),
+            cell(node),
+            cell(&spec.name),
+            cell(owner),
             right(spec.capacity),
             right(spec.spill.map_or("-".into(), |spill| spill.to_string())),
-            Cell::new(if spec.shared { "yes" } else { "no" }),
+            cell(if spec.shared { "yes" } else { "no" }),
             right(readers),
             right(writers),
             right(buffered),
@@ -139,7 +163,7 @@ pub(crate) fn doctor(findings: &[Finding]) -> String {
             Verdict::Missing => "missing",
             Verdict::Bad => "BAD",
         };
-        table.add_row([Cell::new(mark), Cell::new(&finding.subject), Cell::new(&finding.text)]);
+        table.add_row([cell(mark), cell(&finding.subject), cell(&finding.text)]);
     }
     trimmed(&table)
 }
@@ -148,14 +172,14 @@ pub(crate) fn jobs(jobs: &[JobSummary]) -> String {
     let mut table = table(&["JOB", "NAME", "OWNER", "STATE", "TASKS", "NODES", "AGE", "WHY"]);
     for job in jobs {
         table.add_row([
-            Cell::new(job.id),
-            Cell::new(&job.name),
-            Cell::new(&job.owner),
-            Cell::new(job.state()),
+            cell(job.id),
+            cell(&job.name),
+            cell(&job.owner),
+            cell(job.state()),
             right(format!("{} / {}", job.counts.done(), job.counts.total())),
-            Cell::new(list(&job.nodes)),
+            cell(list(&job.nodes)),
             right(age(job.submitted)),
-            Cell::new(job.why.as_deref().unwrap_or("")),
+            cell(job.why.as_deref().unwrap_or("")),
         ]);
     }
     trimmed(&table)
@@ -169,14 +193,14 @@ pub(crate) fn processes(processes: &[Process]) -> String {
         table.add_row([
             right(process.gpid),
             right(process.parent.map_or_else(|| "-".into(), |parent| parent.to_string())),
-            Cell::new(process.task),
+            cell(process.task),
             right(process.node),
             right(process.pid),
             right(process.threads),
             right(age(process.started)),
             right(short(process.cpu)),
             right(Bytes(process.memory)),
-            Cell::new(&process.name),
+            cell(&process.name),
         ]);
     }
     trimmed(&table)
@@ -185,7 +209,7 @@ pub(crate) fn processes(processes: &[Process]) -> String {
 /// A process in full.
 pub(crate) fn process(process: &Process) -> String {
     let Process { gpid, parent, task, node, pid, name, threads, .. } = process;
-    let mut lines = vec![format!("{gpid}  {name}  of {task} on node {node}")];
+    let mut lines = vec![format!("{gpid}  {}  of {task} on node {node}", plain(name))];
     lines.extend(parent.map(|parent| format!("  made by    {parent}")));
     lines.extend([
         format!("  pid        {pid}, in its task"),
@@ -239,7 +263,7 @@ pub(crate) fn top(rows: &[Row]) -> String {
     for Row { process, cpu_percent, waited_percent, faults, switches, sent, received } in rows {
         table.add_row([
             right(process.gpid),
-            Cell::new(process.task),
+            cell(process.task),
             right(process.node),
             right(format!("{cpu_percent:.1}")),
             right(format!("{waited_percent:.1}")),
@@ -249,7 +273,7 @@ pub(crate) fn top(rows: &[Row]) -> String {
             right(Bytes(*sent as u64)),
             right(Bytes(*received as u64)),
             right(short(process.cpu)),
-            Cell::new(&process.name),
+            cell(&process.name),
         ]);
     }
     trimmed(&table)
@@ -260,9 +284,9 @@ pub(crate) fn status(status: &JobStatus) -> String {
     let JobStatus { summary, spec, tasks, more } = status;
     let counts = summary.counts;
     let mut lines = vec![
-        format!("{}  {}  {}", summary.id, summary.name, summary.state()),
-        format!("  command    {}", spec.command.join(" ")),
-        format!("  owner      {}", summary.owner),
+        format!("{}  {}  {}", summary.id, plain(&summary.name), summary.state()),
+        format!("  command    {}", plain(spec.command.join(" "))),
+        format!("  owner      {}", plain(&summary.owner)),
         format!("  submitted  {} ago", age(summary.submitted)),
         format!("  needs      {}, {} of memory{}", cores(spec.cpus), spec.memory, time_limit(spec.time)),
     ];
@@ -292,8 +316,8 @@ pub(crate) fn status(status: &JobStatus) -> String {
             _ => wall,
         };
         let mut row = vec![
-            Cell::new(format!("{}/{}", summary.id, task.index)),
-            Cell::new(task.state),
+            cell(format!("{}/{}", summary.id, task.index)),
+            cell(task.state),
             right(task.node.map(|node| node.to_string()).unwrap_or_default()),
             right(task.epoch),
             right(short(wall)),
@@ -303,9 +327,9 @@ pub(crate) fn status(status: &JobStatus) -> String {
             right(Bytes(written)),
         ];
         if addresses {
-            row.push(Cell::new(task.address.map(|address| address.to_string()).unwrap_or_default()));
+            row.push(cell(task.address.map(|address| address.to_string()).unwrap_or_default()));
         }
-        row.push(Cell::new(how));
+        row.push(cell(how));
         table.add_row(row);
     }
     lines.push(trimmed(&table));
@@ -321,7 +345,7 @@ pub(crate) fn checkpoints(tasks: &[TaskCheckpoints]) -> String {
     for TaskCheckpoints { task, checkpoints, .. } in tasks {
         for checkpoint in checkpoints {
             table.add_row([
-                Cell::new(task),
+                cell(task),
                 right(checkpoint.number),
                 right(age(checkpoint.made)),
                 right(Bytes(checkpoint.bytes)),

@@ -73,6 +73,8 @@ pub struct NodeInfo {
     pub version: String,
     /// Whether tasks can have addresses of their own there (`--net grid`).
     pub addresses: bool,
+    /// Whether it takes no more tasks (`gridctl drain`).
+    pub drained: bool,
 }
 
 impl fmt::Display for Tier {

@@ -487,13 +487,24 @@ impl JobSpec {
                 format!("{} is too little to keep any output: give at least 4K", self.log_limit),
             );
         }
-        if self.stage_in.len().max(self.stage_out.len()).max(self.nodes.len()) > 1024 {
-            return field("stage_in", "more than 1024 entries: name a folder instead");
+        for (name, entries, instead) in [
+            ("stage_in", &self.stage_in, "name a folder instead"),
+            ("stage_out", &self.stage_out, "name a folder instead"),
+            ("nodes", &self.nodes, "leave them out to have any node"),
+        ] {
+            if entries.len() > 1024 {
+                return field(name, format!("more than 1024 entries: {instead}"));
+            }
         }
-        for path in self.stage_in.iter().chain(&self.stage_out) {
-            if path.is_empty() || path.starts_with('/') || path.split('/').any(|part| part == "..") {
-                let what = "must be a path below the working directory, without '..'";
-                return field("stage_in", format!("{path:?} {what}: copy it there first"));
+        for (name, paths, remedy) in [
+            ("stage_in", &self.stage_in, "copy it there first"),
+            ("stage_out", &self.stage_out, "have the program write its results there"),
+        ] {
+            for path in paths {
+                if path.is_empty() || path.starts_with('/') || path.split('/').any(|part| part == "..") {
+                    let what = "must be a path below the working directory, without '..'";
+                    return field(name, format!("{path:?} {what}: {remedy}"));
+                }
             }
         }
         Ok(self)

@@ -230,6 +230,11 @@ impl Host {
         if self.draining { Resources::default() } else { self.free }
     }
 
+    /// Whether this node takes no more tasks.
+    pub fn is_drained(&self) -> bool {
+        self.draining
+    }
+
     /// What this node lends in all.
     pub fn total(&self) -> Resources {
         self.total

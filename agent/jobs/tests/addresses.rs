@@ -44,6 +44,7 @@ impl Bench {
             tasks: 0,
             version: String::new(),
             addresses: true,
+            drained: false,
         }));
         bench
     }
@@ -162,6 +163,7 @@ fn a_node_that_can_give_no_address_gets_none_of_these_tasks() {
             tasks: 0,
             version: String::new(),
             addresses,
+            drained: false,
         })
     };
     bench.handle(there(false));

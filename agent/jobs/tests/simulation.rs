@@ -605,6 +605,7 @@ fn info(node: NodeId) -> NodeInfo {
         tasks: 0,
         version: String::new(),
         addresses: true,
+        drained: false,
     }
 }
 

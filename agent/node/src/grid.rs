@@ -179,6 +179,7 @@ impl Grid {
             tasks: 0,
             version: env!("CARGO_PKG_VERSION").into(),
             addresses: network.trouble().is_none(),
+            drained: false,
         };
         core.home(home::Event::Node(info.clone()));
         let members = Members::default();

@@ -59,8 +59,18 @@ impl Members {
 
     /// The other nodes that answer.
     pub(crate) fn others(&self) -> Vec<NodeId> {
-        let up = |member: &NodeStatus| !member.this && member.state != NodeState::Down;
-        self.all().into_iter().filter(up).map(|member| member.info.node).collect()
+        let up = |member: &NodeStatus| matches!(member.state, NodeState::Up | NodeState::Suspect);
+        self.all()
+            .into_iter()
+            .filter(|member| !member.this && up(member))
+            .map(|member| member.info.node)
+            .collect()
+    }
+
+    /// Those that do not answer: what they have is missing wherever all are asked.
+    pub(crate) fn down(&self) -> Vec<NodeId> {
+        let down = |member: &NodeStatus| member.state == NodeState::Down;
+        self.all().into_iter().filter(down).map(|member| member.info.node).collect()
     }
 
     fn set(&self, all: BTreeMap<NodeId, NodeStatus>) {
@@ -193,8 +203,12 @@ impl Driver {
 
     /// Looks at this node itself, and tells the others if they should know.
     async fn look(&mut self) {
-        let host = self.core.look(|view| (view.host.total(), view.host.free(), view.host.tasks())).await;
-        let Ok((total, free, tasks)) = host else { return };
+        let host = self.core.look(|view| {
+            let host = &view.host;
+            (host.total(), host.free(), host.tasks(), host.is_drained())
+        });
+        let Ok((total, free, tasks, drained)) = host.await else { return };
+        self.me.drained = drained;
         self.me.total = total;
         self.me.free = free;
         self.me.tasks = u32::try_from(tasks).unwrap_or(u32::MAX);

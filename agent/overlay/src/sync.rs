@@ -120,6 +120,7 @@ pub(crate) mod tests {
             tasks: u32::MAX,
             version: "v".repeat(32),
             addresses: true,
+            drained: true,
         };
         Told { version: Version { start: u64::MAX, count: u64::MAX }, info }
     }

@@ -401,6 +401,7 @@ fn nodes() -> Vec<NodeStatus> {
             tasks: 5,
             version: "0.1.0".into(),
             addresses: true,
+            drained: number == 2,
         },
         state,
         this: number == 1,

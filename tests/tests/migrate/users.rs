@@ -65,8 +65,15 @@ fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
             grid.kill_agent(2);
             grid.until_up(1, 3);
             let waits = grid.submit(1, on(spec_of_sleep(), 2));
-            let why = until_some("it is told why it waits", || grid.job(1, waits).summary.why);
-            assert!(why.contains("core") || why.contains("room"), "{why}");
+            until("it is told why it waits", || {
+                grid.job(1, waits)
+                    .summary
+                    .why
+                    .is_some_and(|why| why.contains("the only node that may run it, 2, is drained"))
+            });
+            assert!(grid.gridctl(3, ["nodes"]).ok().contains("up, drained"));
+            let moved = grid.gridctl(1, ["migrate", &job.to_string(), "--to", "node2"]);
+            moved.says(&["node 2 is drained, and takes no tasks: gridctl drain 2 --undo"]);
             until("the node can be asked again", || {
                 let undone = grid.gridctl(1, ["drain", "node2", "--undo"]);
                 undone.status == 0 && undone.ok() == "node2 takes tasks again"

@@ -82,6 +82,19 @@ impl Home {
         if job.asked as usize >= job.waiting.len() {
             return Some(format!("asking for room on {among}"));
         }
+        let large = looked_at.iter().filter(|node| node.info.total.holds(need));
+        if large.clone().all(|node| node.info.drained) {
+            let drained: Vec<String> = large.map(|node| node.info.node.to_string()).collect();
+            return Some(match drained.as_slice() {
+                [node] => {
+                    format!("the only node that may run it, {node}, is drained: gridctl drain {node} --undo")
+                }
+                all => format!(
+                    "all nodes that may run it, {}, are drained: gridctl drain NODE --undo",
+                    all.join(", ")
+                ),
+            });
+        }
         let free = looked_at.iter().map(|node| node.free).max_by_key(|free| (free.cpu, free.memory));
         let Resources { cpu, memory } = free.unwrap_or_default();
         let place =

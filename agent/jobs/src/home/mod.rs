@@ -733,6 +733,7 @@ impl Node {
             tasks: 0,
             version: String::new(),
             addresses: false,
+            drained: false,
         };
         Self {
             info,

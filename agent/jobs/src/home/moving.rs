@@ -192,7 +192,12 @@ impl Home {
         };
         let to = moving.to;
         if count == 0 {
-            return self.stay(id, format!("node {to} has no room for it now"), actions);
+            let drained = self.nodes.get(&to).is_some_and(|node| node.info.drained);
+            let why = match drained {
+                true => format!("node {to} is drained, and takes no tasks: gridctl drain {to} --undo"),
+                false => format!("node {to} has no room for it now"),
+            };
+            return self.stay(id, why, actions);
         }
         let Some(job) = self.jobs.get_mut(&id.job) else { return };
         let Some(task) = job.task_mut(id.index) else { return };

@@ -327,6 +327,7 @@ async fn jobs(grid: &Arc<Grid>, caller: &Caller, everywhere: bool, done: bool) -
     let mut jobs = grid.core.look(move |view| view.home.summaries(done)).await?;
     let mut silent = Vec::new();
     if everywhere {
+        silent = grid.members.down();
         let asked: Vec<_> = grid
             .members
             .others()

@@ -40,6 +40,7 @@ pub(super) async fn all(grid: &Arc<Grid>, caller: &Caller, everywhere: bool) -> 
     });
     let (mut processes, mut silent) = at_nodes(grid, runs.await?).await;
     if everywhere {
+        silent.extend(grid.members.down());
         let request = Request::Processes { of: None, everywhere: false };
         let asked = peers::Request::Control { caller: caller.clone(), request: Box::new(request) };
         let others = grid.members.others().into_iter().map(|node| (node, asked.clone())).collect();

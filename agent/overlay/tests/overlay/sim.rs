@@ -54,6 +54,7 @@ pub(crate) fn info(node: u32) -> NodeInfo {
         tasks: 0,
         version: "0.1.0".to_owned(),
         addresses: true,
+        drained: false,
     }
 }
 
