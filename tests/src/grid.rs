@@ -190,6 +190,21 @@ impl Grid {
         self.dir.path()
     }
 
+    /// The program `name` of this workspace where tasks may execute it: nobody but root enters a checkout in `/root`.
+    pub fn lend(&self, name: &str) -> PathBuf {
+        let lent = self.dir().join(name);
+        if !lent.exists() {
+            let program = program(name);
+            if fs::hard_link(&program, &lent).is_err() {
+                // Of another disk. Under a name of its own: a program that is being written cannot be executed.
+                let part = self.dir().join(format!("{name}.part"));
+                fs::copy(program, &part).unwrap();
+                fs::rename(part, &lent).unwrap();
+            }
+        }
+        lent
+    }
+
     /// A new folder in it that belongs to `uid`.
     pub fn folder(&self, name: &str, uid: u32) -> PathBuf {
         let folder = self.dir().join(name);
@@ -336,7 +351,8 @@ impl Grid {
         folder: &Path,
         args: impl IntoIterator<Item = S>,
     ) -> Command {
-        let mut command = run::command(&self.machine(index), uid, &program("gridctl"));
+        let gridctl = if uid == 0 { program("gridctl") } else { self.lend("gridctl") };
+        let mut command = run::command(&self.machine(index), uid, &gridctl);
         command.args(args).current_dir(folder);
         command
     }

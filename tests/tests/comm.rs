@@ -5,23 +5,23 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use grid_tests::{Grid, GridConfig, NOBODY, program, until, until_some, with};
+use grid_tests::{Grid, GridConfig, NOBODY, until, until_some, with};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::status::Outcome;
 use libgrid::units::{Bytes, Cpus};
 
 /// A job that talks, on this node.
-fn talker(node: u32, words: &[&str]) -> JobSpec {
-    let program = program("grid-talker").display().to_string();
+fn talker(grid: &Grid, node: u32, words: &[&str]) -> JobSpec {
+    let program = grid.lend("grid-talker").display().to_string();
     let words = std::iter::once(program.as_str()).chain(words.iter().copied());
     let spec = JobSpec::command(words).cpus(Cpus::from_milli(200)).memory(Bytes(128 << 20));
     JobSpec { nodes: vec![format!("node{node}")], ..spec }
 }
 
 /// The same, that may move between these two.
-fn mover(nodes: [u32; 2], words: &[&str]) -> JobSpec {
-    JobSpec { nodes: nodes.iter().map(|node| format!("node{node}")).collect(), ..talker(1, words) }
+fn mover(grid: &Grid, nodes: [u32; 2], words: &[&str]) -> JobSpec {
+    JobSpec { nodes: nodes.iter().map(|node| format!("node{node}")).collect(), ..talker(grid, 1, words) }
 }
 
 /// The id that a talker says it has.
@@ -65,10 +65,10 @@ fn a_stream_goes_on_while_both_ends_move_and_agents_are_killed() {
         || Grid::up("commmoves", 3),
         |grid| {
             let go = grid.dir().join("go");
-            let echo = grid.submit(1, mover([2, 3], &["echo"]));
+            let echo = grid.submit(1, mover(grid, [2, 3], &["echo"]));
             let peer = gpid(grid, echo);
             let go_text = go.display().to_string();
-            let stream = grid.submit(1, mover([2, 3], &["stream", &peer, &go_text, "0", "500"]));
+            let stream = grid.submit(1, mover(grid, [2, 3], &["stream", &peer, &go_text, "0", "500"]));
             let flows = |more: u64| {
                 let before = came(grid, stream);
                 until("it flows", || came(grid, stream) >= before + more);
@@ -109,10 +109,10 @@ fn a_line_that_is_cut_delays_and_loses_nothing() {
         || Grid::up("commcut", 3),
         |grid| {
             let go = grid.dir().join("go");
-            let echo = grid.submit(1, talker(2, &["echo"]));
+            let echo = grid.submit(1, talker(grid, 2, &["echo"]));
             let peer = gpid(grid, echo);
             let stream =
-                grid.submit(1, talker(1, &["stream", &peer, &go.display().to_string(), "0", "1000"]));
+                grid.submit(1, talker(grid, 1, &["stream", &peer, &go.display().to_string(), "0", "1000"]));
             until("it flows", || came(grid, stream) >= 500);
             grid.machine(2).cut().unwrap();
             // Far less than the five seconds after which a node that is cut off stops its tasks: it takes some to come back.
@@ -134,9 +134,9 @@ fn whoever_does_not_take_messages_makes_the_sender_wait() {
         || Grid::up("commslow", 2),
         |grid| {
             let go = grid.dir().join("go");
-            let slow = grid.submit(1, talker(2, &["slow", &go.display().to_string()]));
+            let slow = grid.submit(1, talker(grid, 2, &["slow", &go.display().to_string()]));
             let peer = gpid(grid, slow);
-            let fill = grid.submit(1, talker(1, &["fill", &peer]));
+            let fill = grid.submit(1, talker(grid, 1, &["fill", &peer]));
             let full = until_some("it is full", || {
                 let logs = grid.logs(1, fill, 0);
                 logs.lines().find_map(|line| line.strip_prefix("full after ").map(str::to_owned))
@@ -168,7 +168,7 @@ fn who_is_not_there_or_is_somebody_elses_is_told_with_a_reason() {
                 assert!(words.iter().all(|word| logs.contains(word)), "{logs}");
             };
             fails(
-                grid.submit(1, talker(1, &["try", "1.4000000"])),
+                grid.submit(1, talker(grid, 1, &["try", "1.4000000"])),
                 &["1.4000000 cannot be reached", "no such process"],
             );
             // A process that has no endpoint.
@@ -178,12 +178,15 @@ fn who_is_not_there_or_is_somebody_elses_is_told_with_a_reason() {
                 let listed = grid.gridctl(1, ["ps", "--processes", &deaf.to_string(), "--json"]).json();
                 listed["processes"][0]["gpid"].as_str().map(str::to_owned)
             });
-            fails(grid.submit(1, talker(1, &["try", &id])), &["has no endpoint yet", "no answer within"]);
+            fails(
+                grid.submit(1, talker(grid, 1, &["try", &id])),
+                &["has no endpoint yet", "no answer within"],
+            );
             grid.gridctl(1, ["kill", "-s", "KILL", &deaf.to_string()]).ok();
             // Somebody else's, on either node.
-            let ours = grid.submit(1, talker(2, &["echo"]));
+            let ours = grid.submit(1, talker(grid, 2, &["echo"]));
             let peer = gpid(grid, ours);
-            let program = program("grid-talker").display().to_string();
+            let program = grid.lend("grid-talker").display().to_string();
             for node in ["node1", "node2"] {
                 let args = ["submit", "--mem", "64M", "--node", node, "--", &program, "try", &peer];
                 let theirs: JobId = grid.gridctl_as(1, NOBODY, &folder, args).ok().parse().unwrap();
@@ -191,7 +194,7 @@ fn who_is_not_there_or_is_somebody_elses_is_told_with_a_reason() {
             }
             // The same user's may, from the same node and from the other.
             for node in [1, 2] {
-                ends_well(grid, grid.submit(1, talker(node, &["try", &peer])));
+                ends_well(grid, grid.submit(1, talker(grid, node, &["try", &peer])));
             }
             // A user of the machine, but no task.
             let run = grid.run_as(1, NOBODY, Path::new(&program), &["echo"]);
@@ -207,8 +210,8 @@ fn a_vo_that_says_so_lets_all_its_jobs_talk() {
         || GridConfig { extra: "comm = \"vo\"\n", ..GridConfig::new("commvo", 2) }.up(),
         |grid| {
             let folder = grid.folder("work", NOBODY);
-            let peer = gpid(grid, grid.submit(1, talker(2, &["echo"])));
-            let program = program("grid-talker").display().to_string();
+            let peer = gpid(grid, grid.submit(1, talker(grid, 2, &["echo"])));
+            let program = grid.lend("grid-talker").display().to_string();
             let args = ["submit", "--mem", "64M", "--node", "node1", "--", &program, "try", &peer];
             let theirs: JobId = grid.gridctl_as(1, NOBODY, &folder, args).ok().parse().unwrap();
             ends_well(grid, theirs);
@@ -223,10 +226,10 @@ fn an_end_that_goes_back_to_a_checkpoint_is_told_to_both() {
         || Grid::up("commback", 2),
         |grid| {
             let go = grid.dir().join("go");
-            let echo = grid.submit(1, talker(2, &["echo"]));
+            let echo = grid.submit(1, talker(grid, 2, &["echo"]));
             let peer = gpid(grid, echo);
             let stream =
-                grid.submit(1, talker(1, &["stream", &peer, &go.display().to_string(), "100", "1000"]));
+                grid.submit(1, talker(grid, 1, &["stream", &peer, &go.display().to_string(), "100", "1000"]));
             until("it flows", || came(grid, stream) >= 500);
             let written = grid.gridctl(1, ["checkpoint", &echo.to_string(), "--json"]).json();
             let number = written[0]["checkpoints"][0]["number"].as_u64().unwrap();

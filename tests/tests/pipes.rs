@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use grid_tests::{Grid, NOBODY, Running, program, until, with};
+use grid_tests::{Grid, NOBODY, Running, until, with};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::status::Outcome;
@@ -215,7 +215,7 @@ fn a_task_may_what_the_owner_of_its_job_may() {
         |grid| {
             let folder = grid.folder("work", NOBODY);
             grid.gridctl_as(1, NOBODY, &folder, ["pipe", "create", "theirs"]).ok();
-            let gridctl = program("gridctl").display().to_string();
+            let gridctl = grid.lend("gridctl").display().to_string();
             let script = format!("seq 5 | {gridctl} pipe write node1:theirs");
             let submit = ["submit", "--mem", "64M", "--node", "node2", "--", "sh", "-c", &script];
             let theirs: JobId = grid.gridctl_as(1, NOBODY, &folder, submit).ok().parse().unwrap();

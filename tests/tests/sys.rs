@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use grid_tests::{Grid, GridConfig, NOBODY, module, probed, program, skipped, until, with};
+use grid_tests::{Grid, GridConfig, NOBODY, module, probed, skipped, until, with};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::sys::abi::{self, Op};
@@ -33,7 +33,7 @@ fn a_program_asks_the_grid_about_itself_and_moves_itself() {
             // Somebody else's, and the first.
             let other = grid.submit(1, job(&SLEEP));
             assert_eq!(other.to_string(), "j1.1");
-            let probe = program("grid-probe");
+            let probe = grid.lend("grid-probe");
             let said = grid.gridctl(2, ["submit", "--mem", "64M", "--", probe.to_str().unwrap()]);
             let id: JobId = said.stdout.trim().parse().unwrap();
             grid.gridctl(2, ["wait", &id.to_string()]);
@@ -55,7 +55,7 @@ fn a_program_asks_by_system_call_and_moves_itself() {
         |grid| {
             let other = grid.submit(1, job(&SLEEP));
             assert_eq!(other.to_string(), "j1.1");
-            let probe = program("grid-probe");
+            let probe = grid.lend("grid-probe");
             let id = grid.submit(2, job(&[probe.to_str().unwrap()]).system_call());
             grid.gridctl(2, ["wait", &id.to_string()]);
             let printed = grid.logs(2, id, 0);

@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use grid_tests::{Grid, program, until_some};
+use grid_tests::{Grid, until_some};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::units::{Bytes, Cpus};
@@ -54,7 +54,7 @@ pub(crate) fn run(report: &mut Report) {
 }
 
 fn talker(grid: &Grid, node: u32, words: &[&str]) -> JobId {
-    let program = program("grid-talker").display().to_string();
+    let program = grid.lend("grid-talker").display().to_string();
     let spec = JobSpec::command(std::iter::once(program.as_str()).chain(words.iter().copied()));
     let spec = spec.cpus(Cpus::cores(1)).memory(Bytes(128 << 20));
     grid.submit(1, JobSpec { nodes: vec![format!("node{node}")], ..spec })
