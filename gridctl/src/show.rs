@@ -312,7 +312,8 @@ pub(crate) fn status(status: &JobStatus) -> String {
             task.outcome.as_ref().map(ToString::to_string).or_else(|| task.why.clone()).unwrap_or_default();
         let Usage { peak_memory, read, written, wall, .. } = task.usage;
         let wall = match task.state {
-            TaskState::Running => task.started.and_then(|at| at.elapsed().ok()).unwrap_or_default(),
+            // What it did elsewhere counts; what its node told is a moment old.
+            TaskState::Running => wall.max(task.started.and_then(|at| at.elapsed().ok()).unwrap_or_default()),
             _ => wall,
         };
         let mut row = vec![

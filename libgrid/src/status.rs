@@ -99,7 +99,7 @@ pub struct Usage {
     pub read: u64,
     /// Bytes written to storage.
     pub written: u64,
-    /// From start to end.
+    /// From start to end. Of a task that moved or went on from a checkpoint: on all nodes, without what it did not run.
     pub wall: Duration,
 }
 
@@ -494,6 +494,25 @@ pub fn signal_number(text: &str) -> Option<i32> {
 }
 
 impl Usage {
+    /// With what was used before, by the same task elsewhere.
+    ///
+    /// ```
+    /// use libgrid::status::Usage;
+    /// let [before, now] = [(3, 10), (2, 7)].map(|(read, peak_memory)| Usage { read, peak_memory, ..Usage::default() });
+    /// assert_eq!((now.after(before).read, now.after(before).peak_memory), (5, 10));
+    /// ```
+    #[must_use]
+    pub fn after(self, before: Self) -> Self {
+        Self {
+            user: self.user + before.user,
+            system: self.system + before.system,
+            peak_memory: self.peak_memory.max(before.peak_memory),
+            read: self.read + before.read,
+            written: self.written + before.written,
+            wall: self.wall + before.wall,
+        }
+    }
+
     /// Processor time in all.
     ///
     /// ```

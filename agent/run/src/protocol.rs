@@ -40,6 +40,8 @@ pub struct Launch {
     pub group_ready: bool,
     /// How long it may run.
     pub time: Option<Duration>,
+    /// What it used before, if it goes on from a checkpoint.
+    pub before: Usage,
     /// How much of each output stream is kept, in bytes.
     pub log_limit: u64,
     /// What its standard input is; nothing if absent.
@@ -135,6 +137,8 @@ pub enum ToShim {
         run: Run,
         /// How long it may run.
         time: Option<Duration>,
+        /// As in [`Launch::before`].
+        before: Usage,
     },
     /// Let a task run that is held; [`ToShim::Fence`] ends it.
     LetGo(Run),
@@ -260,6 +264,8 @@ pub struct Kept {
     pub limits: Resources,
     /// How long it may run.
     pub time: Option<Duration>,
+    /// As in [`Launch::before`].
+    pub before: Usage,
     /// When it started.
     pub started: SystemTime,
     /// As in [`Launch::checkpoint`].
@@ -284,6 +290,7 @@ impl Kept {
             uid: launch.uid,
             limits: launch.limits,
             time: launch.time,
+            before: launch.before,
             started: SystemTime::now(),
             checkpoint: launch.checkpoint,
             restoring: launch.restore.is_some(),

@@ -24,6 +24,40 @@ fn who_follows_a_task_sees_no_seam() {
 }
 
 #[test]
+fn what_a_task_used_before_it_moved_counts() {
+    /// Uses a processor for so long before it is ready.
+    const BUSY: Duration = Duration::from_millis(1200);
+    let up = || GridConfig::new("used_before", 3).up();
+    with("what_a_task_used_before_it_moved_counts", up, |grid| {
+        if !moves(grid) {
+            return;
+        }
+        let body = format!(
+            "while time.process_time() < {}: pass\nready(); wait(); print('OK')",
+            BUSY.as_secs_f64() * 1.1
+        );
+        let script = format!("{}{body}", programs::PRELUDE);
+        let spec = JobSpec::command(["/usr/bin/python3", "-c", &script]);
+        let job = begin(grid, 2, spec.cpus(Cpus::from_milli(500)).memory(Bytes(128 << 20)));
+        let used = || grid.job(1, job).tasks[0].usage;
+        let mut before = used();
+        for (to, mode) in [(3, MoveMode::Hybrid), (2, MoveMode::StopAndCopy), (3, MoveMode::Hybrid)] {
+            hop_by(grid, 1, job, to, mode);
+            until("it is told what it uses there", || used().peak_memory > 0 && used().wall > before.wall);
+            let now = used();
+            assert!(now.cpu() >= BUSY && now.peak_memory >= before.peak_memory, "{before:?}, {now:?}");
+            // The agent tells of it as the shim does, which outlives it.
+            grid.kill_agent(to);
+            grid.until_up(1, 3);
+            before = now;
+        }
+        verdict(grid, job, "used");
+        let now = used();
+        assert!(now.cpu() >= BUSY && now.wall > before.wall, "{before:?}, {now:?}");
+    });
+}
+
+#[test]
 fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
     let config = GridConfig::new("a_drained_node", 3);
     with(
@@ -72,8 +106,10 @@ fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
                     .is_some_and(|why| why.contains("the only node that may run it, 2, is drained"))
             });
             assert!(grid.gridctl(3, ["nodes"]).ok().contains("up, drained"));
-            let moved = grid.gridctl(1, ["migrate", &job.to_string(), "--to", "node2"]);
-            moved.says(&["node 2 is drained, and takes no tasks: gridctl drain 2 --undo"]);
+            until("it is told why it does not move", || {
+                let moved = grid.gridctl(1, ["migrate", &job.to_string(), "--to", "node2"]);
+                moved.stderr.contains("node 2 is drained, and takes no tasks: gridctl drain 2 --undo")
+            });
             until("the node can be asked again", || {
                 let undone = grid.gridctl(1, ["drain", "node2", "--undo"]);
                 undone.status == 0 && undone.ok() == "node2 takes tasks again"

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use grid_run::logs;
 use libgrid::ids::NodeId;
-use libgrid::status::Checkpoint;
+use libgrid::status::{Checkpoint, Usage};
 use libgrid::wire;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub(super) const NAME: &str = "about";
 const OUTPUT: &str = "output";
 
 /// Changes with the meaning of what is here.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Of one checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,8 @@ pub(crate) struct About {
     /// The user of the task's processes, who must be free where they go on.
     pub(crate) uid: u32,
     pub(crate) bytes: u64,
+    /// What the task had used, on all nodes.
+    pub(crate) used: Usage,
     /// The ids that its processes keep.
     pub(crate) processes: Vec<Identity>,
 }
@@ -51,12 +53,12 @@ impl About {
         bytes: u64,
     ) -> Self {
         let (made, processes) = (SystemTime::now(), Vec::new());
-        Self { format: FORMAT, made, cost, interval, left, uid, bytes, processes }
+        Self { format: FORMAT, made, cost, interval, left, uid, bytes, used: Usage::default(), processes }
     }
 
-    /// With the ids of its processes.
-    pub(super) fn with(self, processes: Vec<Identity>) -> Self {
-        Self { processes, ..self }
+    /// With the ids of its processes, and what they used.
+    pub(super) fn with(self, processes: Vec<Identity>, used: Usage) -> Self {
+        Self { processes, used, ..self }
     }
 
     pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {

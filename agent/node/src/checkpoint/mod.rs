@@ -47,7 +47,7 @@ use grid_checkpoint::order::Done;
 use grid_checkpoint::store::{Keep, StoreError};
 use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec;
-use libgrid::status::{Checkpoint, TaskCheckpoints};
+use libgrid::status::{Checkpoint, TaskCheckpoints, Usage};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -143,6 +143,8 @@ pub(crate) struct Task {
     pub(crate) uid: u32,
     /// What is left of its time limit.
     pub(crate) left: Option<Duration>,
+    /// What it used before it went on here.
+    pub(crate) before: Usage,
     /// The number of its newest checkpoint, wherever that is.
     pub(crate) saved: u64,
 }
@@ -244,6 +246,7 @@ impl Checkpoints {
         let cost = newest.map_or(EXPECTED, |(_, about)| about.cost);
         // The policy was looked at with the configuration.
         let interval = Interval::new(self.policy, cost, &failures).ok();
+        let before = task.before;
         let watched = Watched {
             task,
             began: now,
@@ -274,7 +277,8 @@ impl Checkpoints {
                 watched.next = watched.next.max(number + 1);
             }
             if let Ok(description) = Description::read(&path) {
-                self.dumped(run, &path, Ok(Done { held: description.held, ..Done::default() }));
+                let done = Done { held: description.held, ..Done::default() };
+                self.dumped(run, &path, Ok(done), before);
             }
         }
     }

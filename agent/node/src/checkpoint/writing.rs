@@ -9,6 +9,7 @@ use grid_checkpoint::interval::Interval;
 use grid_checkpoint::order::Done;
 use libgrid::ids::Run;
 use libgrid::spec;
+use libgrid::status::Usage;
 use libgrid::units::{Bytes, Span};
 use tokio::time::Instant;
 use tracing::warn;
@@ -155,8 +156,8 @@ impl Checkpoints {
         )
     }
 
-    /// The shim tells what came of one.
-    pub(crate) fn dumped(&mut self, run: Run, folder: &Path, result: Result<Done, String>) {
+    /// The shim tells what came of one; its task had used so much by then.
+    pub(crate) fn dumped(&mut self, run: Run, folder: &Path, result: Result<Done, String>, used: Usage) {
         let number = number_in(folder, run);
         let (Some(watched), Some(number)) = (self.tasks.get_mut(&run), number) else {
             // Of a run that is gone. What is left is swept up at the next start, if not here.
@@ -185,7 +186,7 @@ impl Checkpoints {
                 let now = self.processes.identities(run.task, &group_of(&task.place));
                 processes.extend(now.into_iter().filter(|process| !known.contains(&process.pid)));
                 let about = About::new(done.took, interval, left, task.uid, done.bytes);
-                let about = about.with(processes);
+                let about = about.with(processes, used);
                 let (folder, output) = (folder.to_owned(), task.place.clone());
                 if Description::read(&folder).is_ok_and(|description| description.apart) {
                     let departs = departs.as_mut().filter(|departs| departs.number == number);

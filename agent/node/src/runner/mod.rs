@@ -83,6 +83,8 @@ struct Local {
     saved: u64,
     /// What is left of its time limit.
     left: Option<Duration>,
+    /// What it used before it went on here.
+    before: Usage,
     /// All is ready for it, and it is still on its way.
     ready: Option<Ready>,
     /// While it is made from a checkpoint.
@@ -380,6 +382,7 @@ impl Runner {
             address,
             enters: self.processes.has_module(),
             calls: spec.system_call,
+            before: Usage::default(),
         }
     }
 
@@ -479,6 +482,7 @@ impl Local {
             when: spec::Checkpoints::Off,
             saved: 0,
             left: None,
+            before: Usage::default(),
             ready: None,
             resuming: None,
             note: None,

@@ -240,7 +240,7 @@ impl Runner {
             return self.tell(run, ToShim::LetGo(run));
         }
         self.core.host(host::Event::Held(run));
-        self.checkpoints.dumped(run, &folder, Ok(done));
+        self.checkpoints.dumped(run, &folder, Ok(done), self.used(run));
     }
 
     /// It does not move, or has arrived.

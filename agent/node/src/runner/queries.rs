@@ -172,15 +172,22 @@ impl Runner {
     }
 
     pub(super) fn usage(&self, runs: &[Run]) -> Vec<Used> {
-        let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
-        let Ok(groups) = groups else { return Vec::new() };
         let used = |run: &Run| {
             let local = self.runs.get(run).filter(|local| !local.progress.borrow().ended)?;
-            let group = groups.group(&local.slot.name());
-            let used = usage::so_far(&group, local.started?, Path::new("/proc"));
-            Some((*run, used, self.told_of(*run, local)))
+            local.started?;
+            Some((*run, self.used(*run), self.told_of(*run, local)))
         };
         runs.iter().filter_map(used).collect()
+    }
+
+    /// What a run has used so far, with what it used before it went on here.
+    pub(super) fn used(&self, run: Run) -> Usage {
+        let Some(local) = self.runs.get(&run) else { return Usage::default() };
+        let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
+        let here = local.started.zip(groups.ok()).map(|(started, groups)| {
+            usage::so_far(&groups.group(&local.slot.name()), started, Path::new("/proc"))
+        });
+        here.unwrap_or_default().after(local.before)
     }
 
     /// Not of those that are being restored, as long as they have no ids.

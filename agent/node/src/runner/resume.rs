@@ -26,7 +26,7 @@ use grid_jobs::host;
 use grid_jobs::message::{Arrival, Order, Placement};
 use grid_run::protocol::{Ending, How, Launch, ToShim};
 use libgrid::ids::{NodeId, Run, TaskId};
-use libgrid::status::MovePhase;
+use libgrid::status::{MovePhase, Usage};
 use libgrid::wire::stream;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
@@ -264,8 +264,8 @@ impl Runner {
             ready.filter(|local| local.is_ready() && resuming.pages.is_some()).map(|local| &local.slot);
         if let Some(slot) = ready.filter(|slot| slot.uid() == uid) {
             let folder = self.slots.folder(slot);
-            let time = self.goes_on(run, resuming, unpacked, &folder);
-            return self.tell(run, ToShim::Arrived { run, time });
+            let (time, before) = self.goes_on(run, resuming, unpacked, &folder);
+            return self.tell(run, ToShim::Arrived { run, time, before });
         }
         if self.runs.contains_key(&run) {
             // It is another's, or being cleaned.
@@ -296,21 +296,21 @@ impl Runner {
         self.insert(run, &order, placement.saved, None, slot);
         let (restore, hold) = (Some(unpacked.folder.clone()), arrival.is_some());
         let memory = resuming.pages.as_ref().map(|pages| pages.folder.clone());
-        let time = self.goes_on(run, resuming, unpacked, &folder);
+        let (time, before) = self.goes_on(run, resuming, unpacked, &folder);
         let launch = self.launch_of(run, &order, (folder, uid), address);
-        let launch = Launch { group_ready, time, restore, hold, memory, ..launch };
+        let launch = Launch { group_ready, time, before, restore, hold, memory, ..launch };
         let launch = self.with_address(launch);
         self.hand_over(launch);
     }
 
-    /// A run that has its place goes on from what was unpacked; what is left of its time.
+    /// A run that has its place goes on from what was unpacked; what is left of its time, and what it used.
     fn goes_on(
         &mut self,
         run: Run,
         mut resuming: Box<Resuming>,
         unpacked: Unpacked,
         folder: &Path,
-    ) -> Option<Duration> {
+    ) -> (Option<Duration>, Usage) {
         if let Err(error) = Checkpoints::give_output(&unpacked, folder) {
             // The task counts for more than what it said.
             warn!(%run, %error, "the output before the checkpoint cannot be put back");
@@ -325,16 +325,17 @@ impl Runner {
         let note = resuming.note().map_or_else(|| note.clone(), |why| format!("{note}: {why}"));
         let limit = resuming.order.as_ref().and_then(|(order, _)| order.spec.time);
         let time = unpacked.about.left.or(limit.map(|limit| limit.0));
+        let before = unpacked.about.used;
         resuming.number = Some(number);
         if let Some(local) = self.runs.get_mut(&run) {
             local.note = Some(note);
             local.saved = local.saved.max(number);
-            local.left = time;
+            (local.left, local.before) = (time, before);
             local.printed = true;
             local.ready = None;
             local.resuming = Some(resuming);
         }
-        time
+        (time, before)
     }
 
     /// Gives the processes of a restored task their ids back, once.
@@ -372,9 +373,9 @@ impl Runner {
     /// Looks after the checkpoints of a task that runs.
     pub(super) fn watch(&mut self, run: Run) {
         let Some(local) = self.runs.get(&run) else { return };
-        let Local { when, left, saved, .. } = *local;
+        let Local { when, left, saved, before, .. } = *local;
         let (place, uid) = (self.slots.folder(&local.slot), local.slot.uid());
-        self.checkpoints.watch(run, Task { when, place, uid, left, saved });
+        self.checkpoints.watch(run, Task { when, place, uid, left, before, saved });
         if let Some(number) = self.checkpoints.newest(run.task) {
             self.core.host(host::Event::Saved { run, number });
         }

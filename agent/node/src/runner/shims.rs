@@ -50,11 +50,20 @@ impl Runner {
             let ran = kept.started.elapsed().unwrap_or_default();
             let left = kept.time.map(|time| time.saturating_sub(ran));
             let resuming = kept.restoring.then(Box::default);
-            let (when, alive) = (kept.checkpoint, kept.end.is_none());
+            let (when, alive, before) = (kept.checkpoint, kept.end.is_none(), kept.before);
             let local = Local::new(slot, limits);
             let address = kept.address;
-            let local =
-                Local { shim: Some(id), started, printed: true, when, left, resuming, address, ..local };
+            let local = Local {
+                shim: Some(id),
+                started,
+                printed: true,
+                when,
+                left,
+                before,
+                resuming,
+                address,
+                ..local
+            };
             if !alive {
                 local.progress.send_modify(|progress| progress.ended = true);
             }
@@ -202,7 +211,7 @@ impl Runner {
                 let failed = result.is_err();
                 // One after which the task stood still was told of then.
                 if failed || !self.checkpoints.let_go(run, &folder) {
-                    self.checkpoints.dumped(run, &folder, result);
+                    self.checkpoints.dumped(run, &folder, result, self.used(run));
                     self.checkpoints.let_go(run, &folder);
                 }
             }

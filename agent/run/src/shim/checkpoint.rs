@@ -9,6 +9,7 @@ use std::time::Duration;
 use grid_checkpoint::Description;
 use grid_checkpoint::order::{Connections, Dump, Order, PreDump, Report, Restore, Then};
 use libgrid::ids::Run;
+use libgrid::status::Usage;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::calls::Calls;
@@ -244,9 +245,9 @@ impl Task {
     ///
     /// # Errors
     /// Where its streams cannot go on as they were: a sentence.
-    pub(super) fn arrived(&mut self, time: Option<Duration>) -> Result<(), String> {
+    pub(super) fn arrived(&mut self, time: Option<Duration>, before: Usage) -> Result<(), String> {
         self.launch.ahead = false;
-        self.launch.time = time;
+        (self.launch.time, self.launch.before) = (time, before);
         let terminal = self.is_terminal();
         let Some((live, worker)) = self.live.as_mut().zip(self.worker.as_mut()) else { return Ok(()) };
         let Some(restoring) = live.restoring.take() else { return Ok(()) };

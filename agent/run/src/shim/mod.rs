@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use grid_qos::{CgroupError, Cgroups};
 use libgrid::ids::Run;
+use libgrid::status::Usage;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -318,7 +319,7 @@ impl Shim {
                     self.tell(&FromShim::PreDumped { run, folder, result: Err(why) });
                 }
             }
-            ToShim::Arrived { run, time } => self.arrived(run, time),
+            ToShim::Arrived { run, time, before } => self.arrived(run, time, before),
             ToShim::LetGo(run) => {
                 let frozen = self.frozen;
                 self.with(run, |task| task.let_go(frozen));
@@ -512,11 +513,11 @@ impl Shim {
     }
 
     /// The checkpoint of a task is there that was launched ahead.
-    fn arrived(&mut self, run: Run, time: Option<Duration>) {
+    fn arrived(&mut self, run: Run, time: Option<Duration>, before: Usage) {
         let Some(slot) = self.slots.get(&run).copied() else { return };
         let waits = |task: &&mut Task| task.launch.ahead && task.end.is_none();
         let Some(task) = self.tasks.get_mut(&slot).filter(waits) else { return };
-        match task.arrived(time) {
+        match task.arrived(time, before) {
             Ok(()) => {
                 let limit = task.time_limit();
                 self.resumes(slot, limit);

@@ -95,6 +95,7 @@ impl Task {
             uid: self.launch.uid,
             limits: self.launch.limits,
             time: self.launch.time,
+            before: self.launch.before,
             started: self.started,
             checkpoint: self.launch.checkpoint,
             restoring: self.worker.as_ref().is_some_and(|worker| worker.work == Work::Restore),
@@ -300,6 +301,7 @@ impl Task {
             // Its processes are all reaped; a group that stays all the same is swept up by the agent's next start.
             let _ = live.group.remove();
         }
+        let usage = usage.after(self.launch.before);
         self.end = Some(Ending { how, usage, printed: stdout + stderr, group_kept });
     }
 
