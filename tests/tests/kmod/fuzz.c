@@ -391,7 +391,9 @@ static void turns(void *data)
 			waiting = spawn(waits, NULL);
 		}
 	}
+	/* It may not have left the daemon yet. */
 	kill(waiting, SIGKILL);
+	must(waitpid(waiting, NULL, 0) == waiting);
 	if (asker)
 		kill(asker, SIGKILL);
 }
