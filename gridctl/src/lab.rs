@@ -1,6 +1,8 @@
 //! `gridctl lab`: a whole grid on this machine.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -8,6 +10,7 @@ use grid_lab::{Lab, LabConfig, Machine, Slow};
 use libgrid::blocking::Grid;
 use libgrid::control::{Reply, Request};
 use libgrid::units::Span;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::agent::patiently;
 use crate::args::LabCommand;
@@ -82,8 +85,12 @@ fn open(name: &str) -> anyhow::Result<Lab> {
 /// Starts the machines, founds a VO on the first and lets the others join it.
 fn up(config: LabConfig) -> anyhow::Result<()> {
     let name = config.name.clone();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
     let lab = Lab::up(config)?;
-    let made = enter_all(&lab, &name);
+    let made = enter_all(&lab, &name, &interrupted);
     if made.is_err() {
         // The first failure is the one to tell.
         let _ = lab.down();
@@ -91,24 +98,34 @@ fn up(config: LabConfig) -> anyhow::Result<()> {
     made
 }
 
-fn enter_all(lab: &Lab, name: &str) -> anyhow::Result<()> {
+/// # Errors
+/// Where somebody wants this program to end.
+fn goes_on(interrupted: &AtomicBool) -> anyhow::Result<()> {
+    match interrupted.load(Ordering::Relaxed) {
+        false => Ok(()),
+        true => bail!("interrupted: the lab is taken down again"),
+    }
+}
+
+fn enter_all(lab: &Lab, name: &str, interrupted: &AtomicBool) -> anyhow::Result<()> {
     let machines = lab.machines();
     let (first, others) = machines.split_first().context("a lab has at least one node")?;
-    let mut founder = answering(first)?;
+    let mut founder = answering(first, interrupted)?;
     founder.ask(&Request::CreateVo { name: name.to_owned() })?;
     for machine in others {
         let day = Span(Duration::from_secs(86_400));
         let Reply::Token(token) = founder.ask(&Request::CreateToken { lifetime: day })? else {
             bail!(libgrid::GridError::Unexpected);
         };
-        answering(machine)?
+        answering(machine, interrupted)?
             .ask(&Request::Join { token })
             .with_context(|| format!("{} cannot join", machine.name()))?;
     }
     let start = Instant::now();
     for machine in &machines {
-        let mut grid = answering(machine)?;
+        let mut grid = answering(machine, interrupted)?;
         loop {
+            goes_on(interrupted)?;
             match grid.ask(&Request::Nodes)? {
                 Reply::Nodes(nodes) if nodes.len() == machines.len() => break,
                 _ if start.elapsed() > PATIENCE => {
@@ -122,9 +139,10 @@ fn enter_all(lab: &Lab, name: &str) -> anyhow::Result<()> {
 }
 
 /// A connection to the machine's agent, as soon as it answers.
-fn answering(machine: &Machine) -> anyhow::Result<Grid> {
+fn answering(machine: &Machine, interrupted: &AtomicBool) -> anyhow::Result<Grid> {
     let start = Instant::now();
     loop {
+        goes_on(interrupted)?;
         match Grid::connect_to(machine.control_socket()) {
             Ok(grid) => return Ok(grid),
             Err(error) if start.elapsed() > PATIENCE => {

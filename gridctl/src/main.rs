@@ -70,7 +70,7 @@ fn sentence(error: &anyhow::Error) -> String {
 /// Whoever reads our output, such as `head`, has seen enough.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>().or_else(|| match error.downcast_ref::<GridError>() {
-        Some(GridError::Wire(libgrid::wire::WireError::Io(io))) => Some(io),
+        Some(GridError::Wire(libgrid::wire::WireError::Io(io)) | GridError::Output(io)) => Some(io),
         _ => None,
     });
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)

@@ -335,7 +335,7 @@ impl Grid {
     }
 
     /// Hands what a task writes to `sink`, with the stream and the offset of each piece; with `follow` until
-    /// the task ends. An error of `sink` ends it. Outlasts a restart of the agent.
+    /// the task ends. An error of `sink` ends it, as [`GridError::Output`]. Outlasts a restart of the agent.
     ///
     /// # Errors
     /// As [`Grid::job`].
@@ -374,7 +374,7 @@ impl Grid {
                 }
             }
         });
-        refused.map_or(done, |error| Err(error.into()))
+        refused.map_or(done, |error| Err(GridError::Output(error)))
     }
 
     /// Copies files between nodes. Whatever interrupts it, it is tried again, and goes on where it ended, for as long

@@ -33,6 +33,9 @@ pub enum GridError {
     /// Reading what is to be uploaded failed.
     #[error("reading the inputs failed: {0}")]
     Upload(#[source] io::Error),
+    /// Who was to take what came did not.
+    #[error("what came cannot be written: {0}")]
+    Output(#[source] io::Error),
     /// The agent answered something that does not fit the question.
     #[error(
         "the agent gave an answer that does not fit the question: install the same release of GridOS on both"

@@ -814,6 +814,59 @@ fn run_on_a_terminal_is_like_ssh() {
 }
 
 #[test]
+fn a_run_that_waits_says_why_and_ends_with_ctrl_c() {
+    with("a_run_that_waits_says_why_and_ends_with_ctrl_c", grid, |grid| {
+        let mut command = grid.machine(1).exec("setsid");
+        command.args(["--ctty", "--wait"]).arg(grid_tests::program("gridctl")).current_dir(grid.dir());
+        command.args(["run", "--cpus", "64", "--name", "too-large", "--", "sleep", "1000"]);
+        let mut terminal = Terminal::start(&mut command, 24, 200);
+        let before = terminal.modes();
+        terminal.until_shown("waits: needs 64 cores");
+        terminal.type_in("\x03");
+        assert_eq!(terminal.wait(), 130, "{}", terminal.screen());
+        assert_eq!(terminal.modes(), before, "the terminal was left in another mode");
+        let jobs = grid.gridctl(1, ["ps", "--json"]).json();
+        let left = jobs["jobs"].as_array().unwrap().iter().any(|job| job["name"] == "too-large");
+        assert!(!left, "{jobs}");
+    });
+}
+
+#[test]
+fn a_process_of_a_job_submits_none() {
+    with("a_process_of_a_job_submits_none", grid, |grid| {
+        let gridctl = grid.lend("gridctl").display().to_string();
+        for asks in ["submit -- true", "run -- true"] {
+            let job = grid.submit(1, sh(&format!("{gridctl} {asks} 2>&1; echo status $?")));
+            grid.wait(1, job);
+            let said = grid.logs(1, job, 0);
+            assert!(said.contains("a process of a job cannot submit jobs"), "{said}");
+            assert!(said.contains("status 1") || said.contains("status 255"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn words_of_others_do_nothing_to_a_terminal() {
+    with("words_of_others_do_nothing_to_a_terminal", grid, |grid| {
+        // Clears the screen, or would: the command, and the name of a process.
+        let name = r#"python3 -c 'import ctypes, time
+ctypes.CDLL(None).prctl(15, b"\x1b[2Jx\n")
+print("named", flush=True); time.sleep(1000)'"#;
+        let job = grid.submit(1, sh(&format!("{name} # \u{1b}[2J")));
+        until("it has its name", || grid.logs(1, job, 0).contains("named"));
+        let id = job.to_string();
+        until("its processes are told", || {
+            let told = grid.gridctl(1, ["ps", "--processes", &id]);
+            assert!(!told.stdout.contains('\u{1b}'), "{told:?}");
+            told.stdout.contains(r"\u{1b}[2Jx\n")
+        });
+        let told = grid.gridctl(1, ["status", &id]);
+        assert!(!told.ok().contains('\u{1b}') && told.stdout.contains(r"\u{1b}[2J"), "{told:?}");
+        grid.gridctl(1, ["kill", "-s", "KILL", &id]).ok();
+    });
+}
+
+#[test]
 fn a_job_outlives_the_client_that_was_killed() {
     with("a_job_outlives_the_client_that_was_killed", grid, |grid| {
         let witness = grid.witness("outlive");

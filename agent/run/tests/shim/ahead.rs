@@ -34,7 +34,7 @@ impl Bench {
         let (folder, _) = self.checkpoint(1, "c1", Then::End).unwrap();
         assert_eq!(folder, self.to_come());
         assert_eq!(self.ended(1).how, How::Killed(libc::SIGKILL));
-        self.send(&ToShim::Arrived { run: run(index), time: None });
+        self.send(&ToShim::Arrived { run: run(index), time: None, before: Default::default() });
     }
 }
 

@@ -119,7 +119,7 @@ impl Bench {
             address: None,
             enters: false,
             calls: false,
-            before: Usage::default(),
+            before: Default::default(),
         }
     }
 
