@@ -394,3 +394,15 @@ pub(crate) fn short(time: Duration) -> String {
 fn trimmed(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_is_one_line_without_control_characters() {
+        assert_eq!(plain("simulate 2 ä"), "simulate 2 ä");
+        assert_eq!(plain("\u{1b}[2J\u{9b}31mx\n\ty"), r"\u{1b}[2J\u{9b}31mx\n\ty");
+        assert_eq!(escaped("two\nlines\u{7}", |letter| letter == '\n'), "two\nlines\\u{7}");
+    }
+}

@@ -41,7 +41,7 @@ pub(crate) enum News {
     /// It was stored, or not.
     Put { run: Run, number: u64, result: Result<(), String> },
     /// It was unpacked, or there is none that is whole: what is wrong with each.
-    Unpacked { run: Run, result: Result<Unpacked, String> },
+    Unpacked { run: Run, result: Result<Box<Unpacked>, String> },
     /// It was brought from the home, or cannot be.
     Brought { run: Run, result: Result<(), String> },
     /// These are a task's checkpoints now, and so many bytes the store takes.
@@ -121,7 +121,7 @@ impl Keeper {
                 News::Put { run, number, result: result.map_err(|error| error.to_string()) }
             }
             Work::Unpack { run, most, into } => {
-                News::Unpacked { run, result: self.unpack(run.task, most, &into) }
+                News::Unpacked { run, result: self.unpack(run.task, most, &into).map(Box::new) }
             }
             Work::Verify { task, number, reply } => {
                 let verified = self.store.verify(&name_of(task), number).map_err(|error| error.to_string());

@@ -202,7 +202,7 @@ impl Runner {
                         resuming
                             .trouble
                             .extend(passed.map(|(number, why)| format!("checkpoint {number}: {why}")));
-                        resuming.unpacked = Some(unpacked);
+                        resuming.unpacked = Some(*unpacked);
                         self.resuming.insert(run, resuming);
                         self.resume_parked();
                     }
