@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use libgrid::blocking::{Grid, Keyboard};
@@ -117,17 +117,19 @@ fn until_begun(grid: &Grid, id: JobId) {
         Grid::connect_to(socket).and_then(|grid| grid.watch(Selector::Job(id), tell))
     });
     let attended = io::stderr().is_terminal();
-    let mut told = None;
+    let (mut told, mut since) = (None, Instant::now());
     let mut why = None;
     loop {
         match news.recv_timeout(PATIENCE) {
             Ok((true, _)) | Err(RecvTimeoutError::Disconnected) => return,
             Ok((false, waits)) => why = waits,
-            Err(RecvTimeoutError::Timeout) if attended && why.is_some() && told != why => {
-                eprintln!("gridctl: {id} waits: {}; Ctrl-C ends it", why.as_deref().unwrap_or_default());
-                told.clone_from(&why);
-            }
             Err(RecvTimeoutError::Timeout) => (),
+        }
+        // A reason that changes all the time is told once in that time.
+        if attended && since.elapsed() >= PATIENCE && why.is_some() && told != why {
+            eprintln!("gridctl: {id} waits: {}; Ctrl-C ends it", why.as_deref().unwrap_or_default());
+            told.clone_from(&why);
+            since = Instant::now();
         }
     }
 }

@@ -47,7 +47,7 @@ pub struct Resources {
 /// let info = NodeInfo {
 ///     node: NodeId(1), name: "node1".into(), addrs: vec!["10.0.0.1:7411".parse().unwrap()], tier: Tier::Stack,
 ///     total: Resources { cpu: 2000, memory: 1 << 30 }, free: Resources { cpu: 2000, memory: 1 << 30 },
-///     load: 12, tasks: 0, version: "0.1.0".into(), addresses: true,
+///     load: 12, tasks: 0, version: "0.1.0".into(), addresses: true, drained: false,
 /// };
 /// assert!(info.total.holds(info.free));
 /// ```
