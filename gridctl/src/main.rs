@@ -54,17 +54,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gridctl: {}", show::plain(sentence(&error)));
+            eprintln!("gridctl: {}", show::plain(libgrid::sentence(error.as_ref())));
             failure
         }
     }
-}
-
-/// The error and its causes, each said once: many tell their own cause in their text.
-fn sentence(error: &anyhow::Error) -> String {
-    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
-        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
-    })
 }
 
 /// Whoever reads our output, such as `head`, has seen enough.

@@ -1,6 +1,8 @@
 //! What can go wrong between a program and the agent.
 
+use std::error::Error;
 use std::io;
+use std::iter;
 use std::path::PathBuf;
 
 use crate::control::Failure;
@@ -47,4 +49,18 @@ impl From<io::Error> for GridError {
     fn from(error: io::Error) -> Self {
         GridError::Wire(error.into())
     }
+}
+
+/// An error and its causes, each said once: many tell their own cause in their text.
+///
+/// ```
+/// use libgrid::{GridError, sentence};
+/// let error = GridError::Output(std::io::Error::other("the disk is full"));
+/// assert_eq!(sentence(&error), "what came cannot be written: the disk is full");
+/// ```
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    let causes = iter::successors(error.source(), |&cause| cause.source());
+    causes.map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
 }

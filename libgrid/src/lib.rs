@@ -65,4 +65,4 @@ pub mod units;
 pub mod user;
 pub mod wire;
 
-pub use error::GridError;
+pub use error::{GridError, sentence};

@@ -494,22 +494,25 @@ pub fn signal_number(text: &str) -> Option<i32> {
 }
 
 impl Usage {
-    /// With what was used before, by the same task elsewhere.
+    /// With what was used before, by the same task elsewhere. What another node says it was may be anything: the largest
+    /// amounts are the limit.
     ///
     /// ```
     /// use libgrid::status::Usage;
     /// let [before, now] = [(3, 10), (2, 7)].map(|(read, peak_memory)| Usage { read, peak_memory, ..Usage::default() });
     /// assert_eq!((now.after(before).read, now.after(before).peak_memory), (5, 10));
+    /// let all = Usage { user: std::time::Duration::MAX, written: u64::MAX, ..now };
+    /// assert_eq!(all.after(all), Usage { read: 4, ..all });
     /// ```
     #[must_use]
     pub fn after(self, before: Self) -> Self {
         Self {
-            user: self.user + before.user,
-            system: self.system + before.system,
+            user: self.user.saturating_add(before.user),
+            system: self.system.saturating_add(before.system),
             peak_memory: self.peak_memory.max(before.peak_memory),
-            read: self.read + before.read,
-            written: self.written + before.written,
-            wall: self.wall + before.wall,
+            read: self.read.saturating_add(before.read),
+            written: self.written.saturating_add(before.written),
+            wall: self.wall.saturating_add(before.wall),
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use grid_checkpoint::memory::{self, Step, Steps};
 use grid_transfer::session::{self, Line, Listener};
-use libgrid::wire;
+use libgrid::{sentence, wire};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::order::{Order, Report};
@@ -89,20 +89,14 @@ fn tell(control: &UnixStream, report: &Report) -> Result<(), String> {
     wire::write(&mut &*control, report).map_err(|_| "the agent gave up".to_owned())
 }
 
-/// All errors of a chain in one sentence.
-fn told(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
-}
-
 // === the source ===
 
 fn send(folder: PathBuf, root: i32, control: &UnixStream, mut line: Line) -> Result<(), String> {
-    let failed = |error: TrackError| told(&error);
+    let failed = |error: TrackError| sentence(&error);
     // Without it, dumps are slower, and no worse.
     let _perf = held::keep_perf_ready();
     let mut tracker = Tracker::attach(&[root]).map_err(failed)?;
-    let mut sink = PageSink::new(&mut line).map_err(|error| told(&error))?;
+    let mut sink = PageSink::new(&mut line).map_err(|error| sentence(&error))?;
     let mut before = None;
     for _ in 0..MOST_ROUNDS {
         let round = tracker.round(&mut sink).map_err(failed)?;
@@ -135,7 +129,7 @@ fn dump(
     hidden: &hide::Hidden,
     steps: &Steps,
 ) -> Result<(), String> {
-    let failed = |error: TrackError| told(&error);
+    let failed = |error: TrackError| sentence(&error);
     tracker.round(sink).map_err(failed)?;
     steps.tell(Step::Go)?;
     // CRIU has a limit of its own.
@@ -148,7 +142,7 @@ fn dump(
     // The kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the destination lets
     // nothing go.
     match hidden.holds() {
-        Ok(true) => sink.end().map_err(|error| told(&error))?,
+        Ok(true) => sink.end().map_err(|error| sentence(&error))?,
         Ok(false) => return Err("the flags of its mappings changed in the same moment: try again".into()),
         Err(error) => return Err(format!("its mappings cannot be looked at: {error}")),
     }
@@ -180,7 +174,7 @@ fn receive(
     let came = Arc::new(AtomicU64::new(0));
     let reader = std::thread::spawn({
         let (store, line) = (store.clone(), Counted { line, came: came.clone() });
-        move || store.receive(line).map_err(|error| told(&error))
+        move || store.receive(line).map_err(|error| sentence(&error))
     });
     let failed = |reader: std::thread::JoinHandle<Result<_, String>>| match reader.join() {
         Ok(Err(why)) => Err(why),
@@ -209,7 +203,7 @@ fn receive(
         let store = store.clone();
         move || {
             let _end = end;
-            lazy::serve(&asked, &store, HELD).map_err(|error| told(&error))
+            lazy::serve(&asked, &store, HELD).map_err(|error| sentence(&error))
         }
     });
     while !store.wait_complete(LOOK) {

@@ -84,15 +84,14 @@ impl Home {
         }
         let large = looked_at.iter().filter(|node| node.info.total.holds(need));
         if large.clone().all(|node| node.info.drained) {
-            let drained: Vec<String> = large.map(|node| node.info.node.to_string()).collect();
+            let drained: Vec<_> = large.map(|node| node.info.node).collect();
             return Some(match drained.as_slice() {
                 [node] => {
                     format!("the only node that may run it, {node}, is drained: gridctl drain {node} --undo")
                 }
-                all => format!(
-                    "all nodes that may run it, {}, are drained: gridctl drain NODE --undo",
-                    all.join(", ")
-                ),
+                all => {
+                    format!("all {} nodes that may run it are drained: gridctl drain NODE --undo", all.len())
+                }
             });
         }
         let free = looked_at.iter().map(|node| node.free).max_by_key(|free| (free.cpu, free.memory));

@@ -113,12 +113,7 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Those that the library tells have their cause in their text.
-            let told =
-                error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
-                    if told.contains(&cause) { told } else { format!("{told}: {cause}") }
-                });
-            eprintln!("gridos-ftpd: {told}");
+            eprintln!("gridos-ftpd: {}", libgrid::sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }
