@@ -76,8 +76,13 @@ pub enum ArchiveError {
 /// assert!(patterns.covers("out/deep/a.png".as_ref()) && !patterns.covers("out".as_ref()));
 /// # Ok::<(), libgrid::archive::ArchiveError>(())
 /// ```
+///
+/// A pattern without wildcards is a name, and names something that has to be there.
 #[derive(Clone, Debug)]
-pub struct Patterns(GlobSet);
+pub struct Patterns {
+    set: GlobSet,
+    names: Vec<PathBuf>,
+}
 
 impl Patterns {
     /// Reads them.
@@ -90,7 +95,32 @@ impl Patterns {
     /// assert!(libgrid::archive::Patterns::new(&["[".into()]).is_err());
     /// ```
     pub fn new(patterns: &[String]) -> Result<Self, ArchiveError> {
-        globs(patterns).map(Self)
+        let mut set = globset::GlobSetBuilder::new();
+        let mut names = Vec::new();
+        let misread = |pattern: &str, error: globset::Error| ArchiveError::Pattern {
+            pattern: pattern.to_owned(),
+            why: error.to_string(),
+        };
+        for pattern in patterns {
+            let plain = pattern.trim_end_matches('/');
+            let glob = GlobBuilder::new(plain).literal_separator(true).build();
+            set.add(glob.map_err(|error| misread(pattern, error))?);
+            if !plain.contains(['*', '?', '[', ']', '{', '}', '\\']) {
+                names.push(plain.into());
+            }
+        }
+        let set = set.build().map_err(|error| misread(&patterns.join(" "), error))?;
+        Ok(Self { set, names })
+    }
+
+    /// Those that are names, without wildcards.
+    ///
+    /// ```
+    /// let patterns = libgrid::archive::Patterns::new(&["*.png".into(), "out/".into()]).unwrap();
+    /// assert!(patterns.names().eq(["out".as_ref() as &std::path::Path]));
+    /// ```
+    pub fn names(&self) -> impl Iterator<Item = &Path> {
+        self.names.iter().map(PathBuf::as_path)
     }
 
     /// Whether one of them matches this path itself.
@@ -100,7 +130,7 @@ impl Patterns {
     /// assert!(patterns.matches("a.png".as_ref()) && !patterns.matches("out/a.png".as_ref()));
     /// ```
     pub fn matches(&self, path: &Path) -> bool {
-        self.0.is_match(path)
+        self.set.is_match(path)
     }
 
     /// Whether one of them matches this path or a folder above it.
@@ -110,7 +140,81 @@ impl Patterns {
     /// assert!(patterns.covers("out/deep/a.png".as_ref()) && !patterns.covers("output".as_ref()));
     /// ```
     pub fn covers(&self, path: &Path) -> bool {
-        path.ancestors().any(|part| self.0.is_match(part))
+        path.ancestors().any(|part| self.set.is_match(part))
+    }
+}
+
+/// What was asked for and does not come, because it cannot be read or is not there. The rest comes.
+///
+/// ```
+/// let mut missed = libgrid::archive::Missed::default();
+/// assert_eq!(missed.sentence(), None);
+/// missed.unreadable("out/a".as_ref(), &std::io::ErrorKind::PermissionDenied.into());
+/// missed.absent("b".as_ref());
+/// assert_eq!(missed.sentence().unwrap(), "out/a cannot be read: permission denied (and 1 other)");
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Missed {
+    first: Option<String>,
+    others: u64,
+}
+
+impl Missed {
+    /// Notes that something cannot be read.
+    ///
+    /// ```
+    /// let mut missed = libgrid::archive::Missed::default();
+    /// missed.unreadable("a".as_ref(), &std::io::Error::from_raw_os_error(13));
+    /// assert!(missed.sentence().unwrap().starts_with("a cannot be read: Permission denied"));
+    /// ```
+    pub fn unreadable(&mut self, path: &Path, error: &io::Error) {
+        self.note(|| format!("{} cannot be read: {error}", in_one_line(path)));
+    }
+
+    /// Notes that something that was named is not there.
+    ///
+    /// ```
+    /// let mut missed = libgrid::archive::Missed::default();
+    /// missed.absent("result.dat".as_ref());
+    /// assert_eq!(missed.sentence().unwrap(), "there is no result.dat");
+    /// ```
+    pub fn absent(&mut self, path: &Path) {
+        self.note(|| format!("there is no {}", in_one_line(path)));
+    }
+
+    /// Adds what somebody else noted, later.
+    ///
+    /// ```
+    /// let mut missed = libgrid::archive::Missed::default();
+    /// missed.add(libgrid::archive::Missed::default());
+    /// assert_eq!(missed.sentence(), None);
+    /// ```
+    pub fn add(&mut self, later: Self) {
+        match &self.first {
+            Some(_) => self.others += later.others + u64::from(later.first.is_some()),
+            None => *self = later,
+        }
+    }
+
+    fn note(&mut self, what: impl FnOnce() -> String) {
+        match &self.first {
+            Some(_) => self.others += 1,
+            None => self.first = Some(what()),
+        }
+    }
+
+    /// The first of it, and how many others there are; `None` if nothing was missed.
+    ///
+    /// ```
+    /// assert_eq!(libgrid::archive::Missed::default().sentence(), None);
+    /// ```
+    #[must_use]
+    pub fn sentence(&self) -> Option<String> {
+        self.first.as_ref().map(|first| match self.others {
+            0 => first.clone(),
+            1 => format!("{first} (and 1 other)"),
+            others => format!("{first} (and {others} others)"),
+        })
     }
 }
 
@@ -125,44 +229,56 @@ impl Patterns {
 /// assert!(archive.len() > 512);
 /// ```
 pub fn pack_paths(base: &Path, paths: &[String], to: impl Write) -> Result<(), ArchiveError> {
-    let mut archive = builder(to);
+    let mut packer = Packer { archive: builder(to), base, missed: None };
     for path in paths {
         let relative = clean(Path::new(path))?;
         if !base.join(&relative).exists() {
             return Err(ArchiveError::Absent { path: path.into(), base: base.to_owned() });
         }
-        append(&mut archive, base, &relative)?;
+        packer.append(&relative)?;
     }
-    Ok(archive.into_inner()?.flush()?)
+    packer.finish().map(drop)
 }
 
-/// Packs what matches the patterns below `base`, and returns how many files that are. `*` matches within one
-/// folder, `**` across; a folder that matches is packed whole. What cannot be read is an error; what matches
-/// nothing is not.
+/// Packs what matches the patterns below `base`. `*` matches within one folder, `**` across; a folder that matches is
+/// packed whole. What cannot be read, and a name that is not there, is left out and told; what matches a wildcard
+/// nothing has to.
 ///
 /// # Errors
 /// [`ArchiveError`].
 ///
 /// ```
-/// let files = libgrid::archive::pack_matching("src".as_ref(), &["*.rs".into()], std::io::sink()).unwrap();
-/// assert!(files > 5);
+/// let patterns = ["*.rs".into(), "no.such".into()];
+/// let missed = libgrid::archive::pack_matching("src".as_ref(), &patterns, std::io::sink()).unwrap();
+/// assert_eq!(missed.sentence().unwrap(), "there is no no.such");
 /// ```
-pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result<usize, ArchiveError> {
+pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result<Missed, ArchiveError> {
     let patterns = Patterns::new(patterns)?;
+    let mut packer = Packer { archive: builder(to), base, missed: Some(Missed::default()) };
     let mut matching = BTreeSet::new();
-    find(base, Path::new(""), &mut |path| {
+    packer.find(Path::new(""), &mut |path| {
         let hit = patterns.matches(path);
         if hit {
             matching.insert(path.to_owned());
         }
         hit
     })?;
-    let mut archive = builder(to);
     for path in &matching {
-        append(&mut archive, base, path)?;
+        packer.append(path)?;
     }
-    archive.into_inner()?.flush()?;
-    Ok(matching.len())
+    let mut missed = packer.finish()?.unwrap_or_default();
+    for name in patterns.names().filter(|name| is_absent(&base.join(name))) {
+        missed.absent(name);
+    }
+    Ok(missed)
+}
+
+fn in_one_line(path: &Path) -> String {
+    path.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn is_absent(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Unpacks an archive into `base`, replacing files of the same names, each only when it has arrived whole. Where
@@ -235,17 +351,6 @@ fn make_folder(folder: &Path) -> Result<(), ArchiveError> {
     }
 }
 
-fn globs(patterns: &[String]) -> Result<GlobSet, ArchiveError> {
-    let mut set = globset::GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern.trim_end_matches('/')).literal_separator(true).build();
-        set.add(
-            glob.map_err(|error| ArchiveError::Pattern { pattern: pattern.clone(), why: error.to_string() })?,
-        );
-    }
-    set.build().map_err(|error| ArchiveError::Pattern { pattern: patterns.join(" "), why: error.to_string() })
-}
-
 /// tar wraps the system's error into its own text; the system's says it best.
 fn root_cause(error: io::Error) -> io::Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
@@ -266,58 +371,108 @@ fn builder<W: Write>(to: W) -> tar::Builder<W> {
     archive
 }
 
-fn append<W: Write>(archive: &mut tar::Builder<W>, base: &Path, path: &Path) -> Result<(), ArchiveError> {
-    let source = base.join(path);
-    let read =
-        |source_error| ArchiveError::File { what: "cannot read", path: source.clone(), source: source_error };
-    // A link to a program or a data file that the user names is meant as what it leads to.
-    let kind = fs::metadata(&source).or_else(|_| fs::symlink_metadata(&source)).map_err(read)?;
-    if kind.is_dir() {
+struct Packer<'a, W: Write> {
+    archive: tar::Builder<W>,
+    base: &'a Path,
+    /// What could not be read so far, if that is left out.
+    missed: Option<Missed>,
+}
+
+impl<W: Write> Packer<'_, W> {
+    fn finish(self) -> Result<Option<Missed>, ArchiveError> {
+        self.archive.into_inner()?.flush()?;
+        Ok(self.missed)
+    }
+
+    /// Something of what this path leads to cannot be read.
+    fn unreadable(&mut self, path: &Path, error: io::Error) -> Result<(), ArchiveError> {
+        match &mut self.missed {
+            Some(missed) => {
+                missed.unreadable(path, &error);
+                Ok(())
+            }
+            None => {
+                Err(ArchiveError::File { what: "cannot read", path: self.base.join(path), source: error })
+            }
+        }
+    }
+
+    /// What is half in the archive spoils it.
+    fn packed(&self, path: &Path, done: io::Result<()>) -> Result<(), ArchiveError> {
+        done.map_err(|source| ArchiveError::File { what: "cannot pack", path: self.base.join(path), source })
+    }
+
+    /// Appends a file or folder that was named, or matches. A link is meant as what it leads to, if that is there.
+    fn append(&mut self, path: &Path) -> Result<(), ArchiveError> {
+        let source = self.base.join(path);
+        match fs::metadata(&source) {
+            Ok(meta) if meta.is_dir() => self.append_folder(path),
+            Ok(meta) if meta.is_file() => self.append_file(path),
+            // Devices, pipes and sockets are nothing that another place could have.
+            Ok(_) => Ok(()),
+            Err(error) => match fs::symlink_metadata(&source) {
+                Ok(meta) if meta.is_symlink() => self.append_link(path),
+                _ => self.unreadable(path, error),
+            },
+        }
+    }
+
+    fn append_file(&mut self, path: &Path) -> Result<(), ArchiveError> {
+        match fs::File::open(self.base.join(path)) {
+            Ok(mut file) => {
+                let packed = self.archive.append_file(path, &mut file);
+                self.packed(path, packed)
+            }
+            Err(error) => self.unreadable(path, error),
+        }
+    }
+
+    fn append_link(&mut self, path: &Path) -> Result<(), ArchiveError> {
+        let packed = self.archive.append_path_with_name(self.base.join(path), path);
+        self.packed(path, packed)
+    }
+
+    fn append_folder(&mut self, path: &Path) -> Result<(), ArchiveError> {
+        let source = self.base.join(path);
         // "." is the folder itself, which the other side has.
         if path.components().next().is_some() {
-            archive.append_dir(path, &source).map_err(read)?;
+            let packed = self.archive.append_dir(path, &source);
+            self.packed(path, packed)?;
         }
-        for entry in fs::read_dir(&source).map_err(read)? {
-            append_below(archive, base, &path.join(entry.map_err(read)?.file_name()))?;
+        let entries = match fs::read_dir(&source) {
+            Ok(entries) => entries,
+            Err(error) => return self.unreadable(path, error),
+        };
+        for entry in entries {
+            let entry = match entry.and_then(|entry| Ok((path.join(entry.file_name()), entry.file_type()?))) {
+                Ok(entry) => entry,
+                Err(error) => return self.unreadable(path, error),
+            };
+            match entry {
+                (path, kind) if kind.is_symlink() => self.append_link(&path)?,
+                (path, kind) if kind.is_dir() => self.append_folder(&path)?,
+                (path, kind) if kind.is_file() => self.append_file(&path)?,
+                _ => (),
+            }
         }
         Ok(())
-    } else if kind.is_file() {
-        let mut file = fs::File::open(&source).map_err(read)?;
-        archive.append_file(path, &mut file).map_err(read)
-    } else {
+    }
+
+    /// Shows every path below `at` to `visit`, which says whether it took the whole of it.
+    fn find(&mut self, at: &Path, visit: &mut dyn FnMut(&Path) -> bool) -> Result<(), ArchiveError> {
+        let entries = match fs::read_dir(self.base.join(at)) {
+            Ok(entries) => entries,
+            Err(error) => return self.unreadable(at, error),
+        };
+        for entry in entries {
+            match entry.and_then(|entry| Ok((at.join(entry.file_name()), entry.file_type()?))) {
+                Ok((path, kind)) if !visit(&path) && kind.is_dir() => self.find(&path, visit)?,
+                Ok(_) => (),
+                Err(error) => return self.unreadable(at, error),
+            }
+        }
         Ok(())
     }
-}
-
-fn append_below<W: Write>(
-    archive: &mut tar::Builder<W>,
-    base: &Path,
-    path: &Path,
-) -> Result<(), ArchiveError> {
-    let source = base.join(path);
-    let read =
-        |source_error| ArchiveError::File { what: "cannot read", path: source.clone(), source: source_error };
-    let kind = fs::symlink_metadata(&source).map_err(read)?;
-    if kind.is_symlink() {
-        archive.append_path_with_name(&source, path).map_err(read)
-    } else {
-        append(archive, base, path)
-    }
-}
-
-/// Shows every path below `base` to `visit`, which says whether it took the whole of it.
-fn find(base: &Path, at: &Path, visit: &mut dyn FnMut(&Path) -> bool) -> Result<(), ArchiveError> {
-    let folder = base.join(at);
-    let read = |source| ArchiveError::File { what: "cannot read", path: folder.clone(), source };
-    for entry in fs::read_dir(&folder).map_err(read)? {
-        let entry = entry.map_err(read)?;
-        let path = at.join(entry.file_name());
-        let is_folder = entry.file_type().map_err(read)?.is_dir();
-        if !visit(&path) && is_folder {
-            find(base, &path, visit)?;
-        }
-    }
-    Ok(())
 }
 
 /// The path without `.`; one that leads out of the folder is refused.
@@ -360,7 +515,7 @@ mod tests {
     fn patterns_match_within_a_folder_and_take_folders_whole() {
         let from = tree();
         let mut archive = Vec::new();
-        assert_eq!(pack_matching(from.path(), &["out/*.png".into()], &mut archive).unwrap(), 1);
+        pack_matching(from.path(), &["out/*.png".into()], &mut archive).unwrap();
         let to = unpacked(&archive);
         assert_eq!(fs::read_to_string(to.path().join("out/a.png")).unwrap(), "A");
         assert!(!to.path().join("out/deep").exists() && !to.path().join("out/b.txt").exists());
@@ -411,6 +566,24 @@ mod tests {
         let to = tempfile::tempdir().unwrap();
         assert!(unpack(to.path(), &[], &archive[..50_000]).is_err());
         assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_file_spoils_nothing() {
+        let from = tree();
+        let out = from.path().join("out");
+        std::os::unix::fs::symlink("nowhere", out.join("lost")).unwrap();
+        std::os::unix::fs::symlink("a.png", out.join("link")).unwrap();
+        nix::unistd::mkfifo(&out.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut archive = Vec::new();
+        let patterns = ["out/*".into(), "top name\n".into(), "absent".into(), "out/absent/".into()];
+        let missed = pack_matching(from.path(), &patterns, &mut archive).unwrap();
+        assert_eq!(missed.sentence().unwrap(), "there is no absent (and 1 other)");
+        let to = unpacked(&archive);
+        assert_eq!(fs::read_link(to.path().join("out/lost")).unwrap(), Path::new("nowhere"));
+        assert_eq!(fs::read_to_string(to.path().join("out/link")).unwrap(), "A");
+        assert!(fs::symlink_metadata(to.path().join("out/link")).unwrap().is_file());
+        assert!(!to.path().join("out/fifo").exists() && to.path().join("top name\n").exists());
     }
 
     #[test]

@@ -200,6 +200,8 @@ pub struct Landed {
     pub skipped: u64,
     /// Where they are, on the destination.
     pub path: PathBuf,
+    /// Of results, what was asked for and did not come, and why. A copy that cannot be whole fails instead.
+    pub missed: Option<String>,
 }
 
 /// Something in a folder.

@@ -438,7 +438,7 @@ impl fmt::Display for Outcome {
             Outcome::Killed(signal) => write!(f, "killed with signal {signal}{}", SignalName(*signal)),
             Outcome::NotStarted { why, .. } => write!(f, "not started: {why}"),
             Outcome::NodeLost { node } => write!(f, "lost with node {node}: submit it again"),
-            Outcome::ResultsLost { why } => write!(f, "ran, but its results are lost: {why}"),
+            Outcome::ResultsLost { why } => write!(f, "ran, but its results are not all here: {why}"),
         }
     }
 }

@@ -217,7 +217,7 @@ fn results_go_only_where_their_user_may_write() {
         let waited = grid.gridctl_as(1, NOBODY, &folder, ["wait", &job]);
         assert_eq!(waited.status, 74, "{waited:?}");
         assert!(
-            waited.stderr.contains("results are lost") && waited.stderr.contains("Permission denied"),
+            waited.stderr.contains("results are not all here") && waited.stderr.contains("Permission denied"),
             "{waited:?}"
         );
         assert!(waited.stderr.contains(&folder.display().to_string()), "{waited:?}");

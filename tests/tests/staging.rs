@@ -178,3 +178,39 @@ fn what_came_of_a_lost_run_is_dropped() {
         },
     );
 }
+
+#[test]
+fn a_result_that_cannot_be_had_is_told_and_costs_no_other() {
+    with(
+        "a_result_that_cannot_be_had_is_told_and_costs_no_other",
+        || Grid::up("missed", 2),
+        |grid| {
+            // Little is sent at once, and much over connections of its own; on one node it is an archive.
+            for (node, size) in [(1, "1K"), (2, "1K"), (2, "2M")] {
+                let folder = grid.folder(&format!("to{node}-{size}"), NOBODY);
+                let script = format!(
+                    "mkdir out out/shut; head -c {size} /dev/zero > out/good; echo s > out/secret; echo d > out/shut/deep; \
+                     ln -s nowhere out/lost; ln -s good out/link; mkfifo out/fifo; chmod 0 out/secret out/shut; echo t > top"
+                );
+                let to = format!("node{node}");
+                let args =
+                    ["submit", "--cpus", "0.1", "--node", &to, "--stage-out", "out", "--stage-out", "top"];
+                let rest = ["--stage-out", "absent", "--stage-out", "*.none", "--", "sh", "-c", &script];
+                let job = grid.gridctl_as(1, NOBODY, &folder, args.iter().chain(&rest)).ok().to_owned();
+                let waited = grid.gridctl_as(1, NOBODY, &folder, ["wait", &job]);
+                assert_eq!(waited.status, 74, "{waited:?}");
+                let told = waited.stderr.contains("cannot be read: Permission denied")
+                    || waited.stderr.contains("there is no absent");
+                assert!(told && waited.stderr.contains("(and 2 others)"), "{waited:?}");
+                assert!(!waited.stderr.contains("/work/"), "{waited:?}");
+                let out = folder.join("out");
+                assert!(fs::read(out.join("good")).unwrap().len() >= 1024);
+                assert_eq!(fs::read_link(out.join("lost")).unwrap(), Path::new("nowhere"));
+                assert_eq!(fs::read_link(out.join("link")).unwrap(), Path::new("good"));
+                assert_eq!(fs::read(folder.join("top")).unwrap(), b"t\n");
+                assert!(!out.join("secret").exists() && !out.join("fifo").exists());
+                assert_eq!(hidden(&folder), Vec::<PathBuf>::new());
+            }
+        },
+    );
+}

@@ -18,7 +18,7 @@ use std::time::Duration;
 use grid_jobs::home::{self, Action, Collected};
 use grid_jobs::record::Origin;
 use grid_run::logs::{self, Reader};
-use grid_run::spawn::Shims;
+use grid_run::spawn::{MISSED, Shims};
 use libgrid::control::{MAX_CHUNK, Stream};
 use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::user::User;
@@ -176,7 +176,7 @@ impl Output {
         let Some(patterns) = patterns else { return Collected::Whole };
         let user = User::of_machine(origin.uid, origin.gid);
         match self.staging.results(run, node, patterns, &origin.folder, user).await {
-            Ok(()) => Collected::Whole,
+            Ok(missed) => complete(missed),
             Err(StageError::Unreachable(_)) => Collected::Unreachable,
             Err(error) => {
                 let folder = origin.folder.display();
@@ -191,7 +191,7 @@ impl Output {
             return Collected::Failed(format!("its output cannot be kept: {error}"));
         }
         let Some(patterns) = results else { return Collected::Whole };
-        let packed = async {
+        let delivered = async {
             let mut pack = self.pack(&following, &patterns)?;
             let mut delivery = Delivery::start(&self.shims, origin, &patterns)?;
             let mut from = pack.stdout.take().ok_or("no pipe to the packer")?;
@@ -203,13 +203,11 @@ impl Output {
                 }
                 delivery.write(&buffer[..read]).await?;
             }
-            finish(pack, "packing the results failed").await?;
-            Ok::<_, String>(delivery)
+            let packed = ended(pack, "packing the results failed").await;
+            delivery.finish().await?;
+            packed
         };
-        match packed.await {
-            Ok(delivery) => delivery.finish().await,
-            Err(why) => Collected::Failed(why),
-        }
+        delivered.await.map_or_else(Collected::Failed, complete)
     }
 
     fn pack(&self, following: &Following, patterns: &[String]) -> Result<Child, String> {
@@ -366,21 +364,27 @@ impl Delivery {
         Ok(())
     }
 
-    async fn finish(mut self) -> Collected {
+    async fn finish(mut self) -> Result<(), String> {
         self.stdin = None;
         let what = format!("its results cannot be brought to {}", self.folder.display());
-        match finish(self.child, &what).await {
-            Ok(()) => Collected::Whole,
-            Err(why) => Collected::Failed(why),
+        ended(self.child, &what).await.map(drop)
+    }
+}
+
+/// Waits for the end of a packer or unpacker: what it says that it left out.
+async fn ended(child: Child, what: &str) -> Result<Option<String>, String> {
+    let output = child.wait_with_output().await.map_err(|error| format!("{what}: {error}"))?;
+    match output.status.code() {
+        Some(0) => Ok(None),
+        Some(code) if code == i32::from(MISSED) => Ok(Some(said(&output.stderr))),
+        _ => {
+            warn!(what, "a helper failed");
+            Err(format!("{what}: {}", said(&output.stderr)))
         }
     }
 }
 
-async fn finish(child: Child, what: &str) -> Result<(), String> {
-    let output = child.wait_with_output().await.map_err(|error| format!("{what}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    warn!(what, "a helper failed");
-    Err(format!("{what}: {}", said(&output.stderr)))
+/// What came of results of which this was missed.
+fn complete(missed: Option<String>) -> Collected {
+    missed.map_or(Collected::Whole, Collected::Failed)
 }

@@ -114,7 +114,7 @@ impl Staging {
         Ok(folder.join(ARCHIVE))
     }
 
-    /// Brings what matches of a run's files from its node into a folder of this user.
+    /// Brings what matches of a run's files from its node into a folder of this user: what of it does not come.
     pub(crate) async fn results(
         &self,
         run: Run,
@@ -122,7 +122,7 @@ impl Staging {
         patterns: Vec<String>,
         folder: &Path,
         user: User,
-    ) -> Result<(), StageError> {
+    ) -> Result<Option<String>, StageError> {
         let order = Order::Receive {
             within: Within::Everything,
             target: below_root(folder),
@@ -131,7 +131,7 @@ impl Staging {
             ports: self.ports,
             options: Options::default(),
         };
-        self.fetch(node, Staged::Results { run, patterns }, user, order).await
+        self.fetch(node, Staged::Results { run, patterns }, user, order).await.map(|landed| landed.missed)
     }
 
     /// Brings pieces of a checkpoint into a folder below this one, which is root's: its path.
@@ -183,14 +183,20 @@ impl Staging {
         mover.end(&mut tokio::io::empty()).await.map(|_: Report| ())
     }
 
-    async fn fetch(&self, from: NodeId, what: Staged, user: User, order: Order) -> Result<(), StageError> {
+    async fn fetch(
+        &self,
+        from: NodeId,
+        what: Staged,
+        user: User,
+        order: Order,
+    ) -> Result<Landed, StageError> {
         let (mut tries, mut came, mut pause) = (0, 0, PAUSE[0]);
         loop {
             let prepared = Prepared { user: user.clone(), order: order.clone(), from };
             match self.try_once(from, what.clone(), prepared).await {
                 Ok(landed) => {
                     debug!(%from, ?what, ?landed, "staged");
-                    return Ok(());
+                    return Ok(landed);
                 }
                 Err(StageError::Interrupted { why, bytes }) => {
                     debug!(%from, ?what, why, bytes, "staging was interrupted");

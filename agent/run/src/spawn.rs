@@ -10,6 +10,9 @@ use std::process::{Command, Stdio};
 
 use libgrid::user::User;
 
+/// The exit status of [`Shims::pack`] if something is left out.
+pub const MISSED: u8 = 3;
+
 /// What the agent needs to start shims.
 #[derive(Clone, Debug)]
 pub struct Shims {
@@ -48,7 +51,8 @@ impl Shims {
         Ok((command, ours))
     }
 
-    /// What packs a folder's matching files into an archive on its standard output, as this user.
+    /// What packs a folder's matching files into an archive on its standard output, as this user. Its exit status is
+    /// [`MISSED`] if it says on standard error what of them is not in there.
     pub fn pack(&self, user: &User, folder: &Path, patterns: &[String]) -> Command {
         let mut command = self.helper("pack", user);
         command.arg(folder).args(patterns).stdin(Stdio::null());

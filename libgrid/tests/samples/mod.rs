@@ -288,7 +288,13 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
             streams: 4,
             sent_again: 1,
         }),
-        Reply::Copied(Landed { bytes: 1 << 33, items: 3, skipped: 2, path: "/data/run7".into() }),
+        Reply::Copied(Landed {
+            bytes: 1 << 33,
+            items: 3,
+            skipped: 2,
+            path: "/data/run7".into(),
+            missed: Some("out/a cannot be read".into()),
+        }),
         Reply::Listing { entries: entries(), more: true },
         Reply::Certificate(Certificate { certificate: "c".into(), key: "k".into(), authority: "a".into() }),
         Reply::Exports {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use grid_run::shim::{self, Config};
+use grid_run::spawn;
 use libgrid::archive;
 use libgrid::user::User;
 
@@ -20,22 +21,20 @@ fn main() -> ExitCode {
             let cgroup_root = args.next().map(PathBuf::from).unwrap_or_default();
             let cgroup_parent = words(args).concat();
             let init = env::current_exe().unwrap_or_default().with_file_name("gridos-init");
-            serve(Config { socket: first, cgroup_root, cgroup_parent, init })
+            serve(Config { socket: first, cgroup_root, cgroup_parent, init }).map(|()| ExitCode::SUCCESS)
         }
         Some("pack") => enter(&first).and_then(|()| pack(&folder(&mut args), &words(args))),
         Some("unpack") => enter(&first).and_then(|()| {
             let folder = folder(&mut args);
-            archive::unpack(&folder, &words(args), io::stdin().lock()).map_err(|error| error.to_string())
+            let unpacked = archive::unpack(&folder, &words(args), io::stdin().lock());
+            unpacked.map(|()| ExitCode::SUCCESS).map_err(|error| error.to_string())
         }),
         _ => Err("gridos-shim is started by gridosd, not by hand: see gridctl --help".into()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
 }
 
 /// Becomes the user that the agent named, before anything else is done.
@@ -57,6 +56,11 @@ fn serve(config: Config) -> Result<(), String> {
     shim::serve(config, agent).map_err(|error| error.to_string())
 }
 
-fn pack(base: &Path, patterns: &[String]) -> Result<(), String> {
-    archive::pack_matching(base, patterns, io::stdout().lock()).map(drop).map_err(|error| error.to_string())
+fn pack(base: &Path, patterns: &[String]) -> Result<ExitCode, String> {
+    let packed = archive::pack_matching(base, patterns, io::stdout().lock());
+    let missed = packed.map_err(|error| error.to_string())?.sentence();
+    Ok(missed.map_or(ExitCode::SUCCESS, |missed| {
+        eprintln!("{missed}");
+        ExitCode::from(spawn::MISSED)
+    }))
 }

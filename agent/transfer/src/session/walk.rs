@@ -11,9 +11,9 @@ use std::sync::Arc;
 use globset::{GlobBuilder, GlobMatcher};
 use libgrid::archive::Patterns;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{FileStat, SFlag};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{AccessFlags, Whence, faccessat, lseek};
 use xattr::FileExt as _;
 
 use super::message::{Attribute, Item, MAX_ATTRIBUTES, RelPath, Time, Trouble, What};
@@ -46,6 +46,23 @@ impl Found {
         let file = self.folder.file(&self.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
         self.item.attributes = attributes(&file);
         Ok(file)
+    }
+
+    /// Whether we may read it, as far as its permissions tell.
+    pub(super) fn readable(self) -> Result<Self, Unreadable> {
+        let mode = match self.item.what {
+            What::File { .. } => AccessFlags::R_OK,
+            What::Folder => AccessFlags::R_OK | AccessFlags::X_OK,
+            What::Link(_) => return Ok(self),
+        };
+        match faccessat(self.folder.as_fd(), self.name.as_os_str(), mode, AtFlags::AT_EACCESS) {
+            Ok(()) => Ok(self),
+            Err(error) => Err(self.unreadable(error.into())),
+        }
+    }
+
+    fn unreadable(&self, error: io::Error) -> Unreadable {
+        Unreadable { path: self.item.path.as_path().to_owned(), shown: self.shown(), error }
     }
 
     /// Where it is, for people.
@@ -101,6 +118,21 @@ pub(super) fn unreadable(path: &Path, error: &io::Error) -> Trouble {
     Trouble::lasting(format!("{} cannot be read: {error}", path.display()))
 }
 
+/// Something below a folder that is sent, which cannot be read.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    /// Its path from there.
+    pub(super) path: PathBuf,
+    shown: PathBuf,
+    pub(super) error: io::Error,
+}
+
+impl From<Unreadable> for Trouble {
+    fn from(Unreadable { shown, error, .. }: Unreadable) -> Self {
+        unreadable(&shown, &error)
+    }
+}
+
 /// Finds one thing by its path; a symbolic link that is named itself is followed.
 pub(super) fn find(root: &Root, path: &Path, as_path: RelPath) -> Result<Found, Trouble> {
     let cannot = |error: io::Error| unreadable(&root.show(path), &error);
@@ -125,30 +157,56 @@ pub(super) fn find(root: &Root, path: &Path, as_path: RelPath) -> Result<Found, 
     Err(cannot(Errno::ELOOP.into()))
 }
 
-/// What matches the patterns below a folder, each under its path from there. What matches is meant as what it leads
-/// to, if it is a link; what is neither file nor folder is left out.
-pub(super) fn matching(root: &Root, base: &Path, patterns: &Patterns) -> Result<Vec<Found>, Trouble> {
-    let mut found = Vec::new();
+/// Gives what matches the patterns below a folder to `each`, under its path from there. What matches is meant as what it
+/// leads to, if it is a link and leads to something; what is neither file nor folder is left out.
+pub(super) fn matching(
+    root: &Root,
+    base: &Path,
+    patterns: &Patterns,
+    each: &mut impl FnMut(Result<Found, Unreadable>) -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
     let mut open = vec![PathBuf::new()];
     while let Some(at) = open.pop() {
         let within = base.join(&at);
-        let cannot = |error: io::Error| unreadable(&root.show(&within), &error);
-        let folder = root.folder(&within).map_err(cannot)?;
-        for (name, _) in folder.list().map_err(cannot)? {
+        let listed = root.folder(&within).and_then(|folder| Ok((folder.list()?, Arc::new(folder))));
+        let (names, folder) = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                each(Err(Unreadable { path: at, shown: root.show(&within), error }))?;
+                continue;
+            }
+        };
+        for (name, _) in names {
             let (path, full) = (at.join(&name), within.join(&name));
+            let stat = folder.stat(&name);
             if !patterns.matches(&path) {
-                if folder.stat(&name).is_ok_and(|stat| kind(&stat) == SFlag::S_IFDIR) {
+                if stat.is_ok_and(|stat| kind(&stat) == SFlag::S_IFDIR) {
                     open.push(path);
                 }
                 continue;
             }
+            let below = RelPath::new(path.clone()).map_err(Trouble::lasting)?;
             let leads = root.file(&full, OFlag::O_PATH).and_then(|file| file.metadata());
-            if leads.is_ok_and(|meta| meta.is_file() || meta.is_dir()) {
-                found.push(find(root, &full, RelPath::new(path).map_err(Trouble::lasting)?)?);
+            let there = match (leads, stat) {
+                (Ok(meta), _) if meta.is_file() || meta.is_dir() => Ok(Some(find(root, &full, below)?)),
+                (Ok(_), _) => Ok(None),
+                (Err(_), Ok(stat)) if kind(&stat) == SFlag::S_IFLNK => {
+                    found(folder.clone(), name, &stat, below)
+                }
+                (Err(error), _) => Err(error),
+            };
+            if let Some(there) = there.transpose() {
+                each(there.map_err(|error| Unreadable { path, shown: root.show(&full), error }))?;
             }
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// Whether nothing has this path.
+pub(super) fn is_absent(root: &Root, path: &Path) -> bool {
+    let stat = root.parent(path).and_then(|(folder, name)| folder.stat(&name));
+    stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// A path below the root without `.` and `..`; the kernel has the last word on where it leads.
@@ -200,38 +258,45 @@ fn attributes(file: &File) -> Vec<Attribute> {
     found
 }
 
-/// Walks a folder, itself first, and gives everything below it to `each`, until that says `false`.
+/// Walks a folder, itself first, and gives everything below it to `each`, or why that cannot be read, until that says
+/// `false`.
 pub(super) fn walk(
     top: Found,
-    each: &mut impl FnMut(Found) -> Result<bool, Trouble>,
+    each: &mut impl FnMut(Result<Found, Unreadable>) -> Result<bool, Trouble>,
 ) -> Result<bool, Trouble> {
-    let cannot = |path: &Path, error: &io::Error| unreadable(path, error);
     let mut open = vec![top];
     while let Some(mut next) = open.pop() {
-        let shown = next.shown();
         let path = next.item.path.as_path().to_owned();
-        let inner = Arc::new(next.folder.folder(&next.name).map_err(|error| cannot(&shown, &error))?);
+        let listed = next.folder.folder(&next.name).and_then(|inner| Ok((inner.list()?, Arc::new(inner))));
+        let (names, inner) = match listed {
+            Ok(listed) => listed,
+            Err(error) => match each(Err(next.unreadable(error)))? {
+                true => continue,
+                false => return Ok(false),
+            },
+        };
         if let Ok(file) = inner.as_fd().try_clone_to_owned() {
             next.item.attributes = attributes(&file.into());
         }
-        if !each(next)? {
+        if !each(Ok(next))? {
             return Ok(false);
         }
-        for (name, _) in inner.list().map_err(|error| cannot(&shown, &error))? {
-            let stat = match inner.stat(&name) {
+        for (name, _) in names {
+            let below = RelPath::new(path.join(&name)).map_err(Trouble::lasting)?;
+            let shown = inner.path().join(&name);
+            let there = match inner.stat(&name) {
                 // It went while we looked.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                stat => stat.map_err(|error| cannot(&shown.join(&name), &error))?,
+                stat => stat.and_then(|stat| found(inner.clone(), name, &stat, below.clone())),
             };
-            let below = RelPath::new(path.join(&name)).map_err(Trouble::lasting)?;
-            let there = found(inner.clone(), name, &stat, below).map_err(|error| cannot(&shown, &error))?;
             let on = match there {
-                Some(folder) if folder.item.what == What::Folder => {
+                Ok(Some(folder)) if folder.item.what == What::Folder => {
                     open.push(folder);
                     true
                 }
-                Some(other) => each(other)?,
-                None => true,
+                Ok(Some(other)) => each(Ok(other))?,
+                Ok(None) => true,
+                Err(error) => each(Err(Unreadable { path: below.as_path().to_owned(), shown, error }))?,
             };
             if !on {
                 return Ok(false);
@@ -310,8 +375,8 @@ mod tests {
         let root = Root::confined(folder.path()).unwrap();
         let top = find(&root, Path::new("top"), RelPath::new("".into()).unwrap()).unwrap();
         let mut seen = Vec::new();
-        walk(top, &mut |found: Found| {
-            seen.push(found.item.path.as_path().to_owned());
+        walk(top, &mut |found| {
+            seen.push(found?.item.path.as_path().to_owned());
             Ok(true)
         })
         .unwrap();

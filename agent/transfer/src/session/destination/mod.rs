@@ -205,6 +205,7 @@ impl Destination {
                     items: self.items.load(Ordering::Relaxed),
                     skipped,
                     path: self.landing.path.clone(),
+                    missed: None,
                 };
                 // Whether the source hears it or not: it is so.
                 let _ = say(&mut *locked(&self.writer), &FromDestination::Landed(landed.clone()));

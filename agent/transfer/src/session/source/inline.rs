@@ -11,19 +11,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use libgrid::copy::{Landed, Progress};
 
 use super::sending::pack;
-use super::{hear, say};
+use super::{LeftOut, hear, say};
 use crate::session::message::{FromDestination, FromSource, Held, RelPath, Trouble, What};
-use crate::session::walk::{self, Found};
+use crate::session::walk::{self, Found, Unreadable};
 
 /// Bytes and things at most; with the largest extended attributes they still fit a frame.
 const BYTES: u64 = 64 << 10;
 const ITEMS: usize = 32;
 
-/// All of it, if it is so little; the walk ends early if not.
-pub(super) fn all(tops: &[Found]) -> Result<Option<Vec<Found>>, Trouble> {
+/// All of it, if it is so little, and what of it is missed; the walk ends early if not.
+pub(super) fn all(tops: &[Found], lenient: bool) -> Result<Option<(Vec<Found>, LeftOut)>, Trouble> {
     let (mut found, mut bytes) = (Vec::new(), 0);
     let fits = AtomicBool::new(true);
-    let mut take = |one: Found| {
+    let left_out = LeftOut::new(lenient);
+    let mut take = |one: Result<Found, Unreadable>| {
+        let Some(one) = left_out.sift(one)? else { return Ok(true) };
         bytes += one.size();
         found.push(one);
         let more = bytes <= BYTES && found.len() <= ITEMS;
@@ -33,13 +35,13 @@ pub(super) fn all(tops: &[Found]) -> Result<Option<Vec<Found>>, Trouble> {
     for top in tops {
         let on = match top.item.what {
             What::Folder => walk::walk(top.clone(), &mut take)?,
-            _ => take(top.clone())?,
+            _ => take(Ok(top.clone()))?,
         };
         if !on {
             break;
         }
     }
-    Ok(fits.load(Ordering::Relaxed).then_some(found))
+    Ok(fits.load(Ordering::Relaxed).then_some((found, left_out)))
 }
 
 /// Sends it, and hears what came of it.

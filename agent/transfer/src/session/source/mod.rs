@@ -24,10 +24,10 @@ use std::net::{IpAddr, Shutdown};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 
-use libgrid::archive::Patterns;
+use libgrid::archive::{Missed, Patterns};
 use libgrid::copy::{Landed, Progress};
 use libgrid::io::{Fixed, Path, Plan, ReadAhead, Tuner};
 use libgrid::wire;
@@ -39,7 +39,7 @@ use super::message::{FromDestination, FromSource, Held, Offer, RelPath, Shape, T
 use super::pace::Pace;
 use super::queue::Queue;
 use super::record::Key;
-use super::walk::{self, Found};
+use super::walk::{self, Found, Unreadable};
 use super::{Options, locked};
 use crate::root::Root;
 
@@ -88,9 +88,11 @@ pub fn send(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) 
 }
 
 fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> Result<Landed, Trouble> {
-    let tops = tops(order)?;
+    let lenient = order.matching.is_some();
+    let missed = LeftOut::new(lenient);
+    let tops = tops(order, &missed)?;
     let shape = shape(order, &tops)?;
-    let little = inline::all(&tops)?;
+    let little = inline::all(&tops, lenient)?;
     let seal = match order.options.encrypt && little.is_none() {
         true => Some(Seal::new().map_err(|error| Trouble::lasting(format!("no key can be made: {error}")))?),
         false => None,
@@ -123,8 +125,9 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
             _ => return Err(Trouble::confused()),
         }
     }
-    if let Some(little) = little {
-        return inline::send((reader, writer), little, held, report);
+    if let Some((little, below)) = little {
+        let landed = inline::send((reader, writer), little, held, report)?;
+        return Ok(missed.tell(below, landed));
     }
     let door = Door { addresses: order.addresses.clone(), port, key, seal, theirs };
     let first = door.connect(&Plan::default(), || true)?;
@@ -151,15 +154,60 @@ fn begin(control: &UnixStream, order: &SendOrder, report: &dyn Fn(Progress)) -> 
         trouble: Mutex::default(),
         ended: AtomicBool::new(false),
         counts: Counts::default(),
+        left_out: LeftOut::new(lenient),
     };
-    source.run(control, reader, (tops, held), first, tuner, report)
+    let landed = source.run(control, reader, (tops, held), first, tuner, report)?;
+    Ok(missed.tell(source.left_out, landed))
+}
+
+/// What of a job's results cannot be read: the others come all the same. Of a copy, all has to be readable.
+struct LeftOut(Option<Mutex<Missed>>);
+
+impl LeftOut {
+    fn new(lenient: bool) -> Self {
+        Self(lenient.then(Mutex::default))
+    }
+
+    /// What was found, if it can be read.
+    fn sift(&self, found: Result<Found, Unreadable>) -> Result<Option<Found>, Trouble> {
+        let Some(missed) = &self.0 else { return Ok(Some(found?)) };
+        match found.and_then(Found::readable) {
+            Ok(found) => Ok(Some(found)),
+            Err(Unreadable { path, error, .. }) => {
+                locked(missed).unreadable(&path, &error);
+                Ok(None)
+            }
+        }
+    }
+
+    fn absent<'a>(&self, names: impl Iterator<Item = &'a std::path::Path>) {
+        if let Some(missed) = &self.0 {
+            let mut missed = locked(missed);
+            names.for_each(|name| missed.absent(name));
+        }
+    }
+
+    /// Tells what was missed among the things that were named, and below them.
+    fn tell(self, below: Self, landed: Landed) -> Landed {
+        let [Some(missed), Some(below)] = [self, below].map(|left_out| left_out.0) else { return landed };
+        let mut missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        missed.add(below.into_inner().unwrap_or_else(PoisonError::into_inner));
+        Landed { missed: missed.sentence(), ..landed }
+    }
 }
 
 /// What the order names.
-fn tops(order: &SendOrder) -> Result<Vec<Found>, Trouble> {
+fn tops(order: &SendOrder, left_out: &LeftOut) -> Result<Vec<Found>, Trouble> {
     if let Some(patterns) = &order.matching {
-        let each = order.sources.iter().map(|source| walk::matching(&order.root, source, patterns));
-        return Ok(each.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+        let mut tops = Vec::new();
+        for source in &order.sources {
+            walk::matching(&order.root, source, patterns, &mut |found| {
+                tops.extend(left_out.sift(found)?);
+                Ok(())
+            })?;
+            left_out.absent(patterns.names().filter(|name| walk::is_absent(&order.root, &source.join(name))));
+        }
+        return Ok(tops);
     }
     let mut paths = Vec::new();
     for source in &order.sources {
@@ -254,6 +302,7 @@ struct Source {
     trouble: Mutex<Option<Trouble>>,
     ended: AtomicBool,
     counts: Counts,
+    left_out: LeftOut,
 }
 
 impl Source {

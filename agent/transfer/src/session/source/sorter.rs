@@ -11,7 +11,7 @@ use crate::session::journal::Ranges;
 use crate::session::locked;
 use crate::session::message::{FromSource, Held, RelPath, Trouble, What};
 use crate::session::record::MAX_PACK;
-use crate::session::walk::{self, Found, SMALL};
+use crate::session::walk::{self, Found, SMALL, Unreadable};
 
 /// Small things in one pack at most.
 const PACK_ITEMS: usize = 256;
@@ -44,7 +44,7 @@ impl Source {
         for top in tops {
             let on = match top.item.what {
                 What::Folder => walk::walk(top, &mut |found| sorter.take(found))?,
-                _ => sorter.take(top)?,
+                _ => sorter.take(Ok(top))?,
             };
             if !on {
                 return Ok(());
@@ -83,10 +83,11 @@ struct Sorter<'a> {
 }
 
 impl Sorter<'_> {
-    fn take(&mut self, found: Found) -> Result<bool, Trouble> {
+    fn take(&mut self, found: Result<Found, Unreadable>) -> Result<bool, Trouble> {
         if self.source.ended.load(Ordering::Relaxed) {
             return Ok(false);
         }
+        let Some(found) = self.source.left_out.sift(found)? else { return Ok(true) };
         let counts = &self.source.counts;
         let size = found.size();
         counts.found_items.fetch_add(1, Ordering::Relaxed);
