@@ -181,6 +181,11 @@ fn a_revoked_node_is_out_everywhere_within_seconds_and_stays_out() {
             (2..6).for_each(|index| witness.never_overlapped(index));
             assert_eq!(witness.count(0, "tick"), ticks, "a revoked node's job still runs");
 
+            // It knows, and tells whoever uses it.
+            until_within("it has heard of it", SECONDS, || {
+                grid.gridctl(4, ["doctor"]).stdout.contains("was put out of")
+            });
+            grid.gridctl(4, ["submit", "--", "true"]).says(&["put out of", "join with a new token"]);
             // It cannot come back, neither by itself nor after a restart.
             let shut_out = |when: &str| {
                 let asked = grid.gridctl(4, ["status", &free.to_string()]);

@@ -10,6 +10,7 @@ use libgrid::control::{Finding, Verdict};
 use libgrid::units::{Bytes, Cpus};
 
 use crate::config::Config;
+use crate::control::REJOIN;
 use crate::core::lent;
 use crate::grid::Grid;
 use crate::identity::FOUNDER;
@@ -204,6 +205,10 @@ fn vo(grid: Option<&Grid>) -> Vec<Finding> {
     };
     let vo = grid.identity.vo();
     let role = if grid.identity.is_authority() { ", which it founded" } else { "" };
+    if grid.identity.is_revoked(grid.me) {
+        let text = format!("node {} was put out of {vo}, and does nothing for it: {REJOIN}", grid.me);
+        return vec![finding("VO", Verdict::Bad, text)];
+    }
     let member = finding("VO", Verdict::Good, format!("node {} of {vo}{role}", grid.me));
     let certificate = match grid.identity.ends().duration_since(SystemTime::now()) {
         Ok(left) => {

@@ -53,6 +53,9 @@ const RENEW: Duration = Duration::from_secs(10);
 /// How long others have to take a revocation.
 const SPREAD: Duration = Duration::from_secs(5);
 
+/// How long a node that is put out may take to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// The most jobs that are told as a table.
 const MOST_JOBS: usize = 5_000;
 
@@ -438,6 +441,8 @@ impl Grid {
         let identity = self.identity.clone();
         let list = blocking(move || identity.revoke(node)).await?;
         info!(%node, version = list.version(), "node_revoked");
+        // That it is told first is a courtesy to its owner.
+        let _ = tokio::time::timeout(FAREWELL, self.clone().pass_on(node, list.clone())).await;
         self.learn(list).await;
         Ok(())
     }
@@ -450,7 +455,10 @@ impl Grid {
             Ok(news) => news,
             Err(error) => return warn!(%error, "a list of revoked nodes was refused"),
         };
-        for node in &news {
+        if news.contains(&self.me) {
+            warn!("this node was put out of the VO");
+        }
+        for node in news.iter().filter(|node| **node != self.me) {
             self.link.evict(*node);
             self.core.host(host::Event::Evicted(*node));
             let _ = self.news.send(News::Evict(*node)).await;

@@ -28,6 +28,7 @@ pub(crate) use self::answer::{ask_each, forward as pass_on, relayed};
 pub(crate) use self::follow::gone;
 pub(crate) use self::moving::relocate;
 use self::operations::Asker;
+pub(crate) use self::submit::REJOIN;
 pub(crate) use self::typing::{Typists, hear};
 
 use crate::caller::Caller;
