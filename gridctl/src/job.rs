@@ -47,7 +47,9 @@ pub(crate) fn spec(mut spec: JobSpec, options: &Options) -> anyhow::Result<JobSp
 pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
     let base = match &submit.file {
         Some(path) => {
-            let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text = fs::read_to_string(path).with_context(|| {
+                format!("cannot read the job file {} (a program to run follows --)", path.display())
+            })?;
             JobSpec::from_toml(&text).with_context(|| path.display().to_string())?
         }
         None if submit.options.command.is_empty() => {

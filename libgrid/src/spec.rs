@@ -408,7 +408,10 @@ impl JobSpec {
                 SpecError::Toml {
                     line: before.matches('\n').count() + 1,
                     column: before[line_start..].chars().count() + 1,
-                    message: printable(error.message()),
+                    // The parser's words for what the file calls otherwise.
+                    message: printable(error.message())
+                        .replace("expected a sequence", "expected a list in brackets")
+                        .replace("expected a map", "expected a table"),
                 }
             })?
             .check()
@@ -723,7 +726,7 @@ mod tests {
             ("", "line 1, column 1: missing field `command`"),
             ("command = ['x']\n\n  time = 'soon'", "line 3, column 10: \"soon\" is no length of time"),
             ("command = ['x']\ncpus = 0", "line 2, column 8: 0 is not a number of cores"),
-            ("command = 'x'", "line 1, column 11: invalid type"),
+            ("command = 'x'", "line 1, column 11: invalid type: string \"x\", expected a list in brackets"),
             ("command = ['x'", "line 1, column 15: "),
             ("command = ['x']\narray = '9-1'", "line 2, column 9: array: \"9-1\" is no range"),
             ("command = []", "command: the program's name is empty"),
