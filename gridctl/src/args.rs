@@ -172,6 +172,9 @@ pub(crate) enum Command {
         /// Let it take tasks again
         #[arg(long)]
         undo: bool,
+        /// How they move, as with migrate
+        #[arg(long, value_name = "MODE", default_value_t, conflicts_with = "undo")]
+        mode: MoveMode,
     },
     /// Copy files between nodes. Example: gridctl cp -r node1:/data/run7 node3:/data/
     Cp {

@@ -105,7 +105,7 @@ fn dispatch(args: Args) -> Done {
             let job = process::selector(&mut grid, of)?;
             moving::migrate(&mut grid, job, to.as_deref(), mode, check, json)
         }
-        Command::Drain { node, undo } => moving::drain(&connect()?, &node, undo, json),
+        Command::Drain { node, undo, mode } => moving::drain(&connect()?, &node, undo, mode, json),
         Command::Cp { paths, recursive, options } => copy::cp(&connect()?, &paths, recursive, &options, json),
         Command::Put { paths, options, .. } => copy::put(&connect()?, &paths, &options, json),
         Command::Get { sources, output, options, .. } => {

@@ -113,12 +113,12 @@ fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, mode: MoveMode, js
 }
 
 /// Moves all that runs on a node to others.
-pub(crate) fn drain(grid: &Grid, node: &str, undo: bool, json: bool) -> Done {
+pub(crate) fn drain(grid: &Grid, node: &str, undo: bool, mode: MoveMode, json: bool) -> Done {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(PACE);
     bar.set_message(if undo { format!("letting tasks come to {node}") } else { format!("draining {node}") });
     let mut results = Vec::new();
-    let drained = grid.drain(node, undo, |task, outcome| {
+    let drained = grid.drain(node, undo, mode, |task, outcome| {
         bar.set_message(format!("draining {node}: {task}"));
         let (moved, stayed) = match outcome {
             Ok(moved) => (Some(moved), None),

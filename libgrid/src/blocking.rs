@@ -467,7 +467,7 @@ impl Grid {
     ///
     /// ```no_run
     /// # let grid = libgrid::blocking::Grid::connect()?;
-    /// grid.drain("node2", false, |task, outcome| match outcome {
+    /// grid.drain("node2", false, Default::default(), |task, outcome| match outcome {
     ///     Ok(moved) => println!("{task} runs on node {}", moved.to),
     ///     Err(why) => println!("{task} stays: {why}"),
     /// })?;
@@ -477,10 +477,11 @@ impl Grid {
         &self,
         node: &str,
         undo: bool,
+        mode: MoveMode,
         mut seen: impl FnMut(TaskId, Result<Moved, String>),
     ) -> Result<(), GridError> {
         let mut own = self.again()?;
-        own.send(&Request::Drain { node: node.into(), undo })?;
+        own.send(&Request::Drain { node: node.into(), undo, mode })?;
         loop {
             match own.receive()? {
                 Reply::Relocated { task, moved: Some(moved), .. } => seen(task, Ok(moved)),

@@ -174,6 +174,8 @@ pub enum Request {
         node: String,
         /// Whether to let it take tasks again.
         undo: bool,
+        /// How they move.
+        mode: MoveMode,
     },
     /// The processes that run in tasks of the caller's jobs, or in everybody's if that is root: [`Reply::Processes`].
     Processes {

@@ -49,6 +49,7 @@ use grid_transfer::session::Invitation;
 use grid_vo::{Admission, RevocationList};
 use libgrid::control::{self, Stream};
 use libgrid::ids::{Gpid, JobId, NodeId, Run, TaskId};
+use libgrid::status::MoveMode;
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -103,7 +104,7 @@ pub(crate) enum Request {
     /// What would stop it from going on at the asked node.
     Fits { run: Run, there: Box<Surveyed> },
     /// A run of the asked home is to leave the asker, which is drained.
-    Relocate(Run),
+    Relocate { run: Run, mode: MoveMode },
     /// The memory of a run that the asker is to take over, while it runs, is to be sent to who waits for it there.
     Pages { run: Run, invitation: Invitation },
     /// The same in rounds, which last as long as this request does.

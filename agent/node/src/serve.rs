@@ -139,10 +139,10 @@ async fn answer_node(
             let found: Result<_, Failure> = Ok(grid.fits(run, there).await);
             answer_once(&mut duplex, &found).await
         }
-        Request::Relocate(run) => {
+        Request::Relocate { run, mode } => {
             let there = move |view: &mut View| view.home.run_of(run.task) == Some((run, Some(node)));
             let moved = match grid.core.look(there).await {
-                Ok(true) => control::relocate(grid, run).await,
+                Ok(true) => control::relocate(grid, run, mode).await,
                 _ => Err(Failure::new(Kind::Denied, format!("{} is not on node {node}", run.task))),
             };
             answer_once(&mut duplex, &moved).await

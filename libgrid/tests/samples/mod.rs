@@ -148,7 +148,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         },
         Request::Migrate { task: job().task(0), to: None, mode: MoveMode::Auto, check: false },
         Request::Migrate { task: job().task(0), to: None, mode: MoveMode::PreCopy, check: false },
-        Request::Drain { node: "node2".into(), undo: false },
+        Request::Drain { node: "node2".into(), undo: false, mode: MoveMode::Auto },
         Request::Operate { op: 256, input: b"help".to_vec() },
         Request::Processes { of: Some(Selector::Job(job())), everywhere: true },
         Request::Find { process: gpid() },

@@ -77,14 +77,19 @@ fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
             for job in many.iter().chain([&own, &bound]) {
                 grid.until_running(1, *job);
             }
-            let drained = grid.gridctl(3, ["drain", "node2", "--json"]);
+            let drained = grid.gridctl(3, ["drain", "node2", "--mode", "stop-and-copy", "--json"]);
             assert_eq!(drained.status, 1, "{drained:?}");
             let results: Value = serde_json::from_str(&drained.stdout).unwrap();
             for result in results.as_array().unwrap() {
                 let task = result["task"].as_str().unwrap();
                 match [own, bound].iter().any(|job| task == format!("{job}/0")) {
                     true => assert!(result["stayed"].as_str().unwrap().contains("no other node"), "{result}"),
-                    false => assert!(result["moved"]["to"] != 2, "{result}"),
+                    false => {
+                        assert!(
+                            result["moved"]["to"] != 2 && result["moved"]["mode"] == "stop-and-copy",
+                            "{result}"
+                        );
+                    }
                 }
             }
             let on_two = |grid: &Grid, job: &JobId| grid.places(1, *job) == [Some(NodeId(2))];

@@ -66,12 +66,12 @@ pub(super) async fn answer<S: Stream>(
             let found = processes::find(grid, process).await?;
             return Ok(stream::write(client, &Response::Ok(Reply::Found(found))).await?);
         }
-        Request::Drain { node, undo } => {
+        Request::Drain { node, undo, mode } => {
             let Some(number) = grid.members.find(&node) else {
                 let why = format!("there is no node {node}: see gridctl nodes");
                 return Err(Failure::new(Kind::Missing, why).into());
             };
-            let request = Request::Drain { node, undo };
+            let request = Request::Drain { node, undo, mode };
             return match number == grid.me {
                 true => local(grid, caller, request, client).await,
                 false => forward(grid, caller, number, request, client).await,
@@ -232,12 +232,12 @@ async fn local<S: Stream>(
             owned(grid, caller, Selector::Task(task)).await?;
             Reply::Restoring(checkpoints::restore(grid, task, from).await?)
         }
-        Request::Drain { undo, .. } => {
+        Request::Drain { undo, mode, .. } => {
             if !caller.is_root() {
                 let why = "only root of a node of the VO may drain nodes: use sudo";
                 return Err(Failure::new(Kind::Denied, why).into());
             }
-            return moving::drain(grid, undo, client).await;
+            return moving::drain(grid, undo, mode, client).await;
         }
         Request::Migrate { task, to, mode, check } => {
             owned(grid, caller, Selector::Task(task)).await?;

@@ -67,7 +67,7 @@ pub(super) async fn migrate<S: Stream>(
 }
 
 /// Moves a run of this home away from its node, to the best that there is.
-pub(crate) async fn relocate(grid: &Arc<Grid>, run: Run) -> Result<Moved, Failure> {
+pub(crate) async fn relocate(grid: &Arc<Grid>, run: Run, mode: MoveMode) -> Result<Moved, Failure> {
     let moving = async {
         let task = run.task;
         let (current, from) = running(grid, task).await?;
@@ -76,10 +76,10 @@ pub(crate) async fn relocate(grid: &Arc<Grid>, run: Run) -> Result<Moved, Failur
             return Err(Failure::new(Kind::State, why).into());
         }
         let to = destination(grid, task, from, None).await?;
-        if let Some(obstacle) = obstacles(grid, run, (from, to), MoveMode::Auto).await?.first() {
+        if let Some(obstacle) = obstacles(grid, run, (from, to), mode).await?.first() {
             return Err(Failure::new(Kind::State, format!("{task} cannot move: {obstacle}")).into());
         }
-        let mut changes = begin(grid, task, to, MoveMode::Auto).await?;
+        let mut changes = begin(grid, task, to, mode).await?;
         loop {
             if let Progress::Moved(moved) = progress(grid, task, to).await? {
                 return Ok(moved);
@@ -94,7 +94,12 @@ pub(crate) async fn relocate(grid: &Arc<Grid>, run: Run) -> Result<Moved, Failur
 }
 
 /// Has each task on this node moved to another one, by its home; each is told of. No more come until that is undone.
-pub(super) async fn drain<S: Stream>(grid: &Arc<Grid>, undo: bool, client: &mut S) -> Result<(), Answer> {
+pub(super) async fn drain<S: Stream>(
+    grid: &Arc<Grid>,
+    undo: bool,
+    mode: MoveMode,
+    client: &mut S,
+) -> Result<(), Answer> {
     grid.drain(!undo).await?;
     let runs = match undo {
         true => Vec::new(),
@@ -103,8 +108,8 @@ pub(super) async fn drain<S: Stream>(grid: &Arc<Grid>, undo: bool, client: &mut 
     for run in runs {
         let home = run.task.job.home;
         let moved = match home == grid.me {
-            true => relocate(grid, run).await,
-            false => ask(grid, home, &Request::Relocate(run)).await,
+            true => relocate(grid, run, mode).await,
+            false => ask(grid, home, &Request::Relocate { run, mode }).await,
         };
         let (moved, stayed) = match moved {
             Ok(moved) => (Some(moved), None),
