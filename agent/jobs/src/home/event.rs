@@ -1,0 +1,159 @@
+//! What happens to a home, and what it wants done.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
+use libgrid::node::NodeInfo;
+use libgrid::spec::JobSpec;
+use libgrid::status::MoveMode;
+
+use crate::message::{ToHome, ToHost};
+use crate::record::{Change, Origin};
+
+/// What happens to a home.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A user submits a job that has been checked.
+    Submit {
+        /// Returned with [`Action::Accepted`].
+        ticket: u64,
+        /// What to run.
+        spec: Arc<JobSpec>,
+        /// For whom.
+        origin: Origin,
+    },
+    /// A user sends a signal.
+    Kill {
+        /// To which tasks.
+        job: Selector,
+        /// From 1 to 64.
+        signal: i32,
+        /// SIGKILL after that.
+        grace: Option<Duration>,
+    },
+    /// A user wants a task that is not done to go on from an earlier checkpoint.
+    Restore {
+        /// Which.
+        task: TaskId,
+        /// The number of the checkpoint.
+        number: u64,
+        /// Where that is.
+        node: NodeId,
+    },
+    /// A user wants a task on another node, and it is known that it can be there: [`Home::last_move`] tells what comes of it.
+    Migrate {
+        /// Which.
+        task: TaskId,
+        /// Whereto.
+        to: NodeId,
+        /// How.
+        mode: MoveMode,
+    },
+    /// What came of [`Action::Export`].
+    Exported {
+        /// Of which task.
+        task: TaskId,
+        /// The number of the checkpoint, and where it is now; nothing if it could not be brought.
+        at: Option<(u64, NodeId)>,
+        /// How long none is to be brought, so that they do not take too much of the network.
+        rest: Duration,
+    },
+    /// A message from a host.
+    Message {
+        /// Who sent it, as its certificate says.
+        from: NodeId,
+        /// What it says.
+        message: ToHome,
+    },
+    /// A node is there, or tells something new of itself.
+    Node(NodeInfo),
+    /// A node does not answer the overlay, or was put out of the VO.
+    NodeDown(NodeId),
+    /// Results and logs of a run have been brought home, or cannot be.
+    Collected {
+        /// Which.
+        run: Run,
+        /// What came of it.
+        result: Collected,
+    },
+    /// After a restart: these are all the runs that this node's own shims kept.
+    LocalRuns(BTreeSet<Run>),
+    /// Time passes; at least every second.
+    Tick,
+}
+
+/// What came of bringing results home.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Collected {
+    /// All is here.
+    Whole,
+    /// It will never be: one sentence why.
+    Failed(String),
+    /// The node could not be reached; it will tell again.
+    Unreachable,
+}
+
+/// What a home wants done. Changes are to be durable before anything else of the same batch is carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Write this down.
+    Write(Change),
+    /// Send this message.
+    Send {
+        /// To which host.
+        to: NodeId,
+        /// What it says.
+        message: ToHost,
+    },
+    /// The job has a name and is written down.
+    Accepted {
+        /// As in [`Event::Submit`].
+        ticket: u64,
+        /// Its name.
+        job: JobId,
+    },
+    /// Bring results and logs of this run home: [`Event::Collected`] follows.
+    Collect {
+        /// Which.
+        run: Run,
+        /// Where it is.
+        node: NodeId,
+        /// Whether there are results as well as logs.
+        results: Option<Vec<String>>,
+        /// Whose folder they go to.
+        origin: Origin,
+    },
+    /// This run is lost: drop what came of its results so far.
+    Abandon {
+        /// Which.
+        run: Run,
+        /// Whose folder it came to.
+        origin: Origin,
+    },
+    /// Have this checkpoint brought here, or to another node if it is here: [`Event::Exported`] follows.
+    Export {
+        /// Of which task.
+        task: TaskId,
+        /// Which.
+        number: u64,
+        /// From which node.
+        from: NodeId,
+        /// Whereto.
+        to: NodeId,
+    },
+    /// Drop the checkpoints of a task that are here with a higher number: they are of another past.
+    Cut {
+        /// Of which task.
+        task: TaskId,
+        /// The last one to keep.
+        number: u64,
+    },
+    /// Something of this job changed; whoever waits for it wants to look.
+    Changed(JobId),
+    /// A job is done, so nobody fetches its inputs any more: remove them ([`Origin::inputs`]).
+    Spent(u64),
+    /// The job is forgotten: remove its logs.
+    Forget(JobId),
+}
