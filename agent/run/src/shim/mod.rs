@@ -2,10 +2,12 @@
 
 mod calls;
 mod checkpoint;
+mod clock;
 mod launch;
 mod line;
 mod link;
 mod network;
+mod source;
 mod start;
 mod task;
 mod typing;
@@ -23,17 +25,15 @@ use grid_qos::{CgroupError, Cgroups};
 use libgrid::ids::Run;
 use libgrid::status::Usage;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use nix::time::clock_gettime;
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 
 use self::calls::Calls;
+pub use self::clock::now;
+use self::clock::{Due, nanos};
 use self::link::Link;
+use self::source::Source;
 use self::task::Task;
 use crate::protocol::{FromShim, How, Kept, Launch, ToShim};
-
-/// How long a task has between SIGTERM and SIGKILL when its time is over.
-const TIME_LIMIT_GRACE: Duration = Duration::from_secs(5);
 
 /// What the agent tells its shims when it starts them.
 #[derive(Clone, Debug)]
@@ -71,30 +71,6 @@ pub enum ShimError {
     /// A system call of the loop failed.
     #[error("waiting for events failed: {0}")]
     Loop(#[from] io::Error),
-}
-
-/// What an epoll event is about: a kind in the upper half, a task's slot in the lower.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Listener,
-    Agent,
-    Timer,
-    End(u32),
-    Stdout(u32),
-    Stderr(u32),
-    Input(u32),
-    Worker(u32),
-    Call(u32),
-}
-
-/// What happens to a task at a certain time.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
-    TimeLimit(u32),
-    Kill(u32),
-    LeaseEnds,
-    Announce(u32),
-    Calls(u32),
 }
 
 struct Shim {
@@ -355,105 +331,6 @@ impl Shim {
         }
     }
 
-    // === time ===
-
-    fn renew(&mut self, until: Option<u64>) {
-        if let Some(old) = self.lease.take() {
-            self.due.remove(&(old, Due::LeaseEnds));
-        }
-        self.lease = until;
-        match until {
-            Some(until) if until <= now() => self.freeze(true),
-            Some(until) => {
-                self.freeze(false);
-                self.schedule(until, Due::LeaseEnds);
-            }
-            None => self.freeze(false),
-        }
-    }
-
-    fn freeze(&mut self, frozen: bool) {
-        if self.frozen != frozen {
-            self.frozen = frozen;
-            if frozen {
-                // What waits for an answer cannot be frozen.
-                self.tasks.values_mut().filter_map(|task| task.calls.as_mut()).for_each(Calls::interrupt);
-            }
-            self.tasks.values().for_each(|task| task.freeze(frozen));
-            let slots: Vec<u32> = self.tasks.keys().copied().collect();
-            for slot in slots {
-                self.close_or_open(slot);
-                self.hear_calls(slot);
-            }
-        }
-    }
-
-    /// A task that is frozen may be going to run elsewhere with the same address. One that is worked on is closed.
-    fn close_or_open(&mut self, slot: u32) {
-        let Some(task) = self.tasks.get_mut(&slot).filter(|task| task.worker.is_none()) else { return };
-        let Some(network) = task.network() else { return };
-        if self.frozen {
-            // Where it cannot be closed, its frozen processes send nothing.
-            let _ = network.hold();
-        } else {
-            network.open();
-            self.schedule(now() + nanos(network::AGAIN), Due::Announce(slot));
-        }
-    }
-
-    fn schedule(&mut self, at: u64, due: Due) {
-        self.due.insert((at, due));
-        self.set_timer();
-    }
-
-    fn set_timer(&self) {
-        let Some((at, _)) = self.due.first() else { return };
-        // Zero would switch the timer off.
-        let expiration = Expiration::OneShot(TimeSpec::from_duration(Duration::from_nanos((*at).max(1))));
-        let _ = self.timer.set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME);
-    }
-
-    fn on_time(&mut self) {
-        // Non-blocking: a timer that was set anew meanwhile has nothing to read.
-        let mut count = [0; 8];
-        let _ = nix::unistd::read(&self.timer, &mut count);
-        let now = now();
-        while let Some((at, due)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
-            self.due.remove(&(at, due));
-            match due {
-                Due::TimeLimit(slot) => {
-                    if let Some(task) = self.tasks.get_mut(&slot) {
-                        task.signal(libc::SIGTERM, Some(How::TimeLimit));
-                        self.due.insert((now + nanos(TIME_LIMIT_GRACE), Due::Kill(slot)));
-                    }
-                }
-                Due::Kill(slot) => {
-                    if let Some(task) = self.tasks.get_mut(&slot) {
-                        task.signal(libc::SIGKILL, None);
-                    }
-                }
-                Due::LeaseEnds => self.freeze(true),
-                Due::Calls(slot) => {
-                    let calls = self.tasks.get_mut(&slot).and_then(|task| task.calls.as_mut());
-                    let next = calls.and_then(|calls| {
-                        calls.time_out();
-                        calls.next_alarm()
-                    });
-                    if let Some(next) = next {
-                        self.due.insert((next, Due::Calls(slot)));
-                    }
-                }
-                Due::Announce(slot) => {
-                    let network = self.tasks.get_mut(&slot).and_then(Task::network);
-                    if network.is_some_and(|network| network.is_open() && !network.open()) {
-                        self.due.insert((now + nanos(network::AGAIN), Due::Announce(slot)));
-                    }
-                }
-            }
-        }
-        self.set_timer();
-    }
-
     // === tasks ===
 
     fn launch(&mut self, launch: Box<Launch>) {
@@ -492,12 +369,6 @@ impl Shim {
                 self.limit(slot, limit);
                 self.tell(&FromShim::Started { run, at });
             }
-        }
-    }
-
-    fn limit(&mut self, slot: u32, limit: Option<Duration>) {
-        if let Some(limit) = limit {
-            self.schedule(now() + nanos(limit), Due::TimeLimit(slot));
         }
     }
 
@@ -616,48 +487,6 @@ impl Shim {
     fn unlisten(&self, fd: impl AsFd) {
         let _ = self.epoll.delete(fd);
     }
-}
-
-impl Source {
-    fn to_u64(self) -> u64 {
-        let (kind, slot) = match self {
-            Source::Listener => (0, 0),
-            Source::Agent => (1, 0),
-            Source::Timer => (2, 0),
-            Source::End(slot) => (3, slot),
-            Source::Stdout(slot) => (4, slot),
-            Source::Stderr(slot) => (5, slot),
-            Source::Input(slot) => (6, slot),
-            Source::Worker(slot) => (7, slot),
-            Source::Call(slot) => (8, slot),
-        };
-        kind << 32 | u64::from(slot)
-    }
-
-    fn from_u64(number: u64) -> Option<Self> {
-        let slot = number as u32;
-        Some(match number >> 32 {
-            0 => Source::Listener,
-            1 => Source::Agent,
-            2 => Source::Timer,
-            3 => Source::End(slot),
-            4 => Source::Stdout(slot),
-            5 => Source::Stderr(slot),
-            6 => Source::Input(slot),
-            7 => Source::Worker(slot),
-            8 => Source::Call(slot),
-            _ => return None,
-        })
-    }
-}
-
-/// Nanoseconds of `CLOCK_BOOTTIME`: the clock of leases, the same in the agent and in its shims.
-pub fn now() -> u64 {
-    clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(0, |time| nanos(Duration::from(time)))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl AsFd for Link {
