@@ -288,7 +288,7 @@ pub(crate) fn status(status: &JobStatus) -> String {
         format!("  command    {}", plain(spec.command.join(" "))),
         format!("  owner      {}", plain(&summary.owner)),
         format!("  submitted  {} ago", age(summary.submitted)),
-        format!("  needs      {}, {} of memory{}", cores(spec.cpus), spec.memory, time_limit(spec.time)),
+        format!("  needs      {}, {} of memory{}", spec.cpus.in_words(), spec.memory, time_limit(spec.time)),
     ];
     if counts.total() > 1 {
         lines.push(format!(
@@ -357,10 +357,6 @@ pub(crate) fn checkpoints(tasks: &[TaskCheckpoints]) -> String {
         }
     }
     trimmed(&table)
-}
-
-fn cores(cpus: Cpus) -> String {
-    if cpus == Cpus::cores(1) { "1 core".into() } else { format!("{cpus} cores") }
 }
 
 fn time_limit(limit: Option<Span>) -> String {

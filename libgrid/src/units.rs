@@ -86,6 +86,16 @@ impl Cpus {
         self.0
     }
 
+    /// With its noun.
+    ///
+    /// ```
+    /// # use libgrid::units::Cpus;
+    /// assert_eq!([Cpus::cores(1), Cpus::from_milli(1500)].map(Cpus::in_words), ["1 core", "1.5 cores"]);
+    /// ```
+    pub fn in_words(self) -> String {
+        format!("{self} {}", if self == Self::cores(1) { "core" } else { "cores" })
+    }
+
     fn from_number(cores: f64) -> Option<Self> {
         let milli = (cores * 1000.0).round();
         (1.0..=100_000_000.0).contains(&milli).then_some(Self(milli as u32))

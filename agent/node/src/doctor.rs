@@ -194,7 +194,7 @@ fn room(config: &Config) -> Finding {
 
 fn resources(config: &Config) -> Finding {
     let lent = lent(config);
-    let text = format!("{} cores and {} of memory", Cpus::from_milli(lent.cpu), Bytes(lent.memory));
+    let text = format!("{} and {} of memory", Cpus::from_milli(lent.cpu).in_words(), Bytes(lent.memory));
     finding("lent to the grid", Verdict::Good, text)
 }
 

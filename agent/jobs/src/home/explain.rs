@@ -9,8 +9,7 @@ use super::{Home, Job, Node};
 /// An amount of cores with its noun.
 fn cores(milli: u32) -> String {
     // Zero is an amount here, though no task can ask for it.
-    let amount = if milli == 0 { "0".to_owned() } else { Cpus::from_milli(milli).to_string() };
-    format!("{amount} {}", if milli == 1000 { "core" } else { "cores" })
+    if milli == 0 { "0 cores".into() } else { Cpus::from_milli(milli).in_words() }
 }
 
 fn nodes(count: usize) -> String {
