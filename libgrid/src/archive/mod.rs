@@ -8,13 +8,17 @@
 //! agent, which is root, never walks them itself: it runs these functions in a process **of the user whose files
 //! they are**. Whatever a link leads to, the kernel checks that user's rights.
 
+mod missed;
+mod patterns;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use globset::{GlobBuilder, GlobSet};
+pub use self::missed::Missed;
+pub use self::patterns::Patterns;
 
 /// Packing or unpacking failed.
 ///
@@ -65,157 +69,6 @@ pub enum ArchiveError {
     /// The archive itself could not be read or written.
     #[error("the archive broke: {0}")]
     Stream(#[from] io::Error),
-}
-
-/// Patterns that say which files below a folder are meant: `*` matches within one folder, `**` across, and a folder
-/// that matches is meant whole.
-///
-/// ```
-/// let patterns = libgrid::archive::Patterns::new(&["out/*".into()])?;
-/// assert!(patterns.matches("out/deep".as_ref()) && !patterns.matches("out/deep/a.png".as_ref()));
-/// assert!(patterns.covers("out/deep/a.png".as_ref()) && !patterns.covers("out".as_ref()));
-/// # Ok::<(), libgrid::archive::ArchiveError>(())
-/// ```
-///
-/// A pattern without wildcards is a name, and names something that has to be there.
-#[derive(Clone, Debug)]
-pub struct Patterns {
-    set: GlobSet,
-    names: Vec<PathBuf>,
-}
-
-impl Patterns {
-    /// Reads them.
-    ///
-    /// # Errors
-    /// [`ArchiveError::Pattern`].
-    ///
-    /// ```
-    /// assert!(libgrid::archive::Patterns::new(&["out/*.png".into()]).is_ok());
-    /// assert!(libgrid::archive::Patterns::new(&["[".into()]).is_err());
-    /// ```
-    pub fn new(patterns: &[String]) -> Result<Self, ArchiveError> {
-        let mut set = globset::GlobSetBuilder::new();
-        let mut names = Vec::new();
-        let misread = |pattern: &str, error: globset::Error| ArchiveError::Pattern {
-            pattern: pattern.to_owned(),
-            why: error.to_string(),
-        };
-        for pattern in patterns {
-            let plain = pattern.trim_end_matches('/');
-            let glob = GlobBuilder::new(plain).literal_separator(true).build();
-            set.add(glob.map_err(|error| misread(pattern, error))?);
-            if !plain.contains(['*', '?', '[', ']', '{', '}', '\\']) {
-                names.push(plain.into());
-            }
-        }
-        let set = set.build().map_err(|error| misread(&patterns.join(" "), error))?;
-        Ok(Self { set, names })
-    }
-
-    /// Those that are names, without wildcards.
-    ///
-    /// ```
-    /// let patterns = libgrid::archive::Patterns::new(&["*.png".into(), "out/".into()]).unwrap();
-    /// assert!(patterns.names().eq(["out".as_ref() as &std::path::Path]));
-    /// ```
-    pub fn names(&self) -> impl Iterator<Item = &Path> {
-        self.names.iter().map(PathBuf::as_path)
-    }
-
-    /// Whether one of them matches this path itself.
-    ///
-    /// ```
-    /// let patterns = libgrid::archive::Patterns::new(&["*.png".into()]).unwrap();
-    /// assert!(patterns.matches("a.png".as_ref()) && !patterns.matches("out/a.png".as_ref()));
-    /// ```
-    pub fn matches(&self, path: &Path) -> bool {
-        self.set.is_match(path)
-    }
-
-    /// Whether one of them matches this path or a folder above it.
-    ///
-    /// ```
-    /// let patterns = libgrid::archive::Patterns::new(&["out".into()]).unwrap();
-    /// assert!(patterns.covers("out/deep/a.png".as_ref()) && !patterns.covers("output".as_ref()));
-    /// ```
-    pub fn covers(&self, path: &Path) -> bool {
-        path.ancestors().any(|part| self.set.is_match(part))
-    }
-}
-
-/// What was asked for and does not come, because it cannot be read or is not there. The rest comes.
-///
-/// ```
-/// let mut missed = libgrid::archive::Missed::default();
-/// assert_eq!(missed.sentence(), None);
-/// missed.unreadable("out/a".as_ref(), &std::io::ErrorKind::PermissionDenied.into());
-/// missed.absent("b".as_ref());
-/// assert_eq!(missed.sentence().unwrap(), "out/a cannot be read: permission denied (and 1 other)");
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct Missed {
-    first: Option<String>,
-    others: u64,
-}
-
-impl Missed {
-    /// Notes that something cannot be read.
-    ///
-    /// ```
-    /// let mut missed = libgrid::archive::Missed::default();
-    /// missed.unreadable("a".as_ref(), &std::io::Error::from_raw_os_error(13));
-    /// assert!(missed.sentence().unwrap().starts_with("a cannot be read: Permission denied"));
-    /// ```
-    pub fn unreadable(&mut self, path: &Path, error: &io::Error) {
-        self.note(|| format!("{} cannot be read: {error}", in_one_line(path)));
-    }
-
-    /// Notes that something that was named is not there.
-    ///
-    /// ```
-    /// let mut missed = libgrid::archive::Missed::default();
-    /// missed.absent("result.dat".as_ref());
-    /// assert_eq!(missed.sentence().unwrap(), "there is no result.dat");
-    /// ```
-    pub fn absent(&mut self, path: &Path) {
-        self.note(|| format!("there is no {}", in_one_line(path)));
-    }
-
-    /// Adds what somebody else noted, later.
-    ///
-    /// ```
-    /// let mut missed = libgrid::archive::Missed::default();
-    /// missed.add(libgrid::archive::Missed::default());
-    /// assert_eq!(missed.sentence(), None);
-    /// ```
-    pub fn add(&mut self, later: Self) {
-        match &self.first {
-            Some(_) => self.others += later.others + u64::from(later.first.is_some()),
-            None => *self = later,
-        }
-    }
-
-    fn note(&mut self, what: impl FnOnce() -> String) {
-        match &self.first {
-            Some(_) => self.others += 1,
-            None => self.first = Some(what()),
-        }
-    }
-
-    /// The first of it, and how many others there are; `None` if nothing was missed.
-    ///
-    /// ```
-    /// assert_eq!(libgrid::archive::Missed::default().sentence(), None);
-    /// ```
-    #[must_use]
-    pub fn sentence(&self) -> Option<String> {
-        self.first.as_ref().map(|first| match self.others {
-            0 => first.clone(),
-            1 => format!("{first} (and 1 other)"),
-            others => format!("{first} (and {others} others)"),
-        })
-    }
 }
 
 /// Packs these files and folders below `base`, folders whole, under the names given.
@@ -271,10 +124,6 @@ pub fn pack_matching(base: &Path, patterns: &[String], to: impl Write) -> Result
         missed.absent(name);
     }
     Ok(missed)
-}
-
-fn in_one_line(path: &Path) -> String {
-    path.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn is_absent(path: &Path) -> bool {
