@@ -69,8 +69,26 @@ fn run(make: &mut Command) {
 /// That the kernel's headers were not fetched.
 pub fn build(version: &str, folder: &Path) -> Result<PathBuf, String> {
     let headers = fetched(&format!("kernels/{version}/build"))?;
+    compiler_for(&headers)?;
     copy(&sources(), &folder.join("kmod"));
     Ok(make(&folder.join("kmod"), &headers))
+}
+
+/// A kernel's headers pass options to the compiler that an older one than built it may not know.
+fn compiler_for(headers: &Path) -> Result<(), String> {
+    let config = std::fs::read_to_string(headers.join(".config")).map_err(|error| error.to_string())?;
+    let wanted = config.lines().find_map(|line| line.strip_prefix("CONFIG_GCC_VERSION="));
+    let wanted: u32 = wanted.and_then(|version| version.parse().ok()).unwrap_or(0) / 10_000;
+    let output = Command::new("gcc").arg("-dumpversion").output().map_err(|error| error.to_string())?;
+    let has: u32 = String::from_utf8_lossy(&output.stdout)
+        .split('.')
+        .next()
+        .and_then(|n| n.trim().parse().ok())
+        .unwrap_or(0);
+    match has < wanted {
+        true => Err(format!("its headers are for gcc {wanted}, and here is {has}: Debian 13 has it")),
+        false => Ok(()),
+    }
 }
 
 /// The same with another module, whose folder has a `Kbuild` and the module's name.

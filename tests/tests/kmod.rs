@@ -1,4 +1,4 @@
-//! The kernel module, on the kernels of Debian 12 and of its backports, each in a virtual machine.
+//! The kernel module, on the kernels of Debian 12, of its backports and of Debian 13's, each in a virtual machine.
 //!
 //! The module is built for the kernel from its headers (`setup/install test` fetches both), and all is tried that
 //! [`grid_tests::trial`] knows. `kasan.rs` does the same on a kernel that watches itself.
@@ -31,6 +31,12 @@ fn the_module_works_on_linux_6_1() {
 #[test]
 fn the_module_works_on_linux_6_12() {
     works_on("6.12");
+}
+
+/// The newest that a stable Debian has, of the backports of Debian 13.
+#[test]
+fn the_module_works_on_the_newest_linux() {
+    works_on("newest");
 }
 
 /// What DKMS does: it unpacks the package, and builds what `dkms.conf` says.

@@ -41,6 +41,9 @@ pub(crate) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// How many runs are brought home at once.
 const AT_ONCE: usize = 16;
 
+/// Parts of a stream at most, with gaps between them: a task that went on from an older checkpoint may leave one.
+const SEGMENTS: u32 = 64;
+
 /// How long a node may be silent while it sends what a run printed.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -149,7 +152,12 @@ impl Output {
         let Ok(mut from) = self.peers.ask(node, &Request::Output(run)).await else {
             return Collected::Unreachable;
         };
-        let mut keeper = Keeper::new(self.kept(run.task));
+        let job = run.task.job;
+        let record = self.core.look(move |view| view.home.record(job)).await;
+        let Some(limit) = record.ok().flatten().map(|record| record.spec.log_limit.0) else {
+            return Collected::Unreachable;
+        };
+        let mut keeper = Keeper::new(self.kept(run.task), limit);
         loop {
             let piece = match tokio::time::timeout(SILENCE, stream::read(&mut from)).await {
                 Ok(Ok(piece)) => piece,
@@ -302,23 +310,32 @@ fn move_logs(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes output that came from another node into segments of the same names.
+/// Writes output that came from another node into segments of the same names, and no more than its node may keep of it.
 struct Keeper {
     folder: PathBuf,
     open: [Option<(u64, fs::File)>; 2],
+    /// Of each stream, the bytes that may still come, and the segments.
+    left: [(u64, u32); 2],
 }
 
 impl Keeper {
-    fn new(folder: PathBuf) -> Self {
+    fn new(folder: PathBuf, limit: u64) -> Self {
         // What an earlier try left is written over; what it had more of is dropped.
         let _ = fs::remove_dir_all(&folder);
-        Self { folder, open: [None, None] }
+        // What was there before such a gap may be as much again.
+        Self { folder, open: [None, None], left: [(limit.saturating_mul(2), SEGMENTS); 2] }
     }
 
     fn keep(&mut self, stream: Stream, offset: u64, bytes: &[u8]) -> Result<(), String> {
         let cannot = |error: io::Error| format!("its output cannot be kept: {error}");
-        let slot = &mut self.open[STREAMS.iter().position(|s| *s == stream).unwrap_or(0)];
+        let stream_index = STREAMS.iter().position(|s| *s == stream).unwrap_or(0);
+        let (slot, (left, segments)) = (&mut self.open[stream_index], &mut self.left[stream_index]);
         let continues = slot.as_ref().is_some_and(|(end, _)| *end == offset);
+        let fits = left.checked_sub(bytes.len() as u64).zip(segments.checked_sub(u32::from(!continues)));
+        let Some(fits) = fits else {
+            return Err("its node sends more output than it may keep".into());
+        };
+        (*left, *segments) = fits;
         if !continues {
             fs::create_dir_all(&self.folder).map_err(cannot)?;
             let path = logs::segment(&self.folder, stream, offset);

@@ -27,4 +27,5 @@ mod record;
 pub mod shim;
 pub mod slot;
 pub mod spawn;
+pub mod tree;
 pub mod usage;

@@ -11,6 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::ptr;
 
+use crate::tree;
+
 /// Makes a task's folder as new. True if it is still there, with `work` and `tmp` in it. `printed` says whether
 /// there can be output beside them.
 ///
@@ -20,7 +22,7 @@ pub fn clean(folder: &Path, printed: bool) -> io::Result<bool> {
     if !printed && untouched(&folder.join("work")) && untouched(&folder.join("tmp")) {
         return Ok(true);
     }
-    match fs::remove_dir_all(folder) {
+    match tree::remove(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(false),
     }

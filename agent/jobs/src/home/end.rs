@@ -6,7 +6,7 @@ use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 
-use super::{Action, Collected, Home, State};
+use super::{Action, Collected, Home, State, shortened};
 use crate::Now;
 use crate::message::{End, ToHost};
 use crate::record::{Back, Change, TaskRecord};
@@ -18,6 +18,12 @@ impl Home {
             actions.push(Action::Send { to: from, message: ToHost::Settled(vec![run]) });
             return;
         }
+        let outcome = match end.outcome {
+            Outcome::NotStarted { why, status } => Outcome::NotStarted { why: shortened(why), status },
+            Outcome::ResultsLost { why } => Outcome::ResultsLost { why: shortened(why) },
+            other => other,
+        };
+        let end = End { outcome, ..end };
         let Some(job) = self.jobs.get_mut(&run.task.job) else { return };
         let results = (!job.record.spec.stage_out.is_empty() && started(&end.outcome)).then(|| {
             let patterns = job.record.spec.stage_out.iter();
@@ -59,7 +65,7 @@ impl Home {
         match result {
             Collected::Whole => self.done(now, run, outcome, actions),
             Collected::Failed(why) if outcome.is_success() => {
-                self.done(now, run, Outcome::ResultsLost { why }, actions);
+                self.done(now, run, Outcome::ResultsLost { why: shortened(why) }, actions);
             }
             Collected::Failed(_) => self.done(now, run, outcome, actions),
             Collected::Unreachable => *collecting = false,

@@ -219,7 +219,7 @@ impl Home {
                 self.move_goes_on(now, from, run, (phase, stood, bytes), actions);
             }
             ToHome::Arrived(run) => self.arrived(now, from, run, actions),
-            ToHome::NotMoved { run, why } => self.not_moved(from, run, why, actions),
+            ToHome::NotMoved { run, why } => self.not_moved(from, run, shortened(why), actions),
             ToHome::Ended { run, end } => self.ended(now, from, run, end, actions),
             ToHome::Gone(runs) => {
                 for run in runs {
@@ -402,6 +402,14 @@ impl Home {
         }
         Some(node)
     }
+}
+
+/// Bytes in a sentence of another node at most: it is kept, and what is kept has to be readable again.
+const SENTENCE: usize = 4096;
+
+fn shortened(mut why: String) -> String {
+    why.truncate(why.floor_char_boundary(SENTENCE));
+    why
 }
 
 /// Signals that are sent to end a program.

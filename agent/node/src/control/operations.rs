@@ -60,9 +60,10 @@ pub(crate) struct Asker {
 
 impl Asker {
     pub(crate) async fn new(grid: Option<&Arc<Grid>>, caller: Caller, pid: u32) -> Self {
-        let pid = process_of(pid);
+        let (pid, uid) = process_of(pid);
+        // A pid may be another process's by now, but each task has a user of its own.
         let run = match grid {
-            Some(grid) if pid != 0 => run_of(grid, &caller, pid).await,
+            Some(grid) if pid != 0 && uid == Some(caller.uid) => run_of(grid, &caller, pid).await,
             _ => None,
         };
         let caller = match run {
@@ -73,11 +74,14 @@ impl Asker {
     }
 }
 
-/// The process of a thread: some doors tell which thread asks.
-fn process_of(pid: u32) -> u32 {
+/// The process of a thread, as some doors tell which thread asks, and whose it is.
+fn process_of(pid: u32) -> (u32, Option<u32>) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let leader = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
-    leader.unwrap_or(pid)
+    let number = |field| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    (number("Tgid:").unwrap_or(pid), number("Uid:"))
 }
 
 /// The run that a process is part of. One of a task's user may ask before its shim's word of it was heard, or before it has its

@@ -19,6 +19,7 @@ use grid_run::protocol::Typed;
 use libgrid::control::{Failure, Input, Kind, MAX_CHUNK, Reply, Response};
 use libgrid::ids::{NodeId, Run, Selector, TaskId};
 use libgrid::wire::{WireError, stream};
+use tokio::io::AsyncRead;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -31,6 +32,9 @@ use crate::runner::Keyboard;
 
 /// How much of what was typed may be on its way to a task.
 const KEPT: u64 = 256 << 10;
+
+/// Nobody types so much: positions beyond are no honest node's.
+const FARTHEST: u64 = 1 << 60;
 
 /// What comes in small pieces is kept in pieces of this size at most.
 const PIECE: usize = 64 << 10;
@@ -101,7 +105,10 @@ pub(super) async fn input<S: Stream>(grid: &Arc<Grid>, task: TaskId, client: &mu
                 typist.until(|state| state.done || state.kept.has_room()).await;
                 typist.change(|state| state.kept.push(&bytes));
             }
-            Input::End => typist.change(|state| state.kept.end()),
+            Input::End => {
+                typist.until(|state| state.done || state.kept.has_room()).await;
+                typist.change(|state| state.kept.end());
+            }
             Input::Resize { rows, cols } => typist.change(|state| {
                 (state.size, state.size_told) = (Some((rows, cols)), false);
             }),
@@ -213,7 +220,7 @@ impl Kept {
 
     /// So much is taken.
     fn heard(&mut self, typed: Typed) {
-        self.taken = typed.taken.clamp(self.taken, self.next);
+        self.taken = typed.taken.min(self.next).max(self.taken);
         while let Some(piece) = self.pieces.front()
             && self.first + piece.len() <= self.taken
         {
@@ -303,6 +310,14 @@ async fn lead_some(grid: &Arc<Grid>, task: TaskId, typist: &Typist) -> Result<()
     }
 }
 
+/// What a node has of what was typed, unless it says what cannot be.
+async fn heard(from: &mut (impl AsyncRead + Unpin)) -> Option<Typed> {
+    match stream::read::<Heard, _>(from).await {
+        Ok(Heard::Typed(typed)) if typed.taken <= typed.next && typed.next <= FARTHEST => Some(typed),
+        _ => None,
+    }
+}
+
 /// One connection to the node of a run.
 async fn connect(grid: &Arc<Grid>, typist: &Typist, run: Run, node: NodeId) {
     let host: Box<dyn Stream> = if node == grid.me {
@@ -320,13 +335,13 @@ async fn connect(grid: &Arc<Grid>, typist: &Typist, run: Run, node: NodeId) {
         }
     };
     let (mut from, mut to) = tokio::io::split(host);
-    let Ok(Heard::Typed(typed)) = stream::read::<Heard, _>(&mut from).await else { return };
+    let Some(typed) = heard(&mut from).await else { return };
     typist.change(|state| {
         state.kept.align(typed);
         (state.size_told, state.done) = (false, state.done || typed.closed);
     });
     let hearing = async {
-        while let Ok(Heard::Typed(typed)) = stream::read::<Heard, _>(&mut from).await {
+        while let Some(typed) = heard(&mut from).await {
             typist.change(|state| {
                 state.kept.heard(typed);
                 state.done |= typed.closed;
@@ -439,6 +454,21 @@ mod tests {
         assert_eq!(sent(&mut kept), (Some(5), "f$".into()));
         kept.heard(typed(7, 7));
         assert!(kept.is_empty() && kept.pieces.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_no_node_can_have_is_not_heard() {
+        for (next, taken, sound) in [(7, 7, true), (7, 8, false), (FARTHEST, 0, true), (u64::MAX, 1, false)] {
+            let (mut near, mut far) = tokio::io::duplex(1 << 10);
+            stream::write(&mut near, &Heard::Typed(typed(next, taken))).await.unwrap();
+            assert_eq!(heard(&mut far).await.is_some(), sound, "{next} {taken}");
+        }
+        let mut kept = Kept::default();
+        kept.push(b"abc");
+        kept.align(typed(FARTHEST, 0));
+        kept.end();
+        kept.align(typed(0, 0));
+        assert_eq!(sent(&mut kept), (Some(0), "abc$".into()));
     }
 
     #[test]

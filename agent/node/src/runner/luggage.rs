@@ -19,6 +19,9 @@ use crate::control::Stream;
 /// Bytes that are passed on at once.
 const PIECE: usize = 256 << 10;
 
+/// Files and folders of a checkpoint at most: CRIU writes a few for each process.
+const MOST_ENTRIES: usize = 1 << 18;
+
 /// Sends all of a task but its memory.
 pub(crate) async fn send(luggage: Luggage, to: &mut impl Stream) -> io::Result<()> {
     let (folder, images) = (luggage.folder.clone(), luggage.images.clone());
@@ -119,8 +122,12 @@ fn unpack(
 pub(super) fn extract(from: impl io::Read, into: &Path, images: Option<&Path>, bytes: u64) -> io::Result<()> {
     let mut archive = tar::Archive::new(io::BufReader::with_capacity(PIECE, from));
     let mut left = bytes;
-    for entry in archive.entries()? {
+    // Raw: names are short, and headers that say more of an entry would be read whole into memory.
+    for (count, entry) in archive.entries()?.raw(true).enumerate() {
         let mut entry = entry?;
+        if count == MOST_ENTRIES {
+            return Err(io::Error::other("it holds more files than a checkpoint has"));
+        }
         let kind = entry.header().entry_type();
         left =
             left.checked_sub(entry.size()).ok_or_else(|| io::Error::other("it is larger than was said"))?;

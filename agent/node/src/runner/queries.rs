@@ -1,5 +1,6 @@
 //! What others ask of the runner, and its own parts tell it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use grid_migrate::order::Report;
@@ -177,7 +178,8 @@ impl Runner {
             local.started?;
             Some((*run, self.used(*run), self.told_of(*run, local)))
         };
-        runs.iter().filter_map(used).collect()
+        // Each once, however often another node names it.
+        runs.iter().collect::<BTreeSet<_>>().into_iter().filter_map(used).collect()
     }
 
     /// What a run has used so far, with what it used before it went on here.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use grid_run::protocol::Kept;
 use grid_run::spawn::Shims;
+use grid_run::tree;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -118,7 +119,7 @@ fn sweep(config: &Config, kept: &[Kept]) -> Result<(), RunnerError> {
 
 pub(super) fn remove(path: &Path) {
     let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(meta) if meta.is_dir() => tree::remove(path),
         Ok(_) => fs::remove_file(path),
         Err(error) => Err(error),
     };
