@@ -3,6 +3,7 @@
 mod cache;
 mod dump;
 mod files;
+mod harmless;
 mod inside;
 mod library;
 mod predump;

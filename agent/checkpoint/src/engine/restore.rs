@@ -25,6 +25,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::dump::{begin, path_of, wait};
+use super::harmless::{self, Given};
 use super::inside::{Inside, Teller};
 use super::service::{Service, Start};
 use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
@@ -238,6 +239,7 @@ impl Place<'_> {
         let connections = order.connections;
         options.connections(connections);
         let (uid, hold, outside) = (order.uid, order.hold, outside.another()?);
+        let given = Given::new(streams).map_err(|error| format!("cannot look at what is given: {error}"))?;
         let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
         let (begun, bytes) = (Instant::now(), size(&path_of(&images)));
         let hook = move |stage: &str| {
@@ -248,7 +250,7 @@ impl Place<'_> {
                 return Ok(());
             }
             // They have their users by now, and are stopped before their first instruction.
-            let checked = processes.iter().try_for_each(|pid| check_user(*pid, uid));
+            let checked = processes.iter().try_for_each(|pid| harmless::check(*pid, uid, &given));
             let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
             // Before that, the source must not be given up.
             let checked =
@@ -270,68 +272,7 @@ impl Place<'_> {
     }
 }
 
-/// Whether a process, which has not run yet, is what the task may be.
-fn check_user(pid: i32, uid: u32) -> Result<(), String> {
-    let path = format!("/proc/{pid}/status");
-    let status =
-        fs::read_to_string(&path).map_err(|error: io::Error| format!("cannot read {path}: {error}"))?;
-    if is_harmless(&status, uid) {
-        Ok(())
-    } else {
-        Err(format!(
-            "the checkpoint would make process {pid} another user than {uid}, or give it rights: it is refused"
-        ))
-    }
-}
-
-/// No user but this one, no capability that could be used or gained.
-fn is_harmless(status: &str, uid: u32) -> bool {
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .map(|rest| rest.split_whitespace().collect::<Vec<_>>())
-    };
-    let own = uid.to_string();
-    let is_own = |ids: Vec<&str>| ids.len() == 4 && ids.iter().all(|id| *id == own);
-    // What has ended runs no more, and CRIU makes it end as its own user.
-    if field("State:").is_some_and(|state| state.first() == Some(&"Z")) {
-        return true;
-    }
-    let none = |name| field(name).is_some_and(|set| set.iter().all(|set| set.chars().all(|c| c == '0')));
-    field("Uid:").is_some_and(is_own)
-        && field("Gid:").is_some_and(is_own)
-        && ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"].into_iter().all(none)
-        && field("Groups:").is_none_or(|groups| groups.iter().all(|group| *group == own))
-        && field("NoNewPrivs:").is_some_and(|set| set == ["1"])
-}
-
 fn pid_max() -> i32 {
     let text = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     text.trim().parse().unwrap_or(32768)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STATUS: &str = "State:\tT (stopped)\nUid:\t7\t7\t7\t7\nGid:\t7\t7\t7\t7\nGroups:\t \nCapInh:\t0000\n\
-                          CapPrm:\t0000\nCapEff:\t0000\nCapBnd:\tffff\nCapAmb:\t0000\nNoNewPrivs:\t1\n";
-
-    #[test]
-    fn only_the_tasks_user_without_rights_is_let_go() {
-        assert!(is_harmless(STATUS, 7));
-        assert!(!is_harmless(STATUS, 8));
-        assert!(is_harmless(&STATUS.replace("T (stopped)", "Z (zombie)"), 8));
-        for (good, bad) in [
-            ("Uid:\t7\t7\t7\t7", "Uid:\t7\t7\t0\t7"),
-            ("Gid:\t7\t7\t7\t7", "Gid:\t0\t7\t7\t7"),
-            ("Groups:\t ", "Groups:\t0 "),
-            ("CapPrm:\t0000", "CapPrm:\t0001"),
-            ("NoNewPrivs:\t1", "NoNewPrivs:\t0"),
-            ("CapEff:\t0000\n", ""),
-        ] {
-            assert!(STATUS.contains(good) && !is_harmless(&STATUS.replace(good, bad), 7), "{bad}");
-        }
-    }
 }
