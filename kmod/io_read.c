@@ -9,12 +9,14 @@
  * done about it: a worker takes what has come. It holds the socket, so that whoever closes the
  * device's file need not wait for it; unloading the module does.
  *
- * A worker has neither the program's memory, nor its credentials, nor its limits. So memory is
- * pinned when the read is posted, and a file is written with the credentials and up to the
+ * A worker has neither the program's memory, nor its credentials, nor its limits, nor its memory
+ * cgroup. So memory is pinned when the read is posted, what a file's pages take is charged to the
+ * program's cgroup, and a file is written with the credentials and up to the
  * RLIMIT_FSIZE of then.
  */
 #include <linux/bvec.h>
 #include <linux/cred.h>
+#include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
@@ -34,6 +36,8 @@ struct read {
 	u64 length;
 	u64 done;
 	const struct cred *cred;
+	/* Who pays for pages that a file gets. */
+	struct mem_cgroup *memcg;
 
 	/* A file, or */
 	struct file *file;
@@ -70,6 +74,7 @@ static void free_read(struct read *read)
 {
 	let_go(read);
 	put_cred(read->cred);
+	mem_cgroup_put(read->memcg);
 	kfree(read);
 }
 
@@ -202,6 +207,7 @@ static bool is_given_up(const struct gridos_socket *socket, const struct read *r
 static bool serve(struct gridos_socket *socket, struct read *read)
 {
 	const struct cred *own = override_creds(read->cred);
+	struct mem_cgroup *before = set_active_memcg(read->memcg);
 	bool goes_on = true;
 	ssize_t moved = 0;
 
@@ -213,6 +219,7 @@ static bool serve(struct gridos_socket *socket, struct read *read)
 		gridos_buffers_adapt(socket);
 		cond_resched();
 	}
+	set_active_memcg(before);
 	revert_creds(own);
 	if (moved == -EAGAIN && !(read->done && read->flags & GRIDOS_IO_SOME))
 		goes_on = false;
@@ -320,6 +327,7 @@ static int begin(struct gridos_socket *socket, struct gridos_io *args)
 	read->flags = args->flags;
 	read->length = args->length;
 	read->cred = get_current_cred();
+	read->memcg = get_mem_cgroup_from_mm(current->mm);
 	err = aim(read, args);
 	if (!err)
 		err = post(socket, read, &args->read);

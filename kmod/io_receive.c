@@ -58,6 +58,7 @@ static int add_bytes(struct gridos_batch *batch, struct sk_buff *skb, u32 from, 
 {
 	u32 head = skb_headlen(skb), part;
 	struct sk_buff *child;
+	size_t before;
 	int i;
 
 	if (from < head) {
@@ -97,11 +98,15 @@ static int add_bytes(struct gridos_batch *batch, struct sk_buff *skb, u32 from, 
 		if (skb_has_frag_list(child))
 			return -EOPNOTSUPP;
 		part = min(len, child->len - from);
+		before = batch->len;
 		i = add_bytes(batch, child, from, part);
+		/* One that is in it in part is the last: there must be no gap. */
+		if (i || batch->len - before < part)
+			return i;
 		len -= part;
 		from = 0;
-		if (i || !len)
-			return i;
+		if (!len)
+			return 0;
 	}
 	return 0;
 }
@@ -213,6 +218,9 @@ static ssize_t write_batch(struct gridos_batch *batch, struct file *file, loff_t
 		iov_iter_kvec(&from, ITER_SOURCE, batch->heads, batch->part_count, batch->len);
 	iov_iter_truncate(&from, limit - *pos);
 	init_sync_kiocb(&kiocb, file);
+	/* It may have got these since it was named; from here on, they are fixed. */
+	if (kiocb.ki_flags & (IOCB_APPEND | IOCB_DIRECT))
+		return -EINVAL;
 	kiocb.ki_pos = *pos;
 	file_start_write(file);
 	done = file->f_op->write_iter(&kiocb, &from);

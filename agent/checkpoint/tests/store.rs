@@ -118,6 +118,8 @@ fn a_damaged_checkpoint_is_found_and_the_one_before_it_is_used() {
         bench.store.put(TASK, 1, &one).unwrap();
         bench.store.put(TASK, 2, &bench.checkpoint(2)).unwrap();
         assert_eq!(bench.store.read(TASK, 2, Path::new("task")).unwrap(), b"2");
+        let large = bench.store.read(TASK, 2, Path::new("images/pages-1.img")).unwrap_err().to_string();
+        assert!(large.ends_with("a file in it is larger than it can be"), "{large}");
         bench.store.verify(TASK, 2).unwrap();
         damage(&bench);
         let (number, passed) = bench.store.newest(TASK, u64::MAX, &bench.target()).unwrap();

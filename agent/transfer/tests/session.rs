@@ -508,7 +508,8 @@ fn what_matches_takes_its_place_among_other_things() {
     fs::write(to.join("out/a/size-1"), "old").unwrap();
     fs::write(to.join("out/mine"), "mine").unwrap();
     let words = ["out", "part/deep/**/*.png", "named", "dangling", "none"];
-    spread(&from, &to, &words, &words).run().unwrap();
+    let landed = spread(&from, &to, &words, &words).run().unwrap();
+    assert_eq!(landed.missed.unwrap(), "there is no none");
     // What was there stays, and keeps its mode.
     assert_eq!(fs::read(to.join("out/mine")).unwrap(), b"mine");
     assert_eq!(to.join("out/a").metadata().unwrap().mode() & 0o777, 0o755);
@@ -523,7 +524,8 @@ fn what_matches_takes_its_place_among_other_things() {
     // A folder of which only a part was asked for is like any new one.
     assert_eq!(to.join("part/deep").metadata().unwrap().mode() & 0o777, 0o755);
     assert_eq!(fs::read(to.join("named")).unwrap(), b"part/stray");
-    for absent in ["part/stray", "stray", "dangling"] {
+    assert_eq!(fs::read_link(to.join("dangling")).unwrap(), Path::new("/nowhere"));
+    for absent in ["part/stray", "stray"] {
         assert!(to.join(absent).symlink_metadata().is_err(), "{absent}");
     }
     assert_eq!(hidden_leftovers(&to), Vec::<PathBuf>::new());

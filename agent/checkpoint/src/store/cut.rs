@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 /// Bytes of a piece, the last of a file excepted.
 const LEAST: usize = 64 << 10;
-const MOST: usize = 1 << 20;
+pub(super) const MOST: usize = 1 << 20;
 
 /// So many of the highest bits: a cut every 256 KiB beyond the least, on the mean.
 const BITS: u32 = 18;

@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use libgrid::wire;
 use serde::{Deserialize, Serialize};
 
+use super::cut::MOST;
 use super::{StoreError, at};
 
 const MAGIC: &[u8; 8] = b"GRIDCKP1";
@@ -74,6 +75,10 @@ impl Manifest {
             .filter(|(len, body)| u32::from_le_bytes(**len) as usize == body.len());
         let (_, body) = body.ok_or(damaged("its length does not fit"))?;
         let manifest: Self = wire::decode(body).map_err(|_| damaged("it cannot be decoded"))?;
+        // Another node may have written it.
+        if manifest.pieces().any(|piece| piece.len as usize > MOST) {
+            return Err(damaged("a piece of it is larger than any is cut"));
+        }
         let names = manifest.folders.iter().chain(manifest.files.iter().map(|entry| &entry.name));
         for name in names {
             let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
@@ -101,5 +106,22 @@ impl Manifest {
             path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
         };
         write().map_err(at("cannot write", path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_piece_is_larger_than_any_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("1");
+        for (len, sound) in [(MOST, true), (MOST + 1, false), (u32::MAX as usize, false)] {
+            let piece = Piece { id: [7; 32], len: u32::try_from(len).unwrap() };
+            let entry = Entry { name: "about".into(), pieces: vec![piece] };
+            Manifest { folders: Vec::new(), files: vec![entry] }.write(&path).unwrap();
+            assert_eq!(Manifest::read(&path).is_ok(), sound, "{len}");
+        }
     }
 }

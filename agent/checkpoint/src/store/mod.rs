@@ -27,6 +27,7 @@ mod cut;
 mod exchange;
 mod manifest;
 
+use libgrid::wire::MAX_FRAME;
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -215,7 +216,7 @@ impl Store {
         Ok(size)
     }
 
-    /// What is in one small file of a checkpoint, compared.
+    /// What is in one small file of a checkpoint, compared: [`libgrid::wire::MAX_FRAME`] at most.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -223,9 +224,12 @@ impl Store {
         let path = self.task(task)?.join(number.to_string());
         let manifest = Manifest::read(&path)?;
         let entry = manifest.files.iter().find(|entry| entry.name == name);
-        let entry = entry.ok_or(StoreError::Damaged { path, why: "a file is missing in it" })?;
-        let pieces = entry.pieces.iter().map(|piece| self.piece(piece));
-        Ok(pieces.collect::<Result<Vec<_>, _>>()?.concat())
+        let damaged = |why| StoreError::Damaged { path: path.clone(), why };
+        let pieces = &entry.ok_or_else(|| damaged("a file is missing in it"))?.pieces;
+        if pieces.iter().map(|piece| piece.len as usize).sum::<usize>() > MAX_FRAME {
+            return Err(damaged("a file in it is larger than it can be"));
+        }
+        Ok(pieces.iter().map(|piece| self.piece(piece)).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     /// Compares all of a checkpoint, as [`Store::get`] would.
