@@ -27,8 +27,10 @@
 //! ([`order::External`]), and given to CRIU as inherited descriptors at the restore.
 //!
 //! **Who may do what.** A task never runs as root, and a checkpoint, whoever altered it, cannot make it: between CRIU's
-//! making of the processes and their first instruction, their user and capabilities are compared with those that
-//! the task has to have. Files are read and written by a process of the task's user.
+//! making of the processes and their first instruction, the users and capabilities of all their threads are compared with
+//! those that the task has to have, and what they have open or mapped with what its user could open. Files are read and
+//! written by a process of the task's user. CRIU itself reads the images as root: a node trusts the root of those whose
+//! checkpoints it restores as far as CRIU bears what it reads.
 //!
 //! **Failure.** CRIU lets a task run on whose dump fails, and so does a hook of ours that fails, for CRIU asks it while
 //! the task is stopped. Nobody ends CRIU during a dump, or the code that it put into the task would stay there. A restore
