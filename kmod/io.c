@@ -2,9 +2,10 @@
 /*
  * Managed sockets: those that programs handed to an open file of the device.
  *
- * The file has them by number. A list has all of them, for those who count them and for
- * /proc/gridos/io. Both are left when a socket is closed; what is under way sees that, and lets
- * go of it soon. The last one to do so lets the socket's file go.
+ * The file has them by number, until they are closed; what is under way sees that, and lets go
+ * of them soon. The last one to do so lets the socket's file go. A list has all of them for
+ * /proc/gridos/io, and until then, for those who count them: who holds one may be a worker that
+ * writes to a file system that does not answer.
  *
  * Nobody takes a socket's own lock with a lock of ours held: whoever owns the socket can hold
  * the former for as long as they like.
@@ -43,10 +44,18 @@ void gridos_socket_hold(struct gridos_socket *socket)
 	refcount_inc(&socket->held);
 }
 
+static void unlist(struct gridos_socket *socket)
+{
+	spin_lock(&lock);
+	list_del_init(&socket->all);
+	spin_unlock(&lock);
+}
+
 void gridos_socket_put(struct gridos_socket *socket)
 {
 	if (!refcount_dec_and_test(&socket->held))
 		return;
+	unlist(socket);
 	gridos_reads_free(socket);
 	fput(socket->file);
 	put_pid(socket->pid);
@@ -141,7 +150,7 @@ static int enlist(struct gridos_socket *socket)
 	list_for_each_entry(other, &all, all) {
 		count++;
 		of_user += uid_eq(other->uid, socket->uid);
-		if (other->sock == socket->sock)
+		if (other->sock == socket->sock && !READ_ONCE(other->closed))
 			err = -EEXIST;
 	}
 	if (!err && count >= READ_ONCE(max_sockets))
@@ -154,13 +163,6 @@ static int enlist(struct gridos_socket *socket)
 	}
 	spin_unlock(&lock);
 	return err;
-}
-
-static void unlist(struct gridos_socket *socket)
-{
-	spin_lock(&lock);
-	list_del_init(&socket->all);
-	spin_unlock(&lock);
 }
 
 static int open_socket(struct gridos_sockets *sockets, struct file *file, u32 *number)
@@ -184,7 +186,6 @@ static int open_socket(struct gridos_sockets *sockets, struct file *file, u32 *n
 				      &sockets->next, GFP_KERNEL_ACCOUNT);
 		if (err >= 0)
 			return 0;
-		unlist(socket);
 	}
 	gridos_socket_put(socket);
 	return err;
@@ -210,7 +211,6 @@ int gridos_io_open(struct file *file, struct gridos_io_open *args)
 /* It has no number any more. */
 static void close_socket(struct gridos_socket *socket, bool may_wait)
 {
-	unlist(socket);
 	WRITE_ONCE(socket->closed, true);
 	wake_up_all(sk_sleep(socket->sock->sk));
 	gridos_reads_stop(socket, may_wait);
@@ -259,9 +259,9 @@ static struct gridos_socket *first_from(u64 order)
 
 	spin_lock(&lock);
 	list_for_each_entry(socket, &all, all) {
-		if (socket->order >= order) {
-			/* Whoever closes it unlists it before letting it go. */
-			gridos_socket_hold(socket);
+		/* Whoever lets go of it last unlists it then. */
+		if (socket->order >= order && !READ_ONCE(socket->closed) &&
+		    refcount_inc_not_zero(&socket->held)) {
 			found = socket;
 			break;
 		}

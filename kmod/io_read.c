@@ -484,7 +484,8 @@ void gridos_reads_stop(struct gridos_socket *socket, bool may_wait)
 
 int gridos_reads_init(void)
 {
-	workers = alloc_workqueue("gridos_io", WQ_UNBOUND, 0);
+	/* As many as may be at work: one that a file system holds up is in nobody's way. */
+	workers = alloc_workqueue("gridos_io", WQ_UNBOUND, WQ_MAX_ACTIVE);
 	return workers ? 0 : -ENOMEM;
 }
 

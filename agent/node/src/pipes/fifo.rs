@@ -63,6 +63,7 @@ pub(crate) struct Fifos {
 pub(crate) struct Order {
     run: Run,
     work: PathBuf,
+    uid: u32,
     control: Arc<Control>,
     opened: BTreeMap<String, Opened>,
     /// Asked of the job's home if absent.
@@ -122,7 +123,7 @@ impl Fifos {
         let names: Vec<&str> = uses.iter().map(|one| one.pipe.name.as_str()).collect();
         let opened =
             names.into_iter().filter_map(|name| Some((name.to_owned(), open(&work.join(name), uid)?)));
-        self.begin(run, work.clone(), opened.collect(), Some(uses.to_vec()));
+        self.begin(run, (work.clone(), uid), opened.collect(), Some(uses.to_vec()));
         Ok(())
     }
 
@@ -138,21 +139,21 @@ impl Fifos {
             .filter_map(|entry| Some((entry.file_name().into_string().ok()?, open(&entry.path(), uid)?)))
             .collect();
         if !opened.is_empty() {
-            self.begin(run, work, opened, None);
+            self.begin(run, (work, uid), opened, None);
         }
     }
 
     fn begin(
         &mut self,
         run: Run,
-        work: PathBuf,
+        (work, uid): (PathBuf, u32),
         opened: BTreeMap<String, Opened>,
         uses: Option<Vec<PipeUse>>,
     ) {
         let control = Arc::new(Control::default());
         self.runs.insert(run, control.clone());
         // Fails only when the agent stops.
-        let _ = self.orders.send(Order { run, work, control, opened, uses });
+        let _ = self.orders.send(Order { run, work, uid, control, opened, uses });
     }
 
     /// Has the carriers stop; true if nothing is in their hands.
@@ -188,18 +189,24 @@ impl Fifos {
 
 /// Opens a FIFO that belongs to a task's user. Whatever else is there by that name is left alone.
 fn open(path: &Path, uid: u32) -> Option<Opened> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let sound = |file: &File| {
-        file.metadata().is_ok_and(|meta| meta.file_type().is_fifo() && meta.uid() == uid && meta.nlink() == 1)
-    };
-    let meta = fs::symlink_metadata(path).ok()?;
-    if !meta.file_type().is_fifo() {
-        return None;
-    }
     // In this order: our own reading end would pass for a reader.
-    let write = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path).ok().filter(sound);
-    let read = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).ok().filter(sound)?;
+    let write = open_end(path, uid, OpenOptions::new().write(true)).ok();
+    let read = open_end(path, uid, OpenOptions::new().read(true)).ok()?;
     Some(Opened { read, write })
+}
+
+/// One end. A task may have put something else in the FIFO's place, at any moment.
+fn open_end(path: &Path, uid: u32, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let sound = |meta: &fs::Metadata| meta.file_type().is_fifo() && meta.uid() == uid && meta.nlink() == 1;
+    // Looked at before, as opening alone may do something to what is no FIFO, and after.
+    if sound(&fs::symlink_metadata(path)?) {
+        let file = options.custom_flags(flags.bits()).open(path)?;
+        if sound(&file.metadata()?) {
+            return Ok(file);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "it is not the task's FIFO any more"))
 }
 
 /// Serves the runner.
@@ -210,7 +217,7 @@ pub(crate) async fn serve(grid: Arc<Grid>, mut orders: mpsc::UnboundedReceiver<O
 }
 
 async fn begin(grid: Arc<Grid>, order: Order) {
-    let Order { run, work, control, mut opened, uses } = order;
+    let Order { run, work, uid, control, mut opened, uses } = order;
     let (caller, told) = loop {
         match Caller::of_job(&grid, run.task.job).await {
             Ok(owner) => break owner,
@@ -228,6 +235,7 @@ async fn begin(grid: Arc<Grid>, order: Order) {
             caller: caller.clone(),
             pipe: one.pipe.clone(),
             path: work.join(&one.pipe.name),
+            uid,
             control: control.clone(),
         };
         tokio::spawn(async move {
@@ -251,6 +259,8 @@ struct Carrier {
     caller: Caller,
     pipe: PipeName,
     path: PathBuf,
+    /// Whose it is.
+    uid: u32,
     control: Arc<Control>,
 }
 
@@ -305,9 +315,8 @@ impl Carrier {
                     if let Some(mut writer) = writer.take() {
                         let _ = send(&mut writer, &[]).await;
                         // One that was open meanwhile finds this one before it misses the other.
-                        let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
                         // With its task's folder it is gone.
-                        match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
+                        match open_end(&self.path, self.uid, OpenOptions::new().read(true)) {
                             Ok(again) => fifo = again,
                             Err(_) => return Ok(()),
                         }
@@ -417,13 +426,11 @@ impl Carrier {
 
     /// The writing end, once the program has the FIFO open.
     fn writing_end(&self) -> Option<File> {
-        let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
-        OpenOptions::new().write(true).custom_flags(flags).open(&self.path).ok()
+        open_end(&self.path, self.uid, OpenOptions::new().write(true)).ok()
     }
 
     fn is_empty(&self) -> io::Result<bool> {
-        let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
-        let look = OpenOptions::new().read(true).custom_flags(flags).open(&self.path)?;
+        let look = open_end(&self.path, self.uid, OpenOptions::new().read(true))?;
         fcntl(&look, FcntlArg::F_SETPIPE_SZ(SIZE))?;
         let mut polled = [PollFd::new(look.as_fd(), PollFlags::POLLIN)];
         Ok(poll(&mut polled, PollTimeout::ZERO)? == 0)
