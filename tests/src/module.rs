@@ -60,7 +60,9 @@ pub fn make(folder: &Path, headers: &Path) -> PathBuf {
 fn run(make: &mut Command) {
     let output = make.args(["-s", "CC=gcc", "W=1"]).output().expect("make");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !said.contains("warning:"), "{said}");
+    // No BTF is made here, which is what pahole would do.
+    let warns = |line: &str| line.contains("warning:") && !line.contains("pahole version");
+    assert!(output.status.success() && !said.lines().any(warns), "{said}");
 }
 
 /// Builds the module for a kernel below this folder, as two kernels may be tested at once.
