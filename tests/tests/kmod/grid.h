@@ -136,11 +136,15 @@ static inline int range(int fd, uint32_t next, uint32_t end, uint32_t *first)
 /* The file of daemon_fd(). */
 static int attached = -1;
 
-/* A daemon with all serials that are left. */
+/* A daemon with all serials that are left. Processes that an earlier scenario killed may still have its daemon open. */
 static inline int daemon_fd(void)
 {
+	int tries = 500, failed;
+
 	attached = device();
-	must(attach(attached) == 0);
+	while ((failed = attach(attached)) && errno == EBUSY && tries--)
+		usleep(10000);
+	must(failed == 0);
 	must(range(attached, 1, UINT32_MAX, NULL) == 0);
 	return attached;
 }
