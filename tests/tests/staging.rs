@@ -202,7 +202,7 @@ fn a_result_that_cannot_be_had_is_told_and_costs_no_other() {
                 let told = waited.stderr.contains("cannot be read: Permission denied")
                     || waited.stderr.contains("there is no absent");
                 assert!(told && waited.stderr.contains("(and 2 others)"), "{waited:?}");
-                assert!(!waited.stderr.contains("/work/"), "{waited:?}");
+                assert!(!waited.stderr.contains("tasks"), "{waited:?}");
                 let out = folder.join("out");
                 assert!(fs::read(out.join("good")).unwrap().len() >= 1024);
                 assert_eq!(fs::read_link(out.join("lost")).unwrap(), Path::new("nowhere"));

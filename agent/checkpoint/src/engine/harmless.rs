@@ -11,15 +11,14 @@
 //! | a pipe, socket, event or memory without a name | always |
 //! | what the shim gave it: its streams | always |
 //!
-//! The last two columns of proc(5)'s `fd` and `map_files` are all that this takes: the mode of the link there says what the
-//! file is open for.
+//! What it has is in `fd` and `map_files` of proc(5), and the mode of the link there says what the file is open for.
 
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -58,27 +57,21 @@ impl Given {
 /// What it would have been.
 pub(super) fn check(pid: i32, uid: u32, given: &Given) -> Result<(), String> {
     let process = Path::new("/proc").join(pid.to_string());
-    let cannot = |path: &Path, error: io::Error| format!("cannot read {}: {error}", path.display());
-    let threads = process.join("task");
-    for thread in fs::read_dir(&threads).map_err(|error| cannot(&threads, error))? {
-        let path = thread.map_err(|error| cannot(&threads, error))?.path().join("status");
-        let status = fs::read_to_string(&path).map_err(|error| cannot(&path, error))?;
-        if has_ended(&status) {
-            continue;
-        }
-        if !is_harmless(&status, uid) {
+    let status_of = |thread: &Path| read(&thread.join("status"), |path| fs::read_to_string(path));
+    for thread in entries(&process.join("task"))? {
+        let status = status_of(&thread)?;
+        if !has_ended(&status) && !is_harmless(&status, uid) {
             return Err(format!(
                 "the checkpoint would make process {pid} another user than {uid}, or give it rights: it is refused"
             ));
         }
     }
-    let held = ["fd", "map_files"].into_iter().flat_map(|folder| fs::read_dir(process.join(folder)));
-    // What has ended has neither.
-    for link in held.flatten().flatten().map(|entry| entry.path()) {
-        let (open, meta) = match (fs::symlink_metadata(&link), fs::metadata(&link)) {
-            (Ok(open), Ok(meta)) => (open, meta),
-            (Err(error), _) | (_, Err(error)) => return Err(cannot(&link, error)),
-        };
+    if has_ended(&status_of(&process)?) {
+        return Ok(());
+    }
+    for link in [entries(&process.join("fd"))?, entries(&process.join("map_files"))?].concat() {
+        let open = read(&link, |link| fs::symlink_metadata(link))?;
+        let meta = read(&link, |link| fs::metadata(link))?;
         if !given.has(&meta) && !may_open(&meta, open.mode(), uid) {
             let file = fs::read_link(&link).unwrap_or_default();
             return Err(format!(
@@ -88,6 +81,15 @@ pub(super) fn check(pid: i32, uid: u32, given: &Given) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What cannot be looked at is not let go.
+fn read<T>(path: &Path, how: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, String> {
+    how(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    read(folder, |folder| fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect())
 }
 
 /// Whether a user may open this for what the mode of the link to it says; the user's group has the same number.
@@ -122,6 +124,10 @@ fn is_harmless(status: &str, uid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     const STATUS: &str = "State:\tT (stopped)\nUid:\t7\t7\t7\t7\nGid:\t7\t7\t7\t7\nGroups:\t \nCapInh:\t0000\n\
@@ -147,94 +153,86 @@ mod tests {
     /// A user that nobody is.
     const USER: u32 = 54321;
 
-    /// A process of that user which waits, with a thread that is whose the script makes it.
-    fn process(stdin: File, thread: &str) -> std::process::Child {
-        let script = format!(
-            "import ctypes, mmap, os, threading, time\nsys = ctypes.CDLL(None).syscall\n\
-             def other():\n    {thread}\n    print('ready', flush=True)\n    time.sleep(60)\n\
-             def user():\n    sys(116, 0, 0)\n    sys(119, {USER}, {USER}, {USER})\n    sys(117, {USER}, {USER}, {USER})\n\
-             ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n\
-             t = threading.Thread(target=other)\nuser()\nt.start()\ntime.sleep(60)\n"
-        );
-        let mut command = std::process::Command::new("python3");
-        command.args(["-c", &script]).stdin(stdin).stdout(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        io::BufRead::read_line(&mut io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
-        child
+    /// A process that waits until the value goes.
+    struct Waiting(std::process::Child);
+
+    impl Waiting {
+        /// Each step is a line of Python: `user()` makes the thread that calls it the user's, `thread()` starts one more.
+        fn new(stdin: File, steps: &[&str]) -> Self {
+            let script = format!(
+                "import ctypes, mmap, os, signal, threading\nlibc = ctypes.CDLL(None)\nlibc.prctl(38, 1, 0, 0, 0)\n\
+                 def thread(): threading.Thread(target=threading.Event().wait).start()\n\
+                 def user():\n    for call in (116, 0, 0), (119, {USER}, {USER}, {USER}), (117, {USER}, {USER}, {USER}):\n        \
+                 libc.syscall(*call)\n{}\nprint('ready', flush=True)\nsignal.pause()\n",
+                steps.join("\n")
+            );
+            let mut command = Command::new("python3");
+            let mut child =
+                command.args(["-c", &script]).stdin(stdin).stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            let waiting = Self(child);
+            assert_eq!(line, "ready\n");
+            waiting
+        }
+
+        fn checked(&self, given: &Given) -> Result<(), String> {
+            check(i32::try_from(self.0.id()).unwrap(), USER, given)
+        }
     }
 
-    fn checked(stdin: File, thread: &str, given: &Given) -> Result<(), String> {
-        let mut child = process(stdin, thread);
-        let checked = check(i32::try_from(child.id()).unwrap(), USER, given);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        checked
+    impl Drop for Waiting {
+        fn drop(&mut self) {
+            let _ = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+
+    fn is_root() -> bool {
+        let root = nix::unistd::geteuid().is_root();
+        if !root {
+            // Not by println, which a test that passes keeps to itself.
+            let _ = writeln!(io::stdout(), "SKIPPED: to become another user takes root");
+        }
+        root
+    }
+
+    fn given(files: &[File]) -> Given {
+        Given::new(files).unwrap()
     }
 
     #[test]
     fn what_its_user_could_not_open_no_process_may_have() {
-        use std::os::unix::fs::PermissionsExt;
-        if !nix::unistd::geteuid().is_root() {
+        if !is_root() {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         fs::write(&path, "secret").unwrap();
-        let none: [File; 0] = [];
-        let given = Given::new(&none).unwrap();
         let open = |write: bool| File::options().read(true).write(write).open(&path).unwrap();
-        let mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        mode(0o644);
-        checked(open(false), "pass", &given).unwrap();
-        assert!(checked(open(true), "pass", &given).unwrap_err().contains("secret"));
-        mode(0o600);
-        assert!(checked(open(false), "pass", &given).unwrap_err().contains("may not open"));
-        checked(open(true), "pass", &Given::new([&open(false)]).unwrap()).unwrap();
-        mode(0o666);
-        checked(open(true), "pass", &given).unwrap();
+        for (mode, write, refused) in
+            [(0o644, false, false), (0o644, true, true), (0o600, false, true), (0o666, true, false)]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let checked = Waiting::new(open(write), &["user()"]).checked(&given(&[]));
+            assert_eq!(checked.is_err_and(|why| why.contains("secret")), refused, "{mode:o} {write}");
+            Waiting::new(open(write), &["user()"]).checked(&given(&[open(false)])).unwrap();
+        }
         // Mapped, and closed.
-        mode(0o600);
-        let mapped = format!(
-            "global m; f = os.open('{}', os.O_RDWR); m = mmap.mmap(f, 0); os.close(f)",
-            path.display()
-        );
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        mode(0o666);
-        checked(open(false), &mapped, &given).unwrap();
-        let mut child = process(File::open("/dev/null").unwrap(), &mapped);
-        mode(0o600);
-        let refused = check(i32::try_from(child.id()).unwrap(), USER, &given);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(refused.unwrap_err().contains("secret"));
+        let map = format!("f = os.open('{}', os.O_RDWR); m = mmap.mmap(f, 0); os.close(f)", path.display());
+        let mapped = Waiting::new(File::open("/dev/null").unwrap(), &[&map, "user()"]);
+        mapped.checked(&given(&[])).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(mapped.checked(&given(&[])).unwrap_err().contains("secret"));
     }
 
     #[test]
     fn a_thread_of_another_user_is_refused() {
-        if !nix::unistd::geteuid().is_root() {
+        if !is_root() {
             return;
         }
-        let none: [File; 0] = [];
-        let given = Given::new(&none).unwrap();
-        let null = || File::open("/dev/null").unwrap();
-        let script = "pass";
-        checked(null(), script, &given).unwrap();
-        // A thread that was there before the others became the user keeps what it was.
-        let mut command = std::process::Command::new("python3");
-        let before = format!(
-            "import ctypes, threading, time\nlibc = ctypes.CDLL(None)\nlibc.prctl(38, 1, 0, 0, 0)\n\
-             threading.Thread(target=lambda: time.sleep(60)).start()\n\
-             for call in (116, 0, 0), (119, {USER}, {USER}, {USER}), (117, {USER}, {USER}, {USER}):\n    libc.syscall(*call)\n\
-             print('ready', flush=True)\ntime.sleep(60)\n"
-        );
-        command.args(["-c", &before]).stdin(null()).stdout(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        io::BufRead::read_line(&mut io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
-        let refused = check(i32::try_from(child.id()).unwrap(), USER, &given);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(refused.unwrap_err().contains("another user"));
+        for (steps, refused) in [(["user()", "thread()"], false), (["thread()", "user()"], true)] {
+            let checked = Waiting::new(File::open("/dev/null").unwrap(), &steps).checked(&given(&[]));
+            assert_eq!(checked.is_err_and(|why| why.contains("another user")), refused, "{steps:?}");
+        }
     }
 }
