@@ -21,6 +21,7 @@
 //! | a reader goes before it said that it has what it got | the next reader gets that again |
 //! | a writer goes before [`Writer::close`] returned | what came of it stays; it does not know how much that is |
 //! | the agent of the pipe's node is killed | open ends fail; with `spill` all that was written stays, without it is lost |
+//! | an agent is killed that carries between a pipe and a task's FIFO | it goes on there, with no byte lost and none twice |
 //! | that machine stops | with `spill`, what the disk has stays |
 //!
 //! Its owner, root, and with `shared` every user of the VO may use it; a task's processes may what its job's owner may.
@@ -35,7 +36,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::GridError;
 use crate::blocking::{Grid, socket_path};
 use crate::control::{Chunk, Reply, Request, Response};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, Run};
 use crate::units::Bytes;
 use crate::wire::{self, Hello};
 
@@ -177,6 +178,48 @@ pub enum PipeRequest {
     /// Write: [`Reply::Done`]; then the client sends [`Chunk`]s, an empty one last, and gets [`Reply::Done`] for each that is
     /// taken.
     Write(PipeName),
+    /// Read for a FIFO of a run, by an agent that may be killed and come again: [`Reply::Done`], then [`PipeReply::Part`]s. Each is
+    /// answered by an empty [`Chunk`] once the agent has it for good, and that by [`Reply::Done`]; a [`Chunk`] with a byte in it
+    /// says that it reads no more. The end is [`PipeReply::End`].
+    ReadFor {
+        /// Which.
+        pipe: PipeName,
+        /// Whose FIFO it is. One of a later epoch takes the place of the one before.
+        run: Run,
+        /// The part that the agent has for good, and may not have said so.
+        has: Option<Part>,
+    },
+    /// Write for a FIFO of a run, as [`PipeRequest::Write`] does: [`PipeReply::Taken`]; then [`Chunk`]s that are numbered from
+    /// `next` on. Without an empty one at the end it counts as a writer for a while, and may come again.
+    WriteFor {
+        /// Which.
+        pipe: PipeName,
+        /// Whose FIFO it is. One of a later epoch takes the place of the one before.
+        run: Run,
+        /// The number of the first chunk that it will send, from 1.
+        next: u64,
+    },
+}
+
+/// Where a part of what went through a pipe was in it.
+///
+/// ```
+/// use libgrid::pipe::Part;
+/// assert_eq!(Part { at: 3, len: 4 }.end(), 7);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The bytes before it.
+    pub at: u64,
+    /// Its own.
+    pub len: u64,
+}
+
+impl Part {
+    /// The bytes up to its end.
+    pub const fn end(self) -> u64 {
+        self.at.saturating_add(self.len)
+    }
 }
 
 /// What the agent answers about pipes.
@@ -196,6 +239,18 @@ pub enum PipeReply {
     },
     /// What was read, at most [`crate::control::MAX_CHUNK`].
     Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The same for [`PipeRequest::ReadFor`].
+    Part {
+        /// The bytes that were given out before it.
+        at: u64,
+        /// What was read.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// All writers have closed, and all is read.
+    End,
+    /// The number of the last chunk that this run wrote.
+    Taken(u64),
 }
 
 /// The reading end of a pipe.

@@ -332,3 +332,85 @@ fn fifos_lose_nothing_while_the_writer_and_the_reader_move() {
         },
     );
 }
+
+/// Kills agents while a small pipe is full, so that there is always something on its way: all comes once and in order all the
+/// same.
+fn through_killed_agents(grid: &Grid, rounds: &[&[u32]]) {
+    let go = grid.dir().join("go");
+    let writes = format!(
+        "exec 3> numbers; n=0; while [ ! -e {} ]; do echo \"line $n of many\" >&3; n=$((n+1)); done; \
+         echo wrote $n",
+        go.display()
+    );
+    let reads = "n=0; while read -r line; do [ \"$line\" = \"line $n of many\" ] || { echo bad $n: $line; exit 1; }; \
+                 n=$((n+1)); done < numbers; echo read $n";
+    let writer = grid.submit(1, sh(&writes, &[2], "node1:numbers:w"));
+    let reader = grid.submit(1, sh(reads, &[3], "node1:numbers:r"));
+    for job in [writer, reader] {
+        grid.until_running(1, job);
+    }
+    for nodes in rounds {
+        std::thread::sleep(Duration::from_millis(700));
+        nodes.iter().for_each(|node| grid.kill_agent(*node));
+        nodes.iter().for_each(|node| grid.until_up(*node, 3));
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    std::fs::write(&go, "").unwrap();
+    let wrote = printed(grid, writer);
+    let read = printed(grid, reader);
+    assert_eq!(wrote.replace("wrote", "read"), read);
+    let count: u32 = read.trim().strip_prefix("read ").unwrap().parse().unwrap();
+    assert!(count > 1000, "{count}");
+    let pipe = grid.gridctl(1, ["pipe", "ls", "--json"]).json();
+    assert_eq!(pipe[0]["buffered"], 0);
+}
+
+#[test]
+fn fifos_lose_nothing_when_the_agents_of_the_writer_and_the_reader_are_killed() {
+    with(
+        "fifos_lose_nothing_when_the_agents_of_the_writer_and_the_reader_are_killed",
+        || Grid::up("fifokill", 3),
+        |grid| {
+            grid.gridctl(1, ["pipe", "create", "numbers", "--capacity", "64K"]).ok();
+            through_killed_agents(grid, &[&[2], &[3], &[2, 3], &[3], &[2]]);
+        },
+    );
+}
+
+#[test]
+fn fifos_of_a_spilled_pipe_lose_nothing_when_all_agents_are_killed() {
+    with(
+        "fifos_of_a_spilled_pipe_lose_nothing_when_all_agents_are_killed",
+        || Grid::up("fifospill", 3),
+        |grid| {
+            grid.gridctl(1, ["pipe", "create", "numbers", "--capacity", "64K", "--spill", "64K"]).ok();
+            through_killed_agents(grid, &[&[1], &[1, 2, 3], &[1], &[3, 2, 1], &[1, 2, 3]]);
+        },
+    );
+}
+
+#[test]
+fn what_a_program_wrote_before_it_ended_comes_when_its_agent_is_there_again() {
+    with(
+        "what_a_program_wrote_before_it_ended_comes_when_its_agent_is_there_again",
+        || Grid::up("fifoend", 2),
+        |grid| {
+            grid.gridctl(1, ["pipe", "create", "numbers"]).ok();
+            let go = grid.dir().join("go");
+            let script = format!(
+                "exec 3> numbers; echo first >&3; while [ ! -e {} ]; do sleep 0.05; done; echo last >&3",
+                go.display()
+            );
+            let job = grid.submit(1, sh(&script, &[2], "node1:numbers:w"));
+            grid.until_running(1, job);
+            let reader = reader(grid, 1, "numbers");
+            until("the first line is there", || reader.stdout() == b"first\n");
+            grid.machine(2).stop_agent().unwrap();
+            std::fs::write(&go, "").unwrap();
+            until("the program has ended", || grid.task_processes(2).is_empty());
+            grid.machine(2).start_agent().unwrap();
+            assert_eq!(reader.wait().ok(), "first\nlast");
+            printed(grid, job);
+        },
+    );
+}

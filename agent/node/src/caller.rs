@@ -20,7 +20,6 @@ use std::sync::Arc;
 use grid_jobs::record::JobRecord;
 use libgrid::control::{Failure, Kind};
 use libgrid::ids::{JobId, NodeId};
-use libgrid::pipe::PipeUse;
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -82,12 +81,11 @@ impl Caller {
         };
         let places = processes::places(&grid.queries, None).await;
         let Some((run, _)) = grid.processes.of_pid(pid as u32, places).await else { return Ok(self) };
-        let (owner, _) = Self::of_job(grid, run.task.job).await?;
-        Ok(owner)
+        Self::of_job(grid, run.task.job).await
     }
 
-    /// The owner of a job, for what its tasks do, and the pipes that those have.
-    pub(crate) async fn of_job(grid: &Arc<Grid>, job: JobId) -> Result<(Self, Vec<PipeUse>), Failure> {
+    /// The owner of a job, for what its tasks do.
+    pub(crate) async fn of_job(grid: &Arc<Grid>, job: JobId) -> Result<Self, Failure> {
         let unknown = |why: String| {
             Failure::new(Kind::Unavailable, format!("whose {job} is cannot be asked now: {why}"))
         };
@@ -101,14 +99,10 @@ impl Caller {
             };
             asked.await.map_err(|error| unknown(error.to_string()))?
         };
-        let Owner { name, uid, gid, pipes } =
-            owner.ok_or_else(|| unknown("its home has forgotten it".into()))?;
+        let Owner { name, uid, gid } = owner.ok_or_else(|| unknown("its home has forgotten it".into()))?;
         let (user, node_name) = name.split_once('@').unwrap_or((&name, ""));
         let (user, node_name) = (user.to_owned(), node_name.to_owned());
-        Ok((
-            Self { user, uid, gid, node_name, node: None, job: None, home: Some(job.home), pid: None },
-            pipes,
-        ))
+        Ok(Self { user, uid, gid, node_name, node: None, job: None, home: Some(job.home), pid: None })
     }
 
     /// The user for rights on what is of no job: a node, and the number there.
@@ -176,8 +170,6 @@ pub(crate) struct Owner {
     name: String,
     uid: u32,
     gid: u32,
-    /// What its tasks have of named pipes.
-    pipes: Vec<PipeUse>,
 }
 
 /// Whose a job of this home is.
@@ -185,8 +177,7 @@ pub(crate) async fn owner(grid: &Grid, job: JobId) -> Option<Owner> {
     let owner = grid.core.look(move |view| {
         let record = view.home.record(job)?;
         let origin = &record.origin;
-        let pipes = record.spec.pipes.clone();
-        Some(Owner { name: origin.owner.clone(), uid: origin.uid, gid: origin.gid, pipes })
+        Some(Owner { name: origin.owner.clone(), uid: origin.uid, gid: origin.gid })
     });
     owner.await.ok().flatten()
 }

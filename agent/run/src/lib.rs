@@ -21,6 +21,7 @@
 //!
 //! What handles files that a task controls runs with the task's own uid ([`libgrid::user::User`]), never as root.
 
+pub mod fifo;
 pub mod logs;
 pub mod protocol;
 mod record;

@@ -13,6 +13,7 @@ use grid_checkpoint::order::{Done, Then};
 use libgrid::control::Stdin;
 use libgrid::ids::Run;
 use libgrid::node::Resources;
+use libgrid::pipe::PipeUse;
 use libgrid::spec::Checkpoints;
 use libgrid::status::Usage;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,8 @@ pub struct Launch {
     pub enters: bool,
     /// Whether it has the grid's system call.
     pub calls: bool,
+    /// The pipes that it has as FIFOs, which are there, or come with what it is made from: see [`crate::fifo`].
+    pub pipes: Vec<PipeUse>,
 }
 
 /// From the agent to the shim.
@@ -142,6 +145,13 @@ pub enum ToShim {
     },
     /// Let a task run that is held; [`ToShim::Fence`] ends it.
     LetGo(Run),
+    /// The FIFO of a pipe has come to its end: its program is to see that.
+    ClosePipe {
+        /// Whose.
+        run: Run,
+        /// The name of the FIFO.
+        name: String,
+    },
     /// What comes of a [`FromShim::Called`].
     Answer {
         /// Whose call.
@@ -278,6 +288,8 @@ pub struct Kept {
     pub typed: Typed,
     /// As in [`Launch::address`].
     pub address: Option<Ipv4Addr>,
+    /// As in [`Launch::pipes`].
+    pub pipes: Vec<PipeUse>,
     /// How it ended, if it did.
     pub end: Option<Ending>,
 }
@@ -297,6 +309,7 @@ impl Kept {
             held: false,
             typed: Typed::default(),
             address: launch.address,
+            pipes: launch.pipes.clone(),
             end: None,
         }
     }

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::ptr;
 
-use crate::tree;
+use crate::{fifo, tree};
 
 /// Makes a task's folder as new. True if it is still there, with `work` and `tmp` in it. `printed` says whether
 /// there can be output beside them.
@@ -19,7 +19,11 @@ use crate::tree;
 /// # Errors
 /// Where what the task left cannot be removed.
 pub fn clean(folder: &Path, printed: bool) -> io::Result<bool> {
-    if !printed && untouched(&folder.join("work")) && untouched(&folder.join("tmp")) {
+    if !printed
+        && !fifo::has_hands(folder)
+        && untouched(&folder.join("work"))
+        && untouched(&folder.join("tmp"))
+    {
         return Ok(true);
     }
     match tree::remove(folder) {

@@ -9,9 +9,9 @@ use libgrid::control::{
     Response, Stdin, Stream, Streams, Submission, Verdict,
 };
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
-use libgrid::ids::{Gpid, JobId, NodeId, Selector};
+use libgrid::ids::{Gpid, JobId, NodeId, Run, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
-use libgrid::pipe::{PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
+use libgrid::pipe::{Part, PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
 use libgrid::process::{Connection, Process, Traffic};
 use libgrid::spec::{Checkpoints, JobSpec, Net};
 use libgrid::status::{
@@ -158,6 +158,16 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Pipe(PipeRequest::Remove(pipe_name())),
         Request::Pipe(PipeRequest::Read(pipe_name())),
         Request::Pipe(PipeRequest::Write(PipeName { node: None, ..pipe_name() })),
+        Request::Pipe(PipeRequest::ReadFor {
+            pipe: pipe_name(),
+            run: Run { task: job().task(3), epoch: 2 },
+            has: Some(Part { at: 9, len: 300 }),
+        }),
+        Request::Pipe(PipeRequest::WriteFor {
+            pipe: pipe_name(),
+            run: Run { task: job().task(3), epoch: 2 },
+            next: 3,
+        }),
     ];
     let name = |request: &Request| match request {
         // A new variant does not compile until it has a name here; give it a value above, too.
@@ -339,6 +349,9 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
             silent: vec![NodeId(4)],
         }),
         Reply::Pipe(PipeReply::Bytes(b"\xffout\n".to_vec())),
+        Reply::Pipe(PipeReply::Part { at: 9, bytes: b"\xffout\n".to_vec() }),
+        Reply::Pipe(PipeReply::End),
+        Reply::Pipe(PipeReply::Taken(2)),
     ];
     let name = |reply: &Reply| match reply {
         Reply::Done => "done",

@@ -169,7 +169,14 @@ pub(crate) async fn forward<S: Stream>(
 
 /// Whether frames go to and fro after this request.
 pub(super) fn is_pipe_end(request: &Request) -> bool {
-    matches!(request, Request::Pipe(PipeRequest::Read(_) | PipeRequest::Write(_)))
+    let Request::Pipe(request) = request else { return false };
+    matches!(
+        request,
+        PipeRequest::Read(_)
+            | PipeRequest::Write(_)
+            | PipeRequest::ReadFor { .. }
+            | PipeRequest::WriteFor { .. }
+    )
 }
 
 /// Asks each of the other nodes, all at once.

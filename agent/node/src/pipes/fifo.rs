@@ -1,34 +1,38 @@
 //! Pipes for programs that know nothing of them: a FIFO in the task's working folder, and here who carries bytes between it and
 //! the pipe (`gridctl submit --pipe NAME:r`).
 //!
+//! ```text
+//!   w   program ─▶ FIFO ─splice─▶ hand ─chunk, numbered─▶ pipe, which says that it has it; then the hand is cleared
+//!   r   program ◀─ FIFO ◀─splice─ hand ◀─part, with its place─ pipe, which is told that the hand has it, and says that it knows
+//! ```
+//!
+//! **The agent may be killed at any moment.** The shim keeps the other end of each FIFO, and what is on its way is in the
+//! [`Hand`], which the shim keeps, too. The next agent begins with what is in there: the pipe knows by its number or its place
+//! whether it has been there before, and has kept the end for it meanwhile ([`super::pipe`]).
+//!
 //! **While a task moves**, what is in a FIFO that it reads moves along in its image; what is in one that it writes does not, and
-//! is taken from there once the task stands still. Before it is stopped, nothing may be in our hands: [`Fifos::may_leave`] has
-//! those who bring bytes stop, and says whether nothing is; until then the task is not ready to leave. At the destination the
-//! FIFO is opened before the program takes a step, so that it finds neither a reader nor a writer missing.
+//! is taken from there once the task stands still. Before it is stopped, every hand has to be empty: [`Fifos::may_leave`] has
+//! those who bring bytes stop, and says whether they are; until then the task is not ready to leave. A FIFO gets something only
+//! when it is empty, and all of it at once. At the destination the FIFO is opened before the program takes a step, so that it
+//! finds neither a reader nor a writer missing.
 //!
-//! | direction | in our hands is | until |
-//! | --- | --- | --- |
-//! | `w`, from the program | what was read from the FIFO | the pipe has it |
-//! | `r`, to the program | what came from the pipe, which does not take it for had | the FIFO is empty, and takes all of it at once |
-//!
-//! An agent that ends takes its end of the FIFOs along, and the programs see that. One that is killed with something in its hands
-//! loses it (`w`), or the pipe gives it out again (`r`). A task that goes on from an older checkpoint finds in the FIFO what was
-//! there then.
+//! A task that goes on from an older checkpoint finds in the FIFO what was there then.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use grid_run::fifo::{END, Hand, SIZE, held, open_end};
 use libgrid::control::{Chunk, Reply, Response};
 use libgrid::ids::Run;
-use libgrid::pipe::{ATOMIC, Direction, PipeName, PipeReply, PipeRequest, PipeUse};
+use libgrid::pipe::{ATOMIC, Direction, Part, PipeName, PipeReply, PipeRequest, PipeUse};
 use libgrid::wire::{WireError, stream};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use tokio::io::DuplexStream;
@@ -37,6 +41,7 @@ use tracing::{debug, warn};
 
 use crate::caller::Caller;
 use crate::grid::Grid;
+use crate::runner::Query;
 
 /// How often a FIFO that has nothing to give or to take is looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -47,11 +52,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// For how long carriers stop, unless the task is stopped by then.
 const STOP: Duration = Duration::from_secs(30);
 
-/// How long the end of a task that left stays a writer of its pipe: its next node is one by then.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// What a FIFO holds: more than comes out of a pipe at once.
-const SIZE: i32 = 1 << 20;
+/// For how long a pipe is looked for to take the last that a task wrote.
+const LAST: Duration = Duration::from_secs(30);
 
 /// The FIFOs of runs, as the runner sees them.
 pub(crate) struct Fifos {
@@ -62,19 +64,18 @@ pub(crate) struct Fifos {
 /// Carriers that are to begin.
 pub(crate) struct Order {
     run: Run,
-    work: PathBuf,
     uid: u32,
     control: Arc<Control>,
-    opened: BTreeMap<String, Opened>,
-    /// Asked of the job's home if absent.
-    uses: Option<Vec<PipeUse>>,
+    fifos: Vec<Fifo>,
 }
 
 /// A FIFO, as it was found.
-struct Opened {
-    read: File,
-    /// Of one that somebody reads.
-    write: Option<File>,
+struct Fifo {
+    path: PathBuf,
+    to: PipeUse,
+    hand: Hand,
+    /// The end that the program does not use; of one that nobody reads there is none.
+    end: Option<File>,
 }
 
 /// What the carriers of a run may do.
@@ -85,12 +86,13 @@ struct Control(Mutex<State>);
 struct State {
     stopped: Option<Instant>,
     left: bool,
-    ended: bool,
-    busy: u32,
+    ended: Option<Instant>,
+    /// Carriers whose hands are not empty, or not looked at yet.
+    busy: usize,
 }
 
-/// Something is in a carrier's hands.
-struct Busy<'c>(&'c Control);
+/// Something is in a carrier's hand, or may be.
+struct Busy(Arc<Control>);
 
 impl Fifos {
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Order>) {
@@ -120,40 +122,36 @@ impl Fifos {
             Ok(())
         };
         made().map_err(|error| format!("cannot make the FIFOs of its pipes: {error}"))?;
-        let names: Vec<&str> = uses.iter().map(|one| one.pipe.name.as_str()).collect();
-        let opened =
-            names.into_iter().filter_map(|name| Some((name.to_owned(), open(&work.join(name), uid)?)));
-        self.begin(run, (work.clone(), uid), opened.collect(), Some(uses.to_vec()));
+        self.find(run, folder, uid, uses);
         Ok(())
     }
 
-    /// Finds the FIFOs of a task that came from elsewhere, or was here before the agent.
-    pub(crate) fn find(&mut self, run: Run, folder: &Path, uid: u32) {
-        if self.runs.contains_key(&run) {
+    /// Serves the FIFOs of a task that begins, came from elsewhere, or was here before the agent.
+    pub(crate) fn find(&mut self, run: Run, folder: &Path, uid: u32, uses: &[PipeUse]) {
+        if uses.is_empty() || self.runs.contains_key(&run) {
             return;
         }
-        let work = folder.join("work");
-        let names = fs::read_dir(&work).into_iter().flatten().flatten();
-        let names = names.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_fifo()));
-        let opened: BTreeMap<String, Opened> = names
-            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, open(&entry.path(), uid)?)))
-            .collect();
-        if !opened.is_empty() {
-            self.begin(run, (work, uid), opened, None);
-        }
-    }
-
-    fn begin(
-        &mut self,
-        run: Run,
-        (work, uid): (PathBuf, u32),
-        opened: BTreeMap<String, Opened>,
-        uses: Option<Vec<PipeUse>>,
-    ) {
-        let control = Arc::new(Control::default());
+        let open = |to: &PipeUse| {
+            let path = folder.join("work").join(&to.pipe.name);
+            let hand = Hand::open(folder, &to.pipe.name)
+                .inspect_err(|error| warn!(%run, pipe = %to.pipe, %error, "a FIFO cannot be served"))
+                .ok()?;
+            let mut options = OpenOptions::new();
+            let end = match to.direction {
+                Direction::Write => options.read(true),
+                Direction::Read => options.write(true),
+            };
+            let end = open_end(&path, uid, end).ok();
+            // The task may have removed it.
+            let there = end.is_some() || to.direction == Direction::Read;
+            there.then(|| Fifo { path, to: to.clone(), hand, end })
+        };
+        let fifos: Vec<Fifo> = uses.iter().filter_map(open).collect();
+        let state = State { busy: fifos.len(), ..State::default() };
+        let control = Arc::new(Control(Mutex::new(state)));
         self.runs.insert(run, control.clone());
         // Fails only when the agent stops.
-        let _ = self.orders.send(Order { run, work, uid, control, opened, uses });
+        let _ = self.orders.send(Order { run, uid, control, fifos });
     }
 
     /// Has the carriers stop; true if nothing is in their hands.
@@ -182,31 +180,9 @@ impl Fifos {
     /// It is not here any more.
     pub(crate) fn over(&mut self, run: Run) {
         if let Some(control) = self.runs.remove(&run) {
-            control.lock().ended = true;
+            control.lock().ended = Some(Instant::now());
         }
     }
-}
-
-/// Opens a FIFO that belongs to a task's user. Whatever else is there by that name is left alone.
-fn open(path: &Path, uid: u32) -> Option<Opened> {
-    // In this order: our own reading end would pass for a reader.
-    let write = open_end(path, uid, OpenOptions::new().write(true)).ok();
-    let read = open_end(path, uid, OpenOptions::new().read(true)).ok()?;
-    Some(Opened { read, write })
-}
-
-/// One end. A task may have put something else in the FIFO's place, at any moment.
-fn open_end(path: &Path, uid: u32, options: &mut OpenOptions) -> io::Result<File> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let sound = |meta: &fs::Metadata| meta.file_type().is_fifo() && meta.uid() == uid && meta.nlink() == 1;
-    // Looked at before, as opening alone may do something to what is no FIFO, and after.
-    if sound(&fs::symlink_metadata(path)?) {
-        let file = options.custom_flags(flags.bits()).open(path)?;
-        if sound(&file.metadata()?) {
-            return Ok(file);
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::NotFound, "it is not the task's FIFO any more"))
 }
 
 /// Serves the runner.
@@ -217,38 +193,32 @@ pub(crate) async fn serve(grid: Arc<Grid>, mut orders: mpsc::UnboundedReceiver<O
 }
 
 async fn begin(grid: Arc<Grid>, order: Order) {
-    let Order { run, work, uid, control, mut opened, uses } = order;
-    let (caller, told) = loop {
+    let Order { run, uid, control, fifos } = order;
+    let caller = loop {
         match Caller::of_job(&grid, run.task.job).await {
             Ok(owner) => break owner,
             Err(failure) => debug!(%run, %failure, "whose its pipes are is not known yet"),
         }
-        if control.lock().ended {
+        if control.is_over() {
             return;
         }
         tokio::time::sleep(AGAIN).await;
     };
-    for one in uses.unwrap_or(told) {
-        let Some(fifo) = opened.remove(&one.pipe.name) else { continue };
-        let carrier = Carrier {
-            grid: grid.clone(),
-            caller: caller.clone(),
-            pipe: one.pipe.clone(),
-            path: work.join(&one.pipe.name),
-            uid,
-            control: control.clone(),
-        };
+    for Fifo { path, to: PipeUse { pipe, direction }, hand, end } in fifos {
+        let busy = Busy(control.clone());
+        let (grid, caller, control) = (grid.clone(), caller.clone(), control.clone());
+        let mut carrier = Carrier { grid, caller, run, pipe, path, uid, control, hand };
         tokio::spawn(async move {
-            let carried = match one.direction {
-                Direction::Write => carrier.carry_out(fifo.read).await,
-                Direction::Read => {
-                    drop(fifo.read);
-                    carrier.carry_in(fifo.write).await
-                }
+            let carried = match (direction, end) {
+                (Direction::Write, Some(end)) => carrier.carry_out(end, busy).await,
+                (Direction::Write, None) => Ok(()),
+                (Direction::Read, end) => carrier.carry_in(end, busy).await,
             };
             if let Err(error) = carried {
-                warn!(%run, pipe = %one.pipe, %error, "a FIFO is not served any more");
+                warn!(%run, pipe = %carrier.pipe, %error, "a FIFO is not served any more");
             }
+            // Fails only when the agent stops.
+            let _ = carrier.grid.queries.send(Query::ClosePipe { run, name: carrier.pipe.name });
         });
     }
 }
@@ -257,11 +227,13 @@ async fn begin(grid: Arc<Grid>, order: Order) {
 struct Carrier {
     grid: Arc<Grid>,
     caller: Caller,
+    run: Run,
     pipe: PipeName,
     path: PathBuf,
     /// Whose it is.
     uid: u32,
     control: Arc<Control>,
+    hand: Hand,
 }
 
 impl Carrier {
@@ -279,41 +251,63 @@ impl Carrier {
         ours
     }
 
-    /// Opens the pipe for writing, as soon as it can be.
-    async fn writer(&self) -> Option<DuplexStream> {
+    /// Opens the pipe for writing chunks from this number on, as soon as it can be; with the number of the last that it has.
+    /// Nothing if it cannot be had and the task is over.
+    async fn writer(&mut self, next: u64) -> io::Result<Option<(DuplexStream, u64)>> {
+        self.hand.note_writer(true)?;
         loop {
-            let mut end = self.end(PipeRequest::Write(self.pipe.clone()));
+            let mut end = self.end(PipeRequest::WriteFor { pipe: self.pipe.clone(), run: self.run, next });
             match answer(&mut end).await {
-                Ok(_) => return Some(end),
+                Ok(Reply::Pipe(PipeReply::Taken(taken))) => return Ok(Some((end, taken))),
+                Ok(_) => debug!(pipe = %self.pipe, "it gives another answer"),
                 Err(error) => debug!(pipe = %self.pipe, %error, "it cannot be written to yet"),
             }
-            if self.control.lock().ended {
-                return None;
+            if self.control.is_over() {
+                return Ok(None);
             }
             tokio::time::sleep(AGAIN).await;
         }
     }
 
-    async fn carry_out(self, mut fifo: File) -> io::Result<()> {
+    async fn carry_out(&mut self, mut fifo: File, mut busy: Busy) -> io::Result<()> {
+        // A number that was noted for nothing is passed over.
+        let mut next = self.hand.number() + u64::from(self.hand.held()? == 0);
         let mut writer = None;
-        let mut buffer = vec![0; ATOMIC];
+        // The program may have closed it meanwhile.
+        if self.hand.writes()
+            && let Some((end, taken)) = self.writer(next).await?
+        {
+            if taken >= next {
+                self.hand.clear()?;
+                next += 1;
+            }
+            writer = Some(end);
+        }
         loop {
             // Also once the task is to leave, and stands still: its image has nothing of what it wrote.
-            let busy = self.control.take();
-            match fifo.read(&mut buffer) {
+            let taken = match self.hand.held()? {
+                0 => {
+                    self.hand.note(next)?;
+                    self.hand.take_from(&fifo, ATOMIC)
+                }
+                held => Ok(held),
+            };
+            match taken {
                 Ok(0) => {
                     drop(busy);
                     let (left, ended) = self.control.fate();
                     if left && ended {
-                        tokio::time::sleep(GRACE).await;
+                        // On its next node it goes on as this writer.
                         return Ok(());
                     }
                     if left {
                         tokio::time::sleep(LOOK).await;
+                        busy = self.control.take();
                         continue;
                     }
                     if let Some(mut writer) = writer.take() {
                         let _ = send(&mut writer, &[]).await;
+                        self.hand.note_writer(false)?;
                         // One that was open meanwhile finds this one before it misses the other.
                         // With its task's folder it is gone.
                         match open_end(&self.path, self.uid, OpenOptions::new().read(true)) {
@@ -321,120 +315,186 @@ impl Carrier {
                             Err(_) => return Ok(()),
                         }
                     }
-                    if self.control.fate().1 {
+                    if ended {
                         return Ok(());
                     }
                     tokio::time::sleep(LOOK).await;
+                    busy = self.control.take();
                 }
-                Ok(count) => {
-                    let mut bytes = &buffer[..count];
-                    while !bytes.is_empty() {
+                Ok(_) => {
+                    let bytes = self.hand.look()?;
+                    loop {
                         if writer.is_none() {
-                            writer = self.writer().await;
-                        }
-                        let Some(end) = &mut writer else { return Ok(()) };
-                        match send(end, bytes).await {
-                            Ok(()) => bytes = &[],
-                            // Whether it was taken is not known; what is not sent again may be missing.
-                            Err(error) => {
-                                debug!(pipe = %self.pipe, %error, "a chunk is sent again");
-                                writer = None;
+                            let Some((end, taken)) = self.writer(next).await? else { return Ok(()) };
+                            writer = Some(end);
+                            if taken >= next {
+                                break;
                             }
                         }
+                        let Some(end) = &mut writer else { continue };
+                        match send(end, &bytes).await {
+                            Ok(()) => break,
+                            // Whether it was taken is known when it is open again.
+                            Err(error) => debug!(pipe = %self.pipe, %error, "a chunk is sent again"),
+                        }
+                        writer = None;
                     }
-                    drop(busy);
+                    self.hand.clear()?;
+                    next += 1;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     drop(busy);
                     // The program has it open: readers of the pipe are to wait.
                     if writer.is_none() {
-                        writer = self.writer().await;
+                        writer = self.writer(next).await?.map(|(end, _)| end);
                     }
                     tokio::time::sleep(LOOK).await;
+                    busy = self.control.take();
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    async fn carry_in(self, mut fifo: Option<File>) -> io::Result<()> {
-        let mut reader: Option<DuplexStream> = None;
+    async fn carry_in(&mut self, fifo: Option<File>, busy: Busy) -> io::Result<()> {
+        if self.hand.number() == END {
+            return Ok(());
+        }
+        let mut reader = None;
+        let carried = self.carry_from(&mut reader, fifo, busy).await;
+        leave(&mut reader).await;
+        carried
+    }
+
+    async fn carry_from(
+        &mut self,
+        reader: &mut Option<DuplexStream>,
+        mut fifo: Option<File>,
+        busy: Busy,
+    ) -> io::Result<()> {
+        // As long as there is something in the hand.
+        let mut filled = Some(busy);
         loop {
+            if self.hand.held()? == 0 {
+                filled = None;
+            }
             let (_, ended) = self.control.fate();
             if ended {
                 return Ok(());
             }
-            let Some(mut open) = fifo.take().or_else(|| self.writing_end()) else {
+            if fifo.is_none() {
+                // Once the program has it open.
+                fifo = open_end(&self.path, self.uid, OpenOptions::new().write(true)).ok();
+            }
+            let Some(open) = fifo.as_ref() else {
                 tokio::time::sleep(LOOK).await;
                 continue;
             };
-            let Some(busy) = self.control.enter() else {
-                // What it would give is the next node's.
-                reader = None;
-                fifo = Some(open);
+            // What the pipe would give is the next node's now.
+            let busy = if filled.is_some() { Some(self.control.take()) } else { self.control.enter() };
+            let Some(_busy) = busy else {
+                leave(reader).await;
                 tokio::time::sleep(LOOK).await;
                 continue;
             };
-            let end = reader.get_or_insert_with(|| self.end(PipeRequest::Read(self.pipe.clone())));
+            let Some(end) = reader else {
+                *reader = self.reader().await?;
+                if reader.is_none() {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                continue;
+            };
+            if self.hand.held()? > 0 {
+                // The pipe knows that it is here.
+                if is_empty(open)? {
+                    match self.hand.give_to(open) {
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                        given => given?,
+                    }
+                } else {
+                    tokio::time::sleep(LOOK).await;
+                }
+                continue;
+            }
             let next = tokio::select! {
                 next = answer(end) => Some(next),
                 () = self.control.stop() => None,
             };
             match next {
-                None => {
-                    reader = None;
-                    fifo = Some(open);
-                }
-                Some(Ok(Reply::Pipe(PipeReply::Bytes(bytes)))) => {
-                    let taken = loop {
-                        if self.control.is_stopped() {
-                            break false;
-                        }
-                        if self.is_empty()? {
-                            break true;
-                        }
+                None => leave(reader).await,
+                Some(Ok(Reply::Pipe(PipeReply::Part { at, bytes }))) => {
+                    while !is_empty(open)? && !self.control.is_stopped() {
                         tokio::time::sleep(LOOK).await;
-                    };
-                    if !taken {
-                        reader = None;
-                        fifo = Some(open);
+                    }
+                    if self.control.is_stopped() {
+                        leave(reader).await;
                         continue;
                     }
-                    // All of it fits: the FIFO is empty, and holds more.
-                    match open.write_all(&bytes) {
-                        Ok(()) => (),
-                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                        Err(error) => return Err(error),
+                    if !is_read(open)? {
+                        return Ok(());
                     }
-                    if stream::write(end, &Chunk(Vec::new())).await.is_err() {
-                        reader = None;
+                    filled = Some(self.control.take());
+                    self.hand.note(at)?;
+                    self.hand.take(&bytes)?;
+                    // Or else the pipe is told when it is open again.
+                    let known = say(end, &[]).await.is_ok() && answer(end).await.is_ok();
+                    if !known {
+                        *reader = None;
                     }
-                    fifo = Some(open);
                 }
                 // The end of the pipe is the FIFO's.
-                Some(Ok(_)) => return Ok(()),
+                Some(Ok(_)) => {
+                    return self.hand.note(END);
+                }
                 Some(Err(error)) => {
                     debug!(pipe = %self.pipe, %error, "it cannot be read yet");
-                    reader = None;
-                    fifo = Some(open);
-                    drop(busy);
+                    *reader = None;
                     tokio::time::sleep(AGAIN).await;
                 }
             }
         }
     }
 
-    /// The writing end, once the program has the FIFO open.
-    fn writing_end(&self) -> Option<File> {
-        open_end(&self.path, self.uid, OpenOptions::new().write(true)).ok()
+    /// Opens the pipe for reading, if it can be, and tells it what is in the hand.
+    async fn reader(&self) -> io::Result<Option<DuplexStream>> {
+        let has = match self.hand.held()? {
+            0 => None,
+            held => Some(Part { at: self.hand.number(), len: held as u64 }),
+        };
+        let mut end = self.end(PipeRequest::ReadFor { pipe: self.pipe.clone(), run: self.run, has });
+        match answer(&mut end).await {
+            Ok(_) => Ok(Some(end)),
+            Err(error) => {
+                debug!(pipe = %self.pipe, %error, "it cannot be read yet");
+                Ok(None)
+            }
+        }
     }
+}
 
-    fn is_empty(&self) -> io::Result<bool> {
-        let look = open_end(&self.path, self.uid, OpenOptions::new().read(true))?;
-        fcntl(&look, FcntlArg::F_SETPIPE_SZ(SIZE))?;
-        let mut polled = [PollFd::new(look.as_fd(), PollFlags::POLLIN)];
-        Ok(poll(&mut polled, PollTimeout::ZERO)? == 0)
+/// Whether a FIFO, of which this is the writing end, has nothing in it. It then holds more than a pipe gives at once.
+fn is_empty(fifo: &File) -> io::Result<bool> {
+    fcntl(fifo, FcntlArg::F_SETPIPE_SZ(SIZE))?;
+    Ok(held(fifo)? == 0)
+}
+
+/// Whether somebody has it open to read.
+fn is_read(fifo: &File) -> io::Result<bool> {
+    let mut polled = [PollFd::new(fifo.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut polled, PollTimeout::ZERO)?;
+    let [polled] = polled;
+    Ok(!polled.revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
+}
+
+/// Reads no more.
+async fn leave(reader: &mut Option<DuplexStream>) {
+    if let Some(mut reader) = reader.take() {
+        let _ = say(&mut reader, b"over").await;
     }
+}
+
+async fn say(end: &mut DuplexStream, bytes: &[u8]) -> Result<(), WireError> {
+    stream::write(end, &Chunk(bytes.to_vec())).await
 }
 
 async fn answer(end: &mut DuplexStream) -> Result<Reply, String> {
@@ -444,8 +504,7 @@ async fn answer(end: &mut DuplexStream) -> Result<Reply, String> {
 
 /// Writes a chunk, and waits until it is taken.
 async fn send(end: &mut DuplexStream, bytes: &[u8]) -> Result<(), String> {
-    let written: Result<(), WireError> = stream::write(end, &Chunk(bytes.to_vec())).await;
-    written.map_err(|error| error.to_string())?;
+    say(end, bytes).await.map_err(|error| error.to_string())?;
     answer(end).await.map(drop)
 }
 
@@ -457,19 +516,20 @@ impl Control {
     }
 
     /// Nothing if nothing may be taken now.
-    fn enter(&self) -> Option<Busy<'_>> {
+    fn enter(self: &Arc<Self>) -> Option<Busy> {
         let mut state = self.lock();
         if state.is_stopped() {
             return None;
         }
         state.busy += 1;
-        Some(Busy(self))
+        drop(state);
+        Some(Busy(self.clone()))
     }
 
     /// What the program wrote is taken in any case.
-    fn take(&self) -> Busy<'_> {
+    fn take(self: &Arc<Self>) -> Busy {
         self.lock().busy += 1;
-        Busy(self)
+        Busy(self.clone())
     }
 
     fn is_stopped(&self) -> bool {
@@ -479,7 +539,12 @@ impl Control {
     /// Whether the task left, and whether it is not here any more.
     fn fate(&self) -> (bool, bool) {
         let state = self.lock();
-        (state.left, state.ended)
+        (state.left, state.ended.is_some())
+    }
+
+    /// Whether it has not been here for long.
+    fn is_over(&self) -> bool {
+        self.lock().ended.is_some_and(|ended| ended.elapsed() > LAST)
     }
 
     /// Ends when carriers are to stop, or the task is over.
@@ -487,7 +552,7 @@ impl Control {
         loop {
             {
                 let state = self.lock();
-                if state.is_stopped() || state.ended {
+                if state.is_stopped() || state.ended.is_some() {
                     return;
                 }
             }
@@ -502,7 +567,7 @@ impl State {
     }
 }
 
-impl Drop for Busy<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
         self.0.lock().busy -= 1;
     }

@@ -24,8 +24,9 @@ use libgrid::ids::NodeId;
 use libgrid::pipe::{ATOMIC, MOST_CAPACITY, PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
 
-use self::pipe::{Pipe, Reading, Writing};
+use self::pipe::{CarriedReading, CarriedWriting, Key, Pipe, Reading, Writing};
 use crate::caller::Caller;
 use crate::config::Config;
 use crate::control::{Answer, Stream};
@@ -78,7 +79,7 @@ impl Pipes {
         };
         let open = |record: Record| {
             let pipe = Pipe::open(record.spec.clone(), &folder).map_err(|error| broken(&error))?;
-            Ok((record.spec.name.clone(), Kept { record, pipe: Arc::new(pipe) }))
+            Ok((record.spec.name.clone(), Kept { record, pipe }))
         };
         let all = records.into_iter().map(open).collect::<Result<_, Failure>>()?;
         Ok(Self { folder, all: Mutex::new(all) })
@@ -119,7 +120,7 @@ impl Pipes {
             .map_err(|error| failure(Kind::Internal, format!("the pipe's file cannot be made: {error}")))?;
         let (node, uid) = caller.identity(me);
         let record = Record { spec, owner: caller.owner(), node, uid };
-        all.insert(name.clone(), Kept { record, pipe: Arc::new(pipe) });
+        all.insert(name.clone(), Kept { record, pipe });
         self.save(&all).inspect_err(|_| drop(all.remove(&name)))
     }
 
@@ -199,14 +200,20 @@ pub(crate) async fn answer<S: Stream>(
     client: &mut S,
 ) -> Result<(), Answer> {
     let caller = &caller.clone().for_task(grid).await?;
-    let (name, again): (PipeName, fn(PipeName) -> PipeRequest) = match request {
+    let (name, again): (PipeName, Box<dyn Fn(PipeName) -> PipeRequest + Send>) = match request {
         PipeRequest::List { everywhere: true } => {
             let reply = list_all(grid, caller).await;
             return Ok(stream::write(client, &Response::Ok(reply)).await?);
         }
-        PipeRequest::Remove(name) => (name, PipeRequest::Remove),
-        PipeRequest::Read(name) => (name, PipeRequest::Read),
-        PipeRequest::Write(name) => (name, PipeRequest::Write),
+        PipeRequest::Remove(name) => (name, Box::new(PipeRequest::Remove)),
+        PipeRequest::Read(name) => (name, Box::new(PipeRequest::Read)),
+        PipeRequest::Write(name) => (name, Box::new(PipeRequest::Write)),
+        PipeRequest::ReadFor { pipe, run, has } => {
+            (pipe, Box::new(move |pipe| PipeRequest::ReadFor { pipe, run, has }))
+        }
+        PipeRequest::WriteFor { pipe, run, next } => {
+            (pipe, Box::new(move |pipe| PipeRequest::WriteFor { pipe, run, next }))
+        }
         other => return local(grid, caller, other, client).await,
     };
     let node = home(grid, caller, &name).await?;
@@ -286,6 +293,17 @@ pub(crate) async fn local<S: Stream>(
         }
         PipeRequest::Read(name) => return read(&pipes.of(me, caller, &name.name, false)?, client).await,
         PipeRequest::Write(name) => return write(&pipes.of(me, caller, &name.name, false)?, client).await,
+        PipeRequest::ReadFor { pipe, run, has } => {
+            let key = Key { owner: caller.identity(me), task: run.task };
+            let reading = pipes.of(me, caller, &pipe.name, false)?.read_for((key, run), has)?;
+            return read_for(reading, client).await;
+        }
+        PipeRequest::WriteFor { pipe, run, next } => {
+            let key = Key { owner: caller.identity(me), task: run.task };
+            let pipe = pipes.of(me, caller, &pipe.name, false)?;
+            let (writing, taken) = pipe.write_for((key, run), next).await?;
+            return write_for(writing, taken, client).await;
+        }
     };
     Ok(stream::write(client, &Response::Ok(reply)).await?)
 }
@@ -310,17 +328,61 @@ async fn read<S: Stream>(pipe: &Arc<Pipe>, client: &mut S) -> Result<(), Answer>
 async fn write<S: Stream>(pipe: &Arc<Pipe>, client: &mut S) -> Result<(), Answer> {
     let writing = Writing::begin(pipe);
     stream::write(client, &Response::Ok(Reply::Done)).await?;
-    loop {
-        let Chunk(bytes) = stream::read::<Chunk, _>(client).await?;
-        if bytes.is_empty() {
-            break;
-        }
-        if bytes.len() > MAX_CHUNK {
-            return Err(Answer::Wire(WireError::TooLong { len: bytes.len() as u64 }));
-        }
+    while let Some(bytes) = chunk(client).await? {
         writing.write(&bytes).await?;
         stream::write(client, &Response::Ok(Reply::Done)).await?;
     }
     drop(writing);
+    Ok(stream::write(client, &Response::Ok(Reply::Done)).await?)
+}
+
+/// The next that a writer sends; nothing at the end.
+async fn chunk<S: Stream>(client: &mut S) -> Result<Option<Vec<u8>>, Answer> {
+    let Chunk(bytes) = stream::read::<Chunk, _>(client).await?;
+    if bytes.len() > MAX_CHUNK {
+        return Err(Answer::Wire(WireError::TooLong { len: bytes.len() as u64 }));
+    }
+    Ok((!bytes.is_empty()).then_some(bytes))
+}
+
+/// Serves who carries from a pipe to a FIFO, and may come again unless it says that it reads no more.
+async fn read_for<S: Stream>(reading: CarriedReading, client: &mut S) -> Result<(), Answer> {
+    stream::write(client, &Response::Ok(Reply::Done)).await?;
+    loop {
+        let mut byte = [0];
+        let next = tokio::select! {
+            next = reading.next() => next?,
+            // All that it may say now is that it reads no more.
+            said = client.read(&mut byte) => {
+                if said.is_ok_and(|count| count > 0) {
+                    reading.close();
+                }
+                return Err(Answer::left());
+            }
+        };
+        let Some((at, bytes)) = next else { break };
+        stream::write(client, &Response::Ok(Reply::Pipe(PipeReply::Part { at, bytes }))).await?;
+        if chunk(client).await?.is_some() {
+            reading.close();
+            return Err(Answer::left());
+        }
+        reading.had()?;
+        stream::write(client, &Response::Ok(Reply::Done)).await?;
+    }
+    stream::write(client, &Response::Ok(Reply::Pipe(PipeReply::End))).await?;
+    // Whoever was told comes no more.
+    chunk(client).await?;
+    reading.close();
+    Ok(())
+}
+
+/// Serves who carries from a FIFO to a pipe, and may come again unless it says that this was the end.
+async fn write_for<S: Stream>(writing: CarriedWriting, taken: u64, client: &mut S) -> Result<(), Answer> {
+    stream::write(client, &Response::Ok(Reply::Pipe(PipeReply::Taken(taken)))).await?;
+    while let Some(bytes) = chunk(client).await? {
+        writing.write(&bytes).await?;
+        stream::write(client, &Response::Ok(Reply::Done)).await?;
+    }
+    writing.close();
     Ok(stream::write(client, &Response::Ok(Reply::Done)).await?)
 }

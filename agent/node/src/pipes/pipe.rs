@@ -1,5 +1,7 @@
 //! One pipe: what is in it, who reads and writes, and when that is at its end.
 
+mod carried;
+
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -9,7 +11,12 @@ use libgrid::control::{Failure, Kind, MAX_CHUNK};
 use libgrid::pipe::PipeSpec;
 use tokio::sync::Notify;
 
+use self::carried::Carried;
+pub(super) use self::carried::{CarriedReading, CarriedWriting, Key};
 use super::spill::Spill;
+
+/// Bytes, and how many were handed out before them.
+type Given = (u64, Vec<u8>);
 
 pub(super) struct Pipe {
     spec: PipeSpec,
@@ -20,18 +27,24 @@ pub(super) struct Pipe {
 struct State {
     queue: Queue,
     /// What a reader got and did not say that it has: the next one's.
-    returned: VecDeque<(u64, Vec<u8>)>,
+    returned: VecDeque<Given>,
     /// What readers have got just now.
     lent: usize,
     readers: u32,
     writers: u32,
     /// How often there was a first writer.
     opened: u64,
+    carried: Carried,
     removed: bool,
 }
 
 enum Queue {
-    Memory { parts: VecDeque<Vec<u8>>, held: usize },
+    /// `given` counts the bytes that were handed out.
+    Memory {
+        parts: VecDeque<Vec<u8>>,
+        held: usize,
+        given: u64,
+    },
     Spill(Spill),
 }
 
@@ -49,18 +62,21 @@ pub(super) struct Writing(Arc<Pipe>);
 /// What a reader got; the next reader's, unless it says that it has it.
 pub(super) struct Lent {
     pipe: Arc<Pipe>,
-    part: Option<(u64, Vec<u8>)>,
+    part: Option<Given>,
 }
 
 impl Pipe {
-    pub(super) fn open(spec: PipeSpec, folder: &Path) -> io::Result<Self> {
+    pub(super) fn open(spec: PipeSpec, folder: &Path) -> io::Result<Arc<Self>> {
         let queue = match spec.spill {
             Some(_) => Queue::Spill(Spill::open(folder, &spec.name)?),
-            None => Queue::Memory { parts: VecDeque::new(), held: 0 },
+            None => Queue::Memory { parts: VecDeque::new(), held: 0, given: 0 },
         };
-        let (returned, lent) = (VecDeque::new(), 0);
-        let state = State { queue, returned, lent, readers: 0, writers: 0, opened: 0, removed: false };
-        Ok(Self { spec, state: Mutex::new(state), changed: Notify::new() })
+        let (returned, carried) = (VecDeque::new(), Carried::default());
+        let (readers, writers, opened) = (0, 0, 0);
+        let state = State { queue, returned, lent: 0, readers, writers, opened, carried, removed: false };
+        let pipe = Arc::new(Self { spec, state: Mutex::new(state), changed: Notify::new() });
+        pipe.expect_writers()?;
+        Ok(pipe)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -117,9 +133,24 @@ impl State {
         }
     }
 
+    /// Another reads; how often there had been a first writer that is gone.
+    fn begin_reading(&mut self) -> u64 {
+        self.readers += 1;
+        self.opened - u64::from(self.writers > 0)
+    }
+
+    fn begin_writing(&mut self) {
+        self.opened += u64::from(self.writers == 0);
+        self.writers += 1;
+    }
+
+    fn fits(&self, bytes: &[u8], limit: u64) -> bool {
+        self.held() == 0 || self.held() + bytes.len() as u64 <= limit
+    }
+
     fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.queue {
-            Queue::Memory { parts, held } => {
+            Queue::Memory { parts, held, .. } => {
                 *held += bytes.len();
                 parts.push_back(bytes.to_vec());
                 Ok(())
@@ -129,21 +160,32 @@ impl State {
     }
 
     /// The next bytes, if there are some.
-    fn take(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+    fn take(&mut self) -> io::Result<Option<Given>> {
         if let Some(part) = self.returned.pop_front() {
             return Ok(Some(part));
         }
         let (at, bytes) = match &mut self.queue {
-            Queue::Memory { parts, .. } => {
+            Queue::Memory { parts, given, .. } => {
                 let mut bytes = parts.pop_front().unwrap_or_default();
                 while let Some(part) = parts.pop_front_if(|part| bytes.len() + part.len() <= MAX_CHUNK) {
                     bytes.extend(part);
                 }
-                (0, bytes)
+                let at = *given;
+                *given += bytes.len() as u64;
+                (at, bytes)
             }
             Queue::Spill(spill) => spill.take(MAX_CHUNK)?,
         };
         Ok((!bytes.is_empty()).then_some((at, bytes)))
+    }
+
+    /// The next bytes for a reader, or nothing at the end, which one comes to that has had something or seen a writer. If absent,
+    /// it is to wait.
+    fn lend(&mut self, written: bool) -> io::Result<Option<Option<Given>>> {
+        let part = self.take()?;
+        self.lent += usize::from(part.is_some());
+        let ended = self.writers == 0 && self.lent == 0 && written;
+        Ok((part.is_some() || ended).then_some(part))
     }
 
     fn had(&mut self, at: u64, len: usize) -> io::Result<()> {
@@ -159,28 +201,15 @@ impl State {
 
 impl Reading {
     pub(super) fn begin(pipe: &Arc<Pipe>) -> Self {
-        let mut state = pipe.lock();
-        state.readers += 1;
-        let since = state.opened - u64::from(state.writers > 0);
-        drop(state);
+        let since = pipe.lock().begin_reading();
         Self { pipe: pipe.clone(), since, had: false }
     }
 
     /// The next bytes; nothing at the end, when all writers have closed and nothing is left.
     pub(super) async fn next(&mut self) -> Result<Option<Lent>, Failure> {
         let pipe = self.pipe.clone();
-        let part = pipe.until(|state| match state.take() {
-            Ok(Some(part)) => {
-                state.lent += 1;
-                Some(Ok(Some(part)))
-            }
-            Ok(None) => {
-                let written = self.had || state.opened > self.since;
-                (state.writers == 0 && state.lent == 0 && written).then_some(Ok(None))
-            }
-            Err(error) => Some(Err(pipe.failed(&error))),
-        });
-        let part = part.await??;
+        let part = pipe.until(|state| state.lend(self.had || state.opened > self.since).transpose());
+        let part = part.await?.map_err(|error| self.pipe.failed(&error))?;
         self.had |= part.is_some();
         Ok(part.map(|part| Lent { pipe, part: Some(part) }))
     }
@@ -196,10 +225,7 @@ impl Drop for Reading {
 
 impl Writing {
     pub(super) fn begin(pipe: &Arc<Pipe>) -> Self {
-        let mut state = pipe.lock();
-        state.opened += u64::from(state.writers == 0);
-        state.writers += 1;
-        drop(state);
+        pipe.lock().begin_writing();
         pipe.changed.notify_waiters();
         Self(pipe.clone())
     }
@@ -207,11 +233,8 @@ impl Writing {
     /// Puts bytes into the pipe, in one piece, as soon as there is room.
     pub(super) async fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
         let limit = self.0.limit();
-        let written = self.0.until(|state| {
-            let fits = state.held() == 0 || state.held() + bytes.len() as u64 <= limit;
-            fits.then(|| state.push(bytes).map_err(|error| self.0.failed(&error)))
-        });
-        written.await??;
+        let written = self.0.until(|state| state.fits(bytes, limit).then(|| state.push(bytes)));
+        written.await?.map_err(|error| self.0.failed(&error))?;
         self.0.changed.notify_waiters();
         Ok(())
     }
@@ -265,7 +288,7 @@ mod tests {
 
     fn pipe(capacity: u64) -> Arc<Pipe> {
         let spec = PipeSpec { capacity: Bytes(capacity), ..PipeSpec::new("x") };
-        Arc::new(Pipe::open(spec, Path::new("/nowhere")).unwrap())
+        Pipe::open(spec, Path::new("/nowhere")).unwrap()
     }
 
     async fn read(reading: &mut Reading) -> Option<Vec<u8>> {

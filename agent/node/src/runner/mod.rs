@@ -34,6 +34,7 @@ use grid_run::slot;
 use grid_run::spawn::Shims;
 use libgrid::address::Address;
 use libgrid::ids::{NodeId, Run};
+use libgrid::pipe::PipeUse;
 use libgrid::spec::{self, JobSpec, Net};
 use libgrid::status::{Outcome, Usage};
 use libgrid::units::{Bytes, Span};
@@ -107,6 +108,8 @@ struct Local {
     rounds: Option<Rounds>,
     /// Its own address.
     address: Option<Ipv4Addr>,
+    /// What it has of named pipes.
+    pipes: Vec<PipeUse>,
 }
 
 pub(crate) struct Runner {
@@ -323,7 +326,8 @@ impl Runner {
         let when = if order.stdin.is_some() { spec::Checkpoints::Off } else { spec.checkpoint };
         let left = spec.time.map(|limit| limit.0);
         let local = Local::new(slot, (spec.memory, spec.time));
-        self.runs.insert(run, Local { when, saved, left, note, ..local });
+        let pipes = spec.pipes.clone();
+        self.runs.insert(run, Local { when, saved, left, note, pipes, ..local });
     }
 
     /// The address that a task is to have, if any.
@@ -382,6 +386,7 @@ impl Runner {
             address,
             enters: self.processes.has_module(),
             calls: spec.system_call,
+            pipes: spec.pipes.clone(),
             before: Usage::default(),
         }
     }
@@ -409,10 +414,10 @@ impl Runner {
         }
     }
 
-    /// Serves the FIFOs of a run that was not begun here.
+    /// Serves the FIFOs of a run that was not begun here, or before this agent.
     fn find_fifos(&mut self, run: Run) {
         if let Some(local) = self.runs.get(&run) {
-            self.fifos.find(run, &self.slots.folder(&local.slot), local.slot.uid());
+            self.fifos.find(run, &self.slots.folder(&local.slot), local.slot.uid(), &local.pipes);
         }
     }
 
@@ -496,6 +501,7 @@ impl Local {
             leaving: None,
             rounds: None,
             address: None,
+            pipes: Vec::new(),
         }
     }
 }

@@ -59,6 +59,8 @@ pub(crate) enum Query {
     Ahead { run: Run, report: Report },
     /// What comes of a system call of a run's process.
     Answer { run: Run, call: u64, errno: i32, output: Vec<u8> },
+    /// The FIFO of a pipe has come to its end.
+    ClosePipe { run: Run, name: String },
     /// What came of the work on the store of checkpoints.
     Checkpoints(News),
     /// To have a checkpoint of a task of this home brought here from its host, or to another node if that is this one.
@@ -136,6 +138,7 @@ impl Runner {
                 }
                 self.resume_parked();
             }
+            Query::ClosePipe { run, name } => self.tell(run, ToShim::ClosePipe { run, name }),
             Query::Unclean(uid) => self.resume_without(uid),
             Query::Places { runs, reply } => drop(reply.send(self.places(runs))),
             Query::Checkpoint { run, reply } => self.checkpoints.ask(run, reply),

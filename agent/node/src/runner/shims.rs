@@ -52,7 +52,7 @@ impl Runner {
             let resuming = kept.restoring.then(Box::default);
             let (when, alive, before) = (kept.checkpoint, kept.end.is_none(), kept.before);
             let local = Local::new(slot, limits);
-            let address = kept.address;
+            let (address, pipes) = (kept.address, kept.pipes);
             let local = Local {
                 shim: Some(id),
                 started,
@@ -62,6 +62,7 @@ impl Runner {
                 before,
                 resuming,
                 address,
+                pipes,
                 ..local
             };
             if !alive {
@@ -73,8 +74,12 @@ impl Runner {
             if watched {
                 self.watch(run);
             }
-            if alive {
+            if !kept.restoring {
                 self.find_fifos(run);
+            }
+            if !alive {
+                // What it wrote last is to come all the same.
+                self.fifos.over(run);
             }
         }
         info!(shim = id.0, tasks = shim.runs.len(), "shim_adopted");

@@ -94,7 +94,15 @@ impl Shim {
             }
             Some(Report::Held(done)) => {
                 let folder = worker.folder.clone();
+                let restored = worker.work == Work::Restore;
                 task.hold(done);
+                if restored && let Err(why) = task.keep_fifos() {
+                    return task.signal(libc::SIGKILL, Some(How::NotStarted { why, status: 126 }));
+                }
+                if restored && !task.launch.hold {
+                    let frozen = self.frozen;
+                    return task.let_go(frozen);
+                }
                 let run = task.run();
                 return self.tell(&FromShim::Held { run, folder, done });
             }
@@ -216,9 +224,11 @@ impl Task {
         let Some(live) = self.live.as_mut() else { return Ok(None) };
         let Some(restoring) = live.restoring.take() else { return Ok(None) };
         let (ahead, streams) = (self.launch.ahead, restoring.streams.len());
-        let (uid, workdir, hold) = (self.launch.uid, self.launch.workdir.clone(), self.launch.hold);
+        let (uid, workdir) = (self.launch.uid, self.launch.workdir.clone());
+        // One with FIFOs is let go when those are kept.
+        let hold = self.launch.hold || !self.launch.pipes.is_empty();
         // Of one that moves, the other ends wait; those of an earlier moment have gone on.
-        let own = if hold { Connections::Kept } else { Connections::Ended };
+        let own = if self.launch.hold { Connections::Kept } else { Connections::Ended };
         let connections = live.network.as_ref().map_or(Connections::Refused, |_| own);
         let memory = self.launch.memory.clone();
         let order =

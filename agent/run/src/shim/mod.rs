@@ -33,6 +33,7 @@ use self::clock::{Due, nanos};
 use self::link::Link;
 use self::source::Source;
 use self::task::Task;
+use crate::fifo::Ends;
 use crate::protocol::{FromShim, How, Kept, Launch, ToShim};
 
 /// What the agent tells its shims when it starts them.
@@ -300,6 +301,7 @@ impl Shim {
                 let frozen = self.frozen;
                 self.with(run, |task| task.let_go(frozen));
             }
+            ToShim::ClosePipe { run, name } => self.with(run, |task| task.fifos.close(&name)),
             ToShim::Answer { run, call, errno, output } => self.with(run, |task| {
                 if let Some(calls) = &mut task.calls {
                     calls.answer(call, errno, &output);
@@ -334,10 +336,19 @@ impl Shim {
     // === tasks ===
 
     fn launch(&mut self, launch: Box<Launch>) {
-        let launched = launch::launch(&launch, &self.cgroups, &self.init, &mut self.node);
+        let fifos = match launch.restore {
+            None => Ends::open(&launch.folder, launch.uid, &launch.pipes),
+            // They come with its files.
+            Some(_) => Ok(Ends::default()),
+        };
+        let (fifos, launched) = match fifos {
+            Ok(fifos) => (fifos, launch::launch(&launch, &self.cgroups, &self.init, &mut self.node)),
+            Err(why) => (Ends::default(), Err(why)),
+        };
         let slot = self.next_slot;
         self.next_slot = self.next_slot.wrapping_add(1);
         let mut task = Task::new(launch, launched);
+        task.fifos = fifos;
         let (run, at) = (task.run(), task.started);
         if let Err(error) = self.listen_to(&task, slot) {
             // Unheard, it would never be seen to end: it must not go on.

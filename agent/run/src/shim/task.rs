@@ -19,6 +19,7 @@ use super::launch::Launched;
 use super::line;
 use super::typing::Typing;
 use super::worker::{Work, Worker};
+use crate::fifo::Ends;
 use crate::logs;
 use crate::record::{RECORD, Record, Step};
 use libgrid::ids::Run;
@@ -40,6 +41,8 @@ pub(super) struct Task {
     pub(super) typing: Typing,
     /// Its system calls for the grid, if it makes any.
     pub(super) calls: Option<Calls>,
+    /// What is kept of its FIFOs.
+    pub(super) fifos: Ends,
     /// Why we ended it, if we did.
     reason: Option<How>,
     /// It is dying, and takes nothing more: what is typed now may be for where it runs next.
@@ -76,6 +79,7 @@ impl Task {
             watched: false,
             typing: Typing::default(),
             calls: listener.map(Calls::new),
+            fifos: Ends::default(),
             reason: None,
             killed: false,
             worker: None,
@@ -102,8 +106,19 @@ impl Task {
             held: self.worker.as_ref().is_some_and(|worker| worker.held.is_some()),
             typed: self.typing.typed(),
             address: self.launch.address,
+            pipes: self.launch.pipes.clone(),
             end: self.end.clone(),
         }
+    }
+
+    /// Keeps what is to be kept of its FIFOs, before it takes a step.
+    ///
+    /// # Errors
+    /// Where that cannot be: a sentence.
+    pub(super) fn keep_fifos(&mut self) -> Result<(), String> {
+        let Launch { folder, uid, pipes, .. } = &*self.launch;
+        self.fifos = Ends::open(folder, *uid, pipes)?;
+        Ok(())
     }
 
     /// Bytes of standard output and standard error so far.

@@ -118,6 +118,7 @@ impl Bench {
             checkpoint: Checkpoints::Off,
             address: None,
             enters: false,
+            pipes: Vec::new(),
             calls: false,
             before: Default::default(),
         }
