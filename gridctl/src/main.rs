@@ -62,8 +62,9 @@ fn main() -> ExitCode {
 
 /// Whoever reads our output, such as `head`, has seen enough.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // Not of the connection to the agent: that failed.
     let io = error.downcast_ref::<std::io::Error>().or_else(|| match error.downcast_ref::<GridError>() {
-        Some(GridError::Wire(libgrid::wire::WireError::Io(io)) | GridError::Output(io)) => Some(io),
+        Some(GridError::Output(io)) => Some(io),
         _ => None,
     });
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)

@@ -148,7 +148,7 @@ impl Grid {
     /// Sends one request without waiting; [`Grid::receive`] takes the answers in order.
     ///
     /// # Errors
-    /// [`GridError::Wire`].
+    /// [`GridError::Wire`]; [`GridError::Refused`] where the agent takes no more connections of this user.
     ///
     /// ```no_run
     /// # use libgrid::control::Request;
@@ -159,7 +159,12 @@ impl Grid {
     /// # Ok::<(), libgrid::GridError>(())
     /// ```
     pub fn send(&mut self, request: &Request) -> Result<(), GridError> {
-        Ok(wire::write(&mut self.stream, request)?)
+        let Err(broken) = wire::write(&mut self.stream, request) else { return Ok(()) };
+        // Of one that is not let in, the agent reads nothing, and says why.
+        match self.receive() {
+            Err(refused @ GridError::Refused(_)) => Err(refused),
+            _ => Err(broken.into()),
+        }
     }
 
     /// Waits for the next answer.

@@ -80,7 +80,7 @@ impl Grid {
     /// Sends one request without waiting; [`Grid::receive`] takes the answers in order.
     ///
     /// # Errors
-    /// [`GridError::Wire`].
+    /// [`GridError::Wire`]; [`GridError::Refused`] where the agent takes no more connections of this user.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), libgrid::GridError> {
@@ -89,7 +89,12 @@ impl Grid {
     /// # Ok(()) }
     /// ```
     pub async fn send(&mut self, request: &Request) -> Result<(), GridError> {
-        Ok(stream::write(&mut self.stream, request).await?)
+        let Err(broken) = stream::write(&mut self.stream, request).await else { return Ok(()) };
+        // Of one that is not let in, the agent reads nothing, and says why.
+        match self.receive().await {
+            Err(refused @ GridError::Refused(_)) => Err(refused),
+            _ => Err(broken.into()),
+        }
     }
 
     /// Waits for the next answer.

@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use grid_tests::{Grid, GridConfig, PATIENCE, SmallDisk, until, with};
+use grid_tests::{Grid, GridConfig, NOBODY, PATIENCE, SmallDisk, until, with};
 use libgrid::blocking;
 use libgrid::control::{Chunk, Failure, Kind, NodeState, Reply, Request, Response, Submission};
 use libgrid::spec::JobSpec;
@@ -133,6 +133,40 @@ fn nonsense_on_the_control_socket_disturbs_nobody() {
                     assert_eq!(rest(&stream), b"", "half a frame got an answer");
                 }
             });
+        },
+    );
+}
+
+#[test]
+fn a_user_who_holds_many_connections_keeps_nobody_else_out() {
+    with(
+        "a_user_who_holds_many_connections_keeps_nobody_else_out",
+        || Grid::up("many", 1),
+        |grid| {
+            let gridctl = grid.lend("gridctl").display().to_string();
+            let socket = grid.machine(1).control_socket().display().to_string();
+            let go = grid.dir().join("go");
+            let script = format!(
+                "import os, socket, subprocess, time\n\
+                 held = [socket.socket(socket.AF_UNIX) for _ in range(256)]\n\
+                 for one in held: one.connect({socket:?})\n\
+                 print(subprocess.run([{gridctl:?}, 'nodes'], capture_output=True, text=True).stderr, flush=True)\n\
+                 while not os.path.exists({:?}): time.sleep(0.05)\n",
+                go.display().to_string()
+            );
+            let folder = grid.folder("theirs", NOBODY);
+            std::thread::scope(|scope| {
+                let theirs =
+                    scope.spawn(|| grid.run_as(1, NOBODY, Path::new("/usr/bin/python3"), &["-c", &script]));
+                until("they are kept out", || grid.gridctl_as(1, NOBODY, &folder, ["nodes"]).status != 0);
+                for uid in [0, NOBODY - 1] {
+                    grid.gridctl_as(1, uid, &folder, ["nodes"]).ok();
+                }
+                fs::write(&go, "").unwrap();
+                let told = theirs.join().unwrap();
+                assert!(told.ok().contains("you have 256 connections to this agent open"), "{told:?}");
+            });
+            until("they are let in again", || grid.gridctl_as(1, NOBODY, &folder, ["nodes"]).status == 0);
         },
     );
 }

@@ -3,6 +3,7 @@
 
 mod answer;
 mod checkpoints;
+mod clients;
 mod follow;
 mod moving;
 pub(crate) mod operations;
@@ -14,17 +15,20 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use grid_link::Incoming;
 use libgrid::control::{AgentInfo, Failure, Kind, Reply, Request, Response};
 use libgrid::sys::abi::Op;
 use libgrid::wire::{WireError, stream};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 pub(crate) use self::answer::{ask_each, forward as pass_on, relayed};
+use self::clients::{Clients, MOST};
 pub(crate) use self::follow::gone;
 pub(crate) use self::moving::relocate;
 use self::operations::Asker;
@@ -45,14 +49,19 @@ pub(crate) struct Agent {
     /// Held while a VO is founded or joined.
     entering: Mutex<()>,
     serve: Serve,
+    clients: Clients,
 }
+
+/// How long a client may take for what it has begun to say.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What answers other nodes once this one is in a VO.
 pub(crate) type Serve = fn(Arc<Grid>, mpsc::Receiver<Incoming>);
 
 impl Agent {
     pub(crate) fn new(config: Arc<Config>, serve: Serve) -> Self {
-        Self { config, grid: RwLock::new(None), entering: Mutex::new(()), serve }
+        let (grid, entering) = (RwLock::new(None), Mutex::new(()));
+        Self { config, grid, entering, serve, clients: Clients::default() }
     }
 
     /// Takes up the work in the VO that this node is in, if it is in one.
@@ -105,7 +114,7 @@ impl Agent {
                 Err(error) => {
                     // Out of descriptors: others end meanwhile.
                     warn!(%error, "cannot take a client");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -116,11 +125,19 @@ impl Agent {
         let pid = client.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
         // Begins when the client has gone.
         let mut later = Later::default();
-        stream::greet(&mut client).await?;
+        let taken = self.clients.take(caller.uid);
+        timeout(PATIENCE, stream::greet(&mut client)).await.map_err(|_| timed_out())??;
+        let Some(_taken) = taken else {
+            let why = format!("you have {MOST} connections to this agent open: end some of them first");
+            return stream::write(&mut client, &Response::Err(Failure::new(Kind::Denied, why))).await;
+        };
         let (from, to) = client.split();
         let mut client = Buffered { from: tokio::io::BufReader::new(from), to };
         loop {
-            let request = match stream::read::<Request, _>(&mut client).await {
+            // It may say nothing for long, but nothing by halves.
+            client.from.fill_buf().await?;
+            let request = timeout(PATIENCE, stream::read::<Request, _>(&mut client)).await;
+            let request = match request.map_err(|_| timed_out())? {
                 Ok(request) => request,
                 Err(WireError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                 Err(error @ (WireError::Malformed(_) | WireError::TooLong { .. })) => {
@@ -286,6 +303,10 @@ impl From<crate::core::Stopping> for Answer {
     fn from(error: crate::core::Stopping) -> Self {
         Answer::Failure(Failure::new(Kind::Unavailable, error.to_string()))
     }
+}
+
+fn timed_out() -> WireError {
+    WireError::Io(io::ErrorKind::TimedOut.into())
 }
 
 /// A stream whose reading half is buffered: requests are small, and may come many at a time.
