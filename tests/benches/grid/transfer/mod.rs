@@ -37,7 +37,8 @@ struct Place(tempfile::TempDir);
 impl Place {
     fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("gridbench-").tempdir_in("/dev/shm").unwrap();
-        open_to_all(dir.path());
+        // Not to write: vsftpd serves no such folder.
+        set_mode(dir.path(), 0o755);
         Self(dir)
     }
 
@@ -62,7 +63,7 @@ impl Place {
     fn folder(&self, name: &str) -> PathBuf {
         let path = self.0.path().join(name);
         fs::create_dir_all(&path).unwrap();
-        open_to_all(&path);
+        set_mode(&path, 0o777);
         path
     }
 }
@@ -76,9 +77,9 @@ pub(crate) fn fill(path: &Path, length: u64) {
     }
 }
 
-fn open_to_all(path: &Path) {
+fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// Seconds of processor time that the machine has spent since it started.

@@ -78,7 +78,7 @@ impl Peer {
                 let scheme = if self.name == "nginx" { "http" } else { "ftp" };
                 Box::new(move || {
                     let mut command = on(grid, 1, "curl");
-                    command.args(["-sf", "-o", "/dev/null", &url(scheme)]);
+                    command.args(["-sSf", "-o", "/dev/null", &url(scheme)]);
                     command
                 })
             }
