@@ -178,9 +178,8 @@ pub enum PipeRequest {
     /// Write: [`Reply::Done`]; then the client sends [`Chunk`]s, an empty one last, and gets [`Reply::Done`] for each that is
     /// taken.
     Write(PipeName),
-    /// Read for a FIFO of a run, by an agent that may be killed and come again: [`Reply::Done`], then [`PipeReply::Part`]s. Each is
-    /// answered by an empty [`Chunk`] once the agent has it for good, and that by [`Reply::Done`]; a [`Chunk`] with a byte in it
-    /// says that it reads no more. The end is [`PipeReply::End`].
+    /// Read for a FIFO of a run, by an agent that may be killed and come again: [`Reply::Done`], and then what it asks for by
+    /// [`FromReader`].
     ReadFor {
         /// Which.
         pipe: PipeName,
@@ -188,17 +187,54 @@ pub enum PipeRequest {
         run: Run,
         /// The part that the agent has for good, and may not have said so.
         has: Option<Part>,
+        /// Whether this FIFO has had something of the pipe before.
+        began: bool,
     },
-    /// Write for a FIFO of a run, as [`PipeRequest::Write`] does: [`PipeReply::Taken`]; then [`Chunk`]s that are numbered from
-    /// `next` on. Without an empty one at the end it counts as a writer for a while, and may come again.
+    /// Write for a FIFO of a run, by an agent that may be killed and come again: [`PipeReply::Taken`], and then [`Reply::Done`]
+    /// for each [`FromWriter`].
     WriteFor {
         /// Which.
         pipe: PipeName,
-        /// Whose FIFO it is. One of a later epoch takes the place of the one before.
+        /// Whose FIFO it is. One of a later epoch comes after the one before has brought what it has.
         run: Run,
         /// The number of the first chunk that it will send, from 1.
         next: u64,
     },
+}
+
+/// What an agent says that reads for a FIFO.
+///
+/// ```
+/// use libgrid::pipe::FromReader;
+/// assert_ne!(FromReader::Next, FromReader::Has);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromReader {
+    /// The next part, please: [`PipeReply::Part`], or at the end [`PipeReply::End`].
+    Next,
+    /// It has that part for good: [`Reply::Done`].
+    Has,
+    /// It reads no more for now: the run after this one goes on.
+    Leaves,
+    /// It reads no more.
+    Closes,
+}
+
+/// What an agent says that writes for a FIFO. Without [`FromWriter::Leaves`] or [`FromWriter::Closes`] at the end it counts as a
+/// writer for a while.
+///
+/// ```
+/// use libgrid::pipe::FromWriter;
+/// assert_ne!(FromWriter::Chunk(vec![1]), FromWriter::Closes);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWriter {
+    /// The next chunk, at most [`ATOMIC`].
+    Chunk(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// It writes no more: the run after this one goes on.
+    Leaves,
+    /// It writes no more.
+    Closes,
 }
 
 /// Where a part of what went through a pipe was in it.

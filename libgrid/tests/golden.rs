@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
 
 use libgrid::control::{Chunk, Input, Request, Response};
+use libgrid::pipe::{FromReader, FromWriter};
 use libgrid::spec::JobSpec;
 use libgrid::wire::{self, Hello};
 use serde::Serialize;
@@ -33,6 +34,13 @@ fn chunks() -> Named<Chunk> {
 }
 fn inputs() -> Named<Input> {
     named("input", samples::inputs())
+}
+
+fn readers() -> Named<FromReader> {
+    named("pipe-reader", samples::readers())
+}
+fn writers() -> Named<FromWriter> {
+    named("pipe-writer", samples::writers())
 }
 
 /// These are not in frames.
@@ -84,6 +92,8 @@ fn every_message_has_the_bytes_that_it_had() {
         .chain(lines(requests()))
         .chain(lines(responses()))
         .chain(lines(chunks()))
+        .chain(lines(readers()))
+        .chain(lines(writers()))
         .chain(lines(inputs()))
         .chain(datagrams())
         .collect();
@@ -129,6 +139,8 @@ fn every_message_comes_out_of_its_recorded_bytes_again() {
     check(requests());
     check(responses());
     check(chunks());
+    check(readers());
+    check(writers());
     check(inputs());
     assert_eq!(Hello::read(&mut bytes(recorded()["hello"]).as_slice()).unwrap(), Hello::ours());
 }

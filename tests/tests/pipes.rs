@@ -335,7 +335,7 @@ fn fifos_lose_nothing_while_the_writer_and_the_reader_move() {
 
 /// Kills agents while a small pipe is full, so that there is always something on its way: all comes once and in order all the
 /// same.
-fn through_killed_agents(grid: &Grid, rounds: &[&[u32]]) {
+fn through_killed_agents(grid: &Grid, rounds: &[&[u32]], also: impl Fn(usize, [JobId; 2])) {
     let go = grid.dir().join("go");
     let writes = format!(
         "exec 3> numbers; n=0; while [ ! -e {} ]; do echo \"line $n of many\" >&3; n=$((n+1)); done; \
@@ -344,13 +344,14 @@ fn through_killed_agents(grid: &Grid, rounds: &[&[u32]]) {
     );
     let reads = "n=0; while read -r line; do [ \"$line\" = \"line $n of many\" ] || { echo bad $n: $line; exit 1; }; \
                  n=$((n+1)); done < numbers; echo read $n";
-    let writer = grid.submit(1, sh(&writes, &[2], "node1:numbers:w"));
-    let reader = grid.submit(1, sh(reads, &[3], "node1:numbers:r"));
+    let writer = grid.submit(1, sh(&writes, &[2, 3], "node1:numbers:w"));
+    let reader = grid.submit(1, sh(reads, &[3, 2], "node1:numbers:r"));
     for job in [writer, reader] {
         grid.until_running(1, job);
     }
-    for nodes in rounds {
+    for (round, nodes) in rounds.iter().enumerate() {
         std::thread::sleep(Duration::from_millis(700));
+        also(round, [writer, reader]);
         nodes.iter().for_each(|node| grid.kill_agent(*node));
         nodes.iter().for_each(|node| grid.until_up(*node, 3));
     }
@@ -372,7 +373,7 @@ fn fifos_lose_nothing_when_the_agents_of_the_writer_and_the_reader_are_killed() 
         || Grid::up("fifokill", 3),
         |grid| {
             grid.gridctl(1, ["pipe", "create", "numbers", "--capacity", "64K"]).ok();
-            through_killed_agents(grid, &[&[2], &[3], &[2, 3], &[3], &[2]]);
+            through_killed_agents(grid, &[&[2], &[3], &[2, 3], &[3], &[2]], |_, _| ());
         },
     );
 }
@@ -384,7 +385,26 @@ fn fifos_of_a_spilled_pipe_lose_nothing_when_all_agents_are_killed() {
         || Grid::up("fifospill", 3),
         |grid| {
             grid.gridctl(1, ["pipe", "create", "numbers", "--capacity", "64K", "--spill", "64K"]).ok();
-            through_killed_agents(grid, &[&[1], &[1, 2, 3], &[1], &[3, 2, 1], &[1, 2, 3]]);
+            through_killed_agents(grid, &[&[1], &[1, 2, 3], &[1], &[3, 2, 1], &[1, 2, 3]], |_, _| ());
+        },
+    );
+}
+
+#[test]
+fn fifos_lose_nothing_when_their_tasks_move_and_agents_are_killed_in_turn() {
+    with(
+        "fifos_lose_nothing_when_their_tasks_move_and_agents_are_killed_in_turn",
+        || Grid::up("fifoboth", 3),
+        |grid| {
+            grid.gridctl(1, ["pipe", "create", "numbers", "--capacity", "64K", "--spill", "64K"]).ok();
+            let rounds: [&[u32]; 6] = [&[2], &[3], &[1], &[2, 3], &[1, 2, 3], &[3]];
+            through_killed_agents(grid, &rounds, |round, jobs| {
+                let job = jobs[round % 2];
+                let to = if grid.places(1, job)[0].unwrap().0 == 2 { "node3" } else { "node2" };
+                // It comes as far as it comes before the agents are killed.
+                let _moving = grid.start(1, ["migrate", &job.to_string(), "--to", to]);
+                std::thread::sleep(Duration::from_millis(200 * round as u64));
+            });
         },
     );
 }
@@ -411,6 +431,70 @@ fn what_a_program_wrote_before_it_ended_comes_when_its_agent_is_there_again() {
             grid.machine(2).start_agent().unwrap();
             assert_eq!(reader.wait().ok(), "first\nlast");
             printed(grid, job);
+        },
+    );
+}
+
+#[test]
+fn what_a_program_wrote_last_outlives_its_agent_when_the_pipe_is_full() {
+    with(
+        "what_a_program_wrote_last_outlives_its_agent_when_the_pipe_is_full",
+        || Grid::up("fifolast", 2),
+        |grid| {
+            grid.gridctl(1, ["pipe", "create", "numbers", "--capacity", "64K"]).ok();
+            let job = grid.submit(1, sh("seq 1 25000 > numbers", &[2], "node1:numbers:w"));
+            printed(grid, job);
+            grid.kill_agent(2);
+            grid.until_up(2, 2);
+            let direct: Vec<String> = (1..=25000).map(|number| number.to_string()).collect();
+            assert!(reader(grid, 1, "numbers").wait().ok() == direct.join("\n"));
+            until("nothing is left of it", || grid.task_files(2).is_empty());
+        },
+    );
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_leaves_the_rest_to_the_next() {
+    with(
+        "a_reader_that_has_seen_enough_leaves_the_rest_to_the_next",
+        || Grid::up("fifohead", 1),
+        |grid| {
+            grid.gridctl(1, ["pipe", "create", "numbers"]).ok();
+            let text = lines("n", 18_000);
+            let mut writer = grid.start(1, ["pipe", "write", "numbers"]);
+            writer.type_in(&text);
+            let first = grid.submit(1, sh("head -n 1 < numbers; head -n 1 < numbers", &[1], "numbers:r"));
+            assert!(printed(grid, first).starts_with("n 0 \n"));
+            let second = grid.submit(1, sh("cat numbers", &[1], "numbers:r"));
+            writer.end_input();
+            assert_eq!(writer.wait().status, 0);
+            let rest = printed(grid, second);
+            // What was in the first one's FIFO went with it.
+            assert!(text.ends_with(&rest) && !rest.is_empty() && rest.len() < text.len(), "{}", rest.len());
+        },
+    );
+}
+
+#[test]
+fn a_writer_that_is_faster_than_its_pipe_moves() {
+    with(
+        "a_writer_that_is_faster_than_its_pipe_moves",
+        || Grid::up("fifofast", 2),
+        |grid| {
+            grid.gridctl(1, ["pipe", "create", "numbers", "--capacity", "64K"]).ok();
+            let writer = grid.submit(1, sh("exec seq 1 300000 > numbers", &[1, 2], "node1:numbers:w"));
+            grid.until_running(1, writer);
+            let reads = "n=1; while read -r line; do [ $line = $n ] || { echo bad $n: $line; exit 1; }; n=$((n+1)); \
+                         done < numbers; echo read $n";
+            let reader = grid.submit(1, sh(reads, &[1], "numbers:r"));
+            grid.until_running(1, reader);
+            for _ in 0..3 {
+                let to = if grid.places(1, writer)[0].unwrap().0 == 2 { "node1" } else { "node2" };
+                let moved = grid.gridctl(1, ["migrate", &writer.to_string(), "--to", to]);
+                assert_eq!(moved.status, 0, "{moved:?} {}", grid.logs(1, reader, 0));
+            }
+            printed(grid, writer);
+            assert_eq!(printed(grid, reader).trim(), "read 300001");
         },
     );
 }

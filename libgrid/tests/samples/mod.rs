@@ -11,7 +11,7 @@ use libgrid::control::{
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{Gpid, JobId, NodeId, Run, Selector};
 use libgrid::node::{NodeInfo, Resources, Tier};
-use libgrid::pipe::{Part, PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
+use libgrid::pipe::{FromReader, FromWriter, Part, PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
 use libgrid::process::{Connection, Process, Traffic};
 use libgrid::spec::{Checkpoints, JobSpec, Net};
 use libgrid::status::{
@@ -162,6 +162,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
             pipe: pipe_name(),
             run: Run { task: job().task(3), epoch: 2 },
             has: Some(Part { at: 9, len: 300 }),
+            began: true,
         }),
         Request::Pipe(PipeRequest::WriteFor {
             pipe: pipe_name(),
@@ -400,6 +401,23 @@ pub(crate) fn inputs() -> Vec<(&'static str, Input)> {
         ("bytes", Input::Bytes(b"ls\n".to_vec())),
         ("end", Input::End),
         ("resize", Input::Resize { rows: 24, cols: 80 }),
+    ]
+}
+
+pub(crate) fn readers() -> Vec<(&'static str, FromReader)> {
+    vec![
+        ("next", FromReader::Next),
+        ("has", FromReader::Has),
+        ("leaves", FromReader::Leaves),
+        ("closes", FromReader::Closes),
+    ]
+}
+
+pub(crate) fn writers() -> Vec<(&'static str, FromWriter)> {
+    vec![
+        ("chunk", FromWriter::Chunk(vec![0, 1, 0xff])),
+        ("leaves", FromWriter::Leaves),
+        ("closes", FromWriter::Closes),
     ]
 }
 

@@ -28,13 +28,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use grid_run::fifo::{END, Hand, SIZE, held, open_end};
-use libgrid::control::{Chunk, Reply, Response};
+use libgrid::control::{Reply, Response};
 use libgrid::ids::Run;
-use libgrid::pipe::{ATOMIC, Direction, Part, PipeName, PipeReply, PipeRequest, PipeUse};
-use libgrid::wire::{WireError, stream};
+use libgrid::pipe::{
+    ATOMIC, Direction, FromReader, FromWriter, Part, PipeName, PipeReply, PipeRequest, PipeUse,
+};
+use libgrid::wire::stream;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
+use serde::Serialize;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -89,6 +92,8 @@ struct State {
     ended: Option<Instant>,
     /// Carriers whose hands are not empty, or not looked at yet.
     busy: usize,
+    /// Carriers that have not come to their end.
+    carriers: usize,
 }
 
 /// Something is in a carrier's hand, or may be.
@@ -142,12 +147,10 @@ impl Fifos {
                 Direction::Read => options.write(true),
             };
             let end = open_end(&path, uid, end).ok();
-            // The task may have removed it.
-            let there = end.is_some() || to.direction == Direction::Read;
-            there.then(|| Fifo { path, to: to.clone(), hand, end })
+            Some(Fifo { path, to: to.clone(), hand, end })
         };
         let fifos: Vec<Fifo> = uses.iter().filter_map(open).collect();
-        let state = State { busy: fifos.len(), ..State::default() };
+        let state = State { busy: fifos.len(), carriers: fifos.len(), ..State::default() };
         let control = Arc::new(Control(Mutex::new(state)));
         self.runs.insert(run, control.clone());
         // Fails only when the agent stops.
@@ -177,11 +180,22 @@ impl Fifos {
         }
     }
 
-    /// It is not here any more.
-    pub(crate) fn over(&mut self, run: Run) {
-        if let Some(control) = self.runs.remove(&run) {
-            control.lock().ended = Some(Instant::now());
+    /// It has ended here.
+    pub(crate) fn over(&self, run: Run) {
+        if let Some(control) = self.runs.get(&run) {
+            control.lock().ended.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// Whether something that it wrote is still on its way. [`Query::ClosePipe`] tells of each FIFO that it has come to its end.
+    pub(crate) fn is_draining(&self, run: Run) -> bool {
+        self.runs.get(&run).is_some_and(|control| control.lock().carriers > 0)
+    }
+
+    /// It is forgotten.
+    pub(crate) fn forget(&mut self, run: Run) {
+        self.over(run);
+        self.runs.remove(&run);
     }
 }
 
@@ -196,29 +210,33 @@ async fn begin(grid: Arc<Grid>, order: Order) {
     let Order { run, uid, control, fifos } = order;
     let caller = loop {
         match Caller::of_job(&grid, run.task.job).await {
-            Ok(owner) => break owner,
+            Ok(owner) => break Some(owner),
             Err(failure) => debug!(%run, %failure, "whose its pipes are is not known yet"),
         }
         if control.is_over() {
-            return;
+            break None;
         }
         tokio::time::sleep(AGAIN).await;
     };
     for Fifo { path, to: PipeUse { pipe, direction }, hand, end } in fifos {
         let busy = Busy(control.clone());
         let (grid, caller, control) = (grid.clone(), caller.clone(), control.clone());
-        let mut carrier = Carrier { grid, caller, run, pipe, path, uid, control, hand };
         tokio::spawn(async move {
-            let carried = match (direction, end) {
-                (Direction::Write, Some(end)) => carrier.carry_out(end, busy).await,
-                (Direction::Write, None) => Ok(()),
-                (Direction::Read, end) => carrier.carry_in(end, busy).await,
-            };
-            if let Err(error) = carried {
-                warn!(%run, pipe = %carrier.pipe, %error, "a FIFO is not served any more");
+            let (queries, name) = (grid.queries.clone(), pipe.name.clone());
+            if let Some(caller) = caller {
+                let mut carrier =
+                    Carrier { grid, caller, run, pipe, path, uid, control: control.clone(), hand };
+                let carried = match direction {
+                    Direction::Write => carrier.carry_out(end, busy).await,
+                    Direction::Read => carrier.carry_in(end, busy).await,
+                };
+                if let Err(error) = carried {
+                    warn!(%run, pipe = %carrier.pipe, %error, "a FIFO is not served any more");
+                }
             }
+            control.lock().carriers -= 1;
             // Fails only when the agent stops.
-            let _ = carrier.grid.queries.send(Query::ClosePipe { run, name: carrier.pipe.name });
+            let _ = queries.send(Query::ClosePipe { run, name });
         });
     }
 }
@@ -254,7 +272,7 @@ impl Carrier {
     /// Opens the pipe for writing chunks from this number on, as soon as it can be; with the number of the last that it has.
     /// Nothing if it cannot be had and the task is over.
     async fn writer(&mut self, next: u64) -> io::Result<Option<(DuplexStream, u64)>> {
-        self.hand.note_writer(true)?;
+        self.hand.note_begun(true)?;
         loop {
             let mut end = self.end(PipeRequest::WriteFor { pipe: self.pipe.clone(), run: self.run, next });
             match answer(&mut end).await {
@@ -269,12 +287,12 @@ impl Carrier {
         }
     }
 
-    async fn carry_out(&mut self, mut fifo: File, mut busy: Busy) -> io::Result<()> {
+    async fn carry_out(&mut self, fifo: Option<File>, mut busy: Busy) -> io::Result<()> {
         // A number that was noted for nothing is passed over.
         let mut next = self.hand.number() + u64::from(self.hand.held()? == 0);
         let mut writer = None;
         // The program may have closed it meanwhile.
-        if self.hand.writes()
+        if self.hand.begun()
             && let Some((end, taken)) = self.writer(next).await?
         {
             if taken >= next {
@@ -283,12 +301,19 @@ impl Carrier {
             }
             writer = Some(end);
         }
+        let mut fifo = fifo;
         loop {
-            // Also once the task is to leave, and stands still: its image has nothing of what it wrote.
+            let stays = {
+                let state = self.control.lock();
+                state.is_stopped() && !state.left
+            };
+            // Also once the task stands still: its image has nothing of what it wrote.
             let taken = match self.hand.held()? {
+                0 if stays => Err(io::ErrorKind::WouldBlock.into()),
                 0 => {
                     self.hand.note(next)?;
-                    self.hand.take_from(&fifo, ATOMIC)
+                    // The task has removed it if there is none.
+                    fifo.as_ref().map_or(Ok(0), |fifo| self.hand.take_from(fifo, ATOMIC))
                 }
                 held => Ok(held),
             };
@@ -297,32 +322,25 @@ impl Carrier {
                     drop(busy);
                     let (left, ended) = self.control.fate();
                     if left && ended {
-                        // On its next node it goes on as this writer.
+                        if let Some(mut writer) = writer {
+                            let _ = tell(&mut writer, &FromWriter::Leaves).await;
+                        }
                         return Ok(());
                     }
-                    if left {
-                        tokio::time::sleep(LOOK).await;
-                        busy = self.control.take();
-                        continue;
-                    }
-                    if let Some(mut writer) = writer.take() {
-                        let _ = send(&mut writer, &[]).await;
-                        self.hand.note_writer(false)?;
+                    if !left && let Some(mut writer) = writer.take() {
+                        let _ = tell(&mut writer, &FromWriter::Closes).await;
+                        self.hand.note_begun(false)?;
                         // One that was open meanwhile finds this one before it misses the other.
-                        // With its task's folder it is gone.
-                        match open_end(&self.path, self.uid, OpenOptions::new().read(true)) {
-                            Ok(again) => fifo = again,
-                            Err(_) => return Ok(()),
-                        }
+                        fifo = open_end(&self.path, self.uid, OpenOptions::new().read(true)).ok();
                     }
-                    if ended {
+                    if ended || fifo.is_none() {
                         return Ok(());
                     }
                     tokio::time::sleep(LOOK).await;
                     busy = self.control.take();
                 }
                 Ok(_) => {
-                    let bytes = self.hand.look()?;
+                    let chunk = FromWriter::Chunk(self.hand.look()?);
                     loop {
                         if writer.is_none() {
                             let Some((end, taken)) = self.writer(next).await? else { return Ok(()) };
@@ -332,12 +350,13 @@ impl Carrier {
                             }
                         }
                         let Some(end) = &mut writer else { continue };
-                        match send(end, &bytes).await {
-                            Ok(()) => break,
+                        match tell(end, &chunk).await {
+                            Ok(_) => break,
                             // Whether it was taken is known when it is open again.
                             Err(error) => debug!(pipe = %self.pipe, %error, "a chunk is sent again"),
                         }
                         writer = None;
+                        tokio::time::sleep(LOOK).await;
                     }
                     self.hand.clear()?;
                     next += 1;
@@ -345,7 +364,7 @@ impl Carrier {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     drop(busy);
                     // The program has it open: readers of the pipe are to wait.
-                    if writer.is_none() {
+                    if writer.is_none() && !stays {
                         writer = self.writer(next).await?.map(|(end, _)| end);
                     }
                     tokio::time::sleep(LOOK).await;
@@ -362,8 +381,15 @@ impl Carrier {
         }
         let mut reader = None;
         let carried = self.carry_from(&mut reader, fifo, busy).await;
-        leave(&mut reader).await;
-        carried
+        let (left, _) = self.control.fate();
+        let last = match &carried {
+            // It may go on elsewhere: its pipe keeps in mind how far it is.
+            Ok(Over::Gone) if left => FromReader::Leaves,
+            Ok(Over::End) => FromReader::Leaves,
+            Ok(Over::Gone) | Err(_) => FromReader::Closes,
+        };
+        say(&mut reader, last).await;
+        carried.map(drop)
     }
 
     async fn carry_from(
@@ -371,29 +397,35 @@ impl Carrier {
         reader: &mut Option<DuplexStream>,
         mut fifo: Option<File>,
         busy: Busy,
-    ) -> io::Result<()> {
-        // As long as there is something in the hand.
+    ) -> io::Result<Over> {
+        // As long as there may be something in the hand.
         let mut filled = Some(busy);
         loop {
             if self.hand.held()? == 0 {
                 filled = None;
             }
-            let (_, ended) = self.control.fate();
-            if ended {
-                return Ok(());
+            if self.control.fate().1 {
+                return Ok(Over::Gone);
             }
             if fifo.is_none() {
                 // Once the program has it open.
                 fifo = open_end(&self.path, self.uid, OpenOptions::new().write(true)).ok();
             }
-            let Some(open) = fifo.as_ref() else {
+            let Some(open) = fifo.as_ref().filter(|open| is_read(open)) else {
+                if self.hand.begun() {
+                    // The program has closed it; it may open it again, and reads on then.
+                    self.hand.clear()?;
+                    self.hand.note_begun(false)?;
+                }
+                say(reader, FromReader::Closes).await;
+                fifo = None;
                 tokio::time::sleep(LOOK).await;
                 continue;
             };
             // What the pipe would give is the next node's now.
             let busy = if filled.is_some() { Some(self.control.take()) } else { self.control.enter() };
             let Some(_busy) = busy else {
-                leave(reader).await;
+                say(reader, FromReader::Leaves).await;
                 tokio::time::sleep(LOOK).await;
                 continue;
             };
@@ -404,47 +436,42 @@ impl Carrier {
                 }
                 continue;
             };
+            if !is_empty(open)? {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
             if self.hand.held()? > 0 {
                 // The pipe knows that it is here.
-                if is_empty(open)? {
-                    match self.hand.give_to(open) {
-                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                        given => given?,
-                    }
-                } else {
-                    tokio::time::sleep(LOOK).await;
+                match self.hand.give_to(open) {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => continue,
+                    given => given?,
                 }
                 continue;
             }
             let next = tokio::select! {
-                next = answer(end) => Some(next),
+                next = tell(end, &FromReader::Next) => Some(next),
                 () = self.control.stop() => None,
+                () = unread(open) => None,
             };
             match next {
-                None => leave(reader).await,
+                None => {
+                    let stops = self.control.lock().is_stopped();
+                    say(reader, if stops { FromReader::Leaves } else { FromReader::Closes }).await;
+                }
                 Some(Ok(Reply::Pipe(PipeReply::Part { at, bytes }))) => {
-                    while !is_empty(open)? && !self.control.is_stopped() {
-                        tokio::time::sleep(LOOK).await;
-                    }
-                    if self.control.is_stopped() {
-                        leave(reader).await;
-                        continue;
-                    }
-                    if !is_read(open)? {
-                        return Ok(());
-                    }
+                    self.hand.note_begun(true)?;
                     filled = Some(self.control.take());
                     self.hand.note(at)?;
                     self.hand.take(&bytes)?;
                     // Or else the pipe is told when it is open again.
-                    let known = say(end, &[]).await.is_ok() && answer(end).await.is_ok();
-                    if !known {
+                    if tell(end, &FromReader::Has).await.is_err() {
                         *reader = None;
                     }
                 }
                 // The end of the pipe is the FIFO's.
                 Some(Ok(_)) => {
-                    return self.hand.note(END);
+                    self.hand.note(END)?;
+                    return Ok(Over::End);
                 }
                 Some(Err(error)) => {
                     debug!(pipe = %self.pipe, %error, "it cannot be read yet");
@@ -461,7 +488,8 @@ impl Carrier {
             0 => None,
             held => Some(Part { at: self.hand.number(), len: held as u64 }),
         };
-        let mut end = self.end(PipeRequest::ReadFor { pipe: self.pipe.clone(), run: self.run, has });
+        let (pipe, run, began) = (self.pipe.clone(), self.run, self.hand.begun());
+        let mut end = self.end(PipeRequest::ReadFor { pipe, run, has, began });
         match answer(&mut end).await {
             Ok(_) => Ok(Some(end)),
             Err(error) => {
@@ -472,6 +500,14 @@ impl Carrier {
     }
 }
 
+/// Why nothing more is brought to a FIFO.
+enum Over {
+    /// The task is not here any more.
+    Gone,
+    /// All writers of the pipe have closed.
+    End,
+}
+
 /// Whether a FIFO, of which this is the writing end, has nothing in it. It then holds more than a pipe gives at once.
 fn is_empty(fifo: &File) -> io::Result<bool> {
     fcntl(fifo, FcntlArg::F_SETPIPE_SZ(SIZE))?;
@@ -479,22 +515,25 @@ fn is_empty(fifo: &File) -> io::Result<bool> {
 }
 
 /// Whether somebody has it open to read.
-fn is_read(fifo: &File) -> io::Result<bool> {
+fn is_read(fifo: &File) -> bool {
     let mut polled = [PollFd::new(fifo.as_fd(), PollFlags::POLLOUT)];
-    poll(&mut polled, PollTimeout::ZERO)?;
+    let looked = poll(&mut polled, PollTimeout::ZERO).is_ok();
     let [polled] = polled;
-    Ok(!polled.revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
+    looked && !polled.revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
-/// Reads no more.
-async fn leave(reader: &mut Option<DuplexStream>) {
-    if let Some(mut reader) = reader.take() {
-        let _ = say(&mut reader, b"over").await;
+/// Ends when nobody has it open to read any more.
+async fn unread(fifo: &File) {
+    while is_read(fifo) {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
-async fn say(end: &mut DuplexStream, bytes: &[u8]) -> Result<(), WireError> {
-    stream::write(end, &Chunk(bytes.to_vec())).await
+/// Says the last to a pipe, if it is open.
+async fn say(reader: &mut Option<DuplexStream>, last: FromReader) {
+    if let Some(mut reader) = reader.take() {
+        let _ = stream::write(&mut reader, &last).await;
+    }
 }
 
 async fn answer(end: &mut DuplexStream) -> Result<Reply, String> {
@@ -502,10 +541,10 @@ async fn answer(end: &mut DuplexStream) -> Result<Reply, String> {
     response.map_err(|failure| failure.message)
 }
 
-/// Writes a chunk, and waits until it is taken.
-async fn send(end: &mut DuplexStream, bytes: &[u8]) -> Result<(), String> {
-    say(end, bytes).await.map_err(|error| error.to_string())?;
-    answer(end).await.map(drop)
+/// Says something, and waits for the answer.
+async fn tell(end: &mut DuplexStream, what: &impl Serialize) -> Result<Reply, String> {
+    stream::write(end, what).await.map_err(|error| error.to_string())?;
+    answer(end).await
 }
 
 // === impl Control ===
@@ -530,10 +569,6 @@ impl Control {
     fn take(self: &Arc<Self>) -> Busy {
         self.lock().busy += 1;
         Busy(self.clone())
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.lock().is_stopped()
     }
 
     /// Whether the task left, and whether it is not here any more.

@@ -21,10 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libgrid::control::{Chunk, Failure, Kind, MAX_CHUNK, Reply, Request, Response};
 use libgrid::ids::NodeId;
-use libgrid::pipe::{ATOMIC, MOST_CAPACITY, PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus};
+use libgrid::pipe::{
+    ATOMIC, FromReader, FromWriter, MOST_CAPACITY, PipeName, PipeReply, PipeRequest, PipeSpec, PipeStatus,
+};
 use libgrid::wire::{WireError, stream};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
 
 use self::pipe::{CarriedReading, CarriedWriting, Key, Pipe, Reading, Writing};
 use crate::caller::Caller;
@@ -208,8 +209,8 @@ pub(crate) async fn answer<S: Stream>(
         PipeRequest::Remove(name) => (name, Box::new(PipeRequest::Remove)),
         PipeRequest::Read(name) => (name, Box::new(PipeRequest::Read)),
         PipeRequest::Write(name) => (name, Box::new(PipeRequest::Write)),
-        PipeRequest::ReadFor { pipe, run, has } => {
-            (pipe, Box::new(move |pipe| PipeRequest::ReadFor { pipe, run, has }))
+        PipeRequest::ReadFor { pipe, run, has, began } => {
+            (pipe, Box::new(move |pipe| PipeRequest::ReadFor { pipe, run, has, began }))
         }
         PipeRequest::WriteFor { pipe, run, next } => {
             (pipe, Box::new(move |pipe| PipeRequest::WriteFor { pipe, run, next }))
@@ -293,15 +294,15 @@ pub(crate) async fn local<S: Stream>(
         }
         PipeRequest::Read(name) => return read(&pipes.of(me, caller, &name.name, false)?, client).await,
         PipeRequest::Write(name) => return write(&pipes.of(me, caller, &name.name, false)?, client).await,
-        PipeRequest::ReadFor { pipe, run, has } => {
+        PipeRequest::ReadFor { pipe, run, has, began } => {
             let key = Key { owner: caller.identity(me), task: run.task };
-            let reading = pipes.of(me, caller, &pipe.name, false)?.read_for((key, run), has)?;
+            let reading = pipes.of(me, caller, &pipe.name, false)?.read_for((key, run), has, began)?;
             return read_for(reading, client).await;
         }
         PipeRequest::WriteFor { pipe, run, next } => {
             let key = Key { owner: caller.identity(me), task: run.task };
             let pipe = pipes.of(me, caller, &pipe.name, false)?;
-            let (writing, taken) = pipe.write_for((key, run), next).await?;
+            let (writing, taken) = unless_gone(client, pipe.write_for((key, run), next)).await??;
             return write_for(writing, taken, client).await;
         }
     };
@@ -328,7 +329,12 @@ async fn read<S: Stream>(pipe: &Arc<Pipe>, client: &mut S) -> Result<(), Answer>
 async fn write<S: Stream>(pipe: &Arc<Pipe>, client: &mut S) -> Result<(), Answer> {
     let writing = Writing::begin(pipe);
     stream::write(client, &Response::Ok(Reply::Done)).await?;
-    while let Some(bytes) = chunk(client).await? {
+    loop {
+        let Chunk(bytes) = stream::read::<Chunk, _>(client).await?;
+        if bytes.is_empty() {
+            break;
+        }
+        within(&bytes, MAX_CHUNK)?;
         writing.write(&bytes).await?;
         stream::write(client, &Response::Ok(Reply::Done)).await?;
     }
@@ -336,53 +342,81 @@ async fn write<S: Stream>(pipe: &Arc<Pipe>, client: &mut S) -> Result<(), Answer
     Ok(stream::write(client, &Response::Ok(Reply::Done)).await?)
 }
 
-/// The next that a writer sends; nothing at the end.
-async fn chunk<S: Stream>(client: &mut S) -> Result<Option<Vec<u8>>, Answer> {
-    let Chunk(bytes) = stream::read::<Chunk, _>(client).await?;
-    if bytes.len() > MAX_CHUNK {
-        return Err(Answer::Wire(WireError::TooLong { len: bytes.len() as u64 }));
-    }
-    Ok((!bytes.is_empty()).then_some(bytes))
+fn within(bytes: &[u8], most: usize) -> Result<(), WireError> {
+    if bytes.len() > most { Err(WireError::TooLong { len: bytes.len() as u64 }) } else { Ok(()) }
 }
 
-/// Serves who carries from a pipe to a FIFO, and may come again unless it says that it reads no more.
+/// What comes of it, unless the client leaves meanwhile, who says nothing as long as it waits.
+async fn unless_gone<S: Stream, T>(client: &mut S, what: impl Future<Output = T>) -> Result<T, Answer> {
+    tokio::select! {
+        done = what => Ok(done),
+        () = crate::control::gone(client) => Err(Answer::left()),
+    }
+}
+
+/// Serves who carries from a pipe to a FIFO.
 async fn read_for<S: Stream>(reading: CarriedReading, client: &mut S) -> Result<(), Answer> {
     stream::write(client, &Response::Ok(Reply::Done)).await?;
+    let (says, mut hears) = tokio::io::split(client);
+    // Hearing goes on while a part is waited for.
+    let mut heard = Box::pin(hear(says));
+    let mut asked = false;
     loop {
-        let mut byte = [0];
-        let next = tokio::select! {
-            next = reading.next() => next?,
-            // All that it may say now is that it reads no more.
-            said = client.read(&mut byte) => {
-                if said.is_ok_and(|count| count > 0) {
-                    reading.close();
-                }
-                return Err(Answer::left());
+        let (said, says) = tokio::select! {
+            next = reading.next(), if asked => {
+                let reply = match next? {
+                    Some((at, bytes)) => PipeReply::Part { at, bytes },
+                    None => PipeReply::End,
+                };
+                stream::write(&mut hears, &Response::Ok(Reply::Pipe(reply))).await?;
+                asked = false;
+                continue;
             }
+            heard = &mut heard => heard,
         };
-        let Some((at, bytes)) = next else { break };
-        stream::write(client, &Response::Ok(Reply::Pipe(PipeReply::Part { at, bytes }))).await?;
-        if chunk(client).await?.is_some() {
-            reading.close();
-            return Err(Answer::left());
+        heard = Box::pin(hear(says));
+        match said? {
+            FromReader::Next => asked = true,
+            FromReader::Has => {
+                reading.had()?;
+                stream::write(&mut hears, &Response::Ok(Reply::Done)).await?;
+            }
+            FromReader::Leaves => {
+                reading.leave();
+                break;
+            }
+            FromReader::Closes => {
+                reading.close();
+                break;
+            }
         }
-        reading.had()?;
-        stream::write(client, &Response::Ok(Reply::Done)).await?;
     }
-    stream::write(client, &Response::Ok(Reply::Pipe(PipeReply::End))).await?;
-    // Whoever was told comes no more.
-    chunk(client).await?;
-    reading.close();
-    Ok(())
+    Err(Answer::left())
 }
 
-/// Serves who carries from a FIFO to a pipe, and may come again unless it says that this was the end.
+async fn hear<R: tokio::io::AsyncRead + Unpin>(mut says: R) -> (Result<FromReader, WireError>, R) {
+    (stream::read(&mut says).await, says)
+}
+
+/// Serves who carries from a FIFO to a pipe.
 async fn write_for<S: Stream>(writing: CarriedWriting, taken: u64, client: &mut S) -> Result<(), Answer> {
     stream::write(client, &Response::Ok(Reply::Pipe(PipeReply::Taken(taken)))).await?;
-    while let Some(bytes) = chunk(client).await? {
-        writing.write(&bytes).await?;
-        stream::write(client, &Response::Ok(Reply::Done)).await?;
+    loop {
+        match stream::read(client).await? {
+            FromWriter::Chunk(bytes) => {
+                within(&bytes, ATOMIC)?;
+                unless_gone(client, writing.write(&bytes)).await??;
+                stream::write(client, &Response::Ok(Reply::Done)).await?;
+            }
+            FromWriter::Leaves => {
+                writing.leave();
+                break;
+            }
+            FromWriter::Closes => {
+                writing.close();
+                break;
+            }
+        }
     }
-    writing.close();
     Ok(stream::write(client, &Response::Ok(Reply::Done)).await?)
 }

@@ -112,8 +112,11 @@ impl Spill {
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // What a failed write left is written over by the next.
-        self.file.write_all_at(bytes, self.tail)?;
+        if let Err(error) = self.file.write_all_at(bytes, self.tail) {
+            // Whoever opens it next must not take what this left for whole.
+            self.file.set_len(self.tail)?;
+            return Err(error);
+        }
         self.tail += bytes.len() as u64;
         Ok(())
     }

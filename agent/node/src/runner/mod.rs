@@ -121,6 +121,8 @@ pub(crate) struct Runner {
     network: Network,
     processes: Processes,
     fifos: Fifos,
+    /// Runs to be forgotten once what they wrote to pipes is there.
+    draining: HashSet<Run>,
     /// Takes the system calls of processes.
     calls: mpsc::UnboundedSender<Called>,
     checkpoints: Checkpoints,
@@ -189,6 +191,7 @@ pub(crate) fn start(
         network,
         processes,
         fifos,
+        draining: HashSet::new(),
         calls,
         checkpoints,
         moves,
@@ -398,6 +401,7 @@ impl Runner {
             return self.core.host(host::Event::Gone(run));
         };
         local.fenced = true;
+        self.fifos.leaves(run);
         self.resuming.remove(&run);
         if local.departs.is_some() {
             self.checkpoints.went(run.task, local.slot.uid());
@@ -423,6 +427,12 @@ impl Runner {
 
     fn forget(&mut self, run: Run) {
         self.fifos.over(run);
+        if self.fifos.is_draining(run) {
+            // The shim keeps what is on its way.
+            self.draining.insert(run);
+            return;
+        }
+        self.fifos.forget(run);
         self.starting.remove(&run);
         self.resuming.remove(&run);
         self.checkpoints.unwatch(run);

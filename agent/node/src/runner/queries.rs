@@ -138,7 +138,12 @@ impl Runner {
                 }
                 self.resume_parked();
             }
-            Query::ClosePipe { run, name } => self.tell(run, ToShim::ClosePipe { run, name }),
+            Query::ClosePipe { run, name } => {
+                self.tell(run, ToShim::ClosePipe { run, name });
+                if !self.fifos.is_draining(run) && self.draining.remove(&run) {
+                    self.forget(run);
+                }
+            }
             Query::Unclean(uid) => self.resume_without(uid),
             Query::Places { runs, reply } => drop(reply.send(self.places(runs))),
             Query::Checkpoint { run, reply } => self.checkpoints.ask(run, reply),

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use grid_jobs::host;
-use grid_run::protocol::{FromShim, Launch, ToShim};
+use grid_run::protocol::{FromShim, How, Launch, ToShim};
 use libgrid::ids::{JobId, Run};
 use libgrid::sys::abi::Op;
 use libgrid::units::{Bytes, Span};
@@ -76,6 +76,10 @@ impl Runner {
             }
             if !kept.restoring {
                 self.find_fifos(run);
+            }
+            let fenced = kept.end.is_some_and(|end| end.how == How::Fenced);
+            if fenced || (kept.held && !kept.restoring) {
+                self.fifos.leaves(run);
             }
             if !alive {
                 // What it wrote last is to come all the same.

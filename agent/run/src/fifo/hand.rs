@@ -1,6 +1,7 @@
 //! What is on its way between a FIFO and its pipe: in a pipe of its own, which outlives the agent ([`super`]), with the
 //! number of the chunk or its place in the pipe in a file beside it. The number is written first: it belongs to what is in the
-//! hand, and to nothing if that is empty. Beside it is whether the pipe knows of a writer that has not closed.
+//! hand, and to nothing if that is empty. Beside it is whether the FIFO's program has
+//! begun: the pipe knows of it then.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -22,7 +23,7 @@ pub struct Hand {
     pipe: File,
     mark: File,
     number: u64,
-    writes: bool,
+    begun: bool,
     /// For looking at what is in it.
     copy: (PipeReader, PipeWriter),
 }
@@ -51,23 +52,23 @@ impl Hand {
                 read => read.map(|()| u64::from_le_bytes(bytes)),
             }
         };
-        let (number, writes) = (word(0)?, word(8)? != 0);
-        Ok(Self { pipe, mark, number, writes, copy })
+        let (number, begun) = (word(0)?, word(8)? != 0);
+        Ok(Self { pipe, mark, number, begun, copy })
     }
 
-    /// Whether the pipe may know of a writer.
-    pub fn writes(&self) -> bool {
-        self.writes
+    /// Whether the pipe may know of who writes or reads here.
+    pub fn begun(&self) -> bool {
+        self.begun
     }
 
     /// Notes that it will, or that it does not any more.
     ///
     /// # Errors
     /// What the system call says.
-    pub fn note_writer(&mut self, writes: bool) -> io::Result<()> {
-        if writes != self.writes {
-            self.mark.write_all_at(&u64::from(writes).to_le_bytes(), 8)?;
-            self.writes = writes;
+    pub fn note_begun(&mut self, begun: bool) -> io::Result<()> {
+        if begun != self.begun {
+            self.mark.write_all_at(&u64::from(begun).to_le_bytes(), 8)?;
+            self.begun = begun;
         }
         Ok(())
     }
@@ -178,12 +179,12 @@ mod tests {
         assert!(hand.take_from(&both, 10).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
         (&both).write_all(b"some of it").unwrap();
         hand.note(7).unwrap();
-        hand.note_writer(true).unwrap();
+        hand.note_begun(true).unwrap();
         assert_eq!(hand.take_from(&both, 4).unwrap(), 4);
         let kept = File::options().read(true).write(true).open(folder.path().join("pipes/x")).unwrap();
         drop(hand);
         let mut hand = Hand::open(folder.path(), "x").unwrap();
-        assert_eq!((hand.number(), hand.writes(), hand.held().unwrap()), (7, true, 4));
+        assert_eq!((hand.number(), hand.begun(), hand.held().unwrap()), (7, true, 4));
         assert_eq!(hand.look().unwrap(), b"some");
         assert_eq!(hand.look().unwrap(), b"some", "it is still there");
         assert_eq!(held(&both).unwrap(), 6);

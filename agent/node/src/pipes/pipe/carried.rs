@@ -1,28 +1,43 @@
 //! The ends that FIFOs of tasks have ([`super::super::fifo`]). Their agents may be killed and come again: until [`LOST`] is over they
 //! count as readers and writers, no chunk is taken twice, and what one got is kept for it.
 //!
-//! Whoever comes for an end takes it from who had it before, unless that was of a later epoch: a task that was moved, or runs
-//! again since its node was lost, goes on where the run before was. A writer of a later epoch waits for as long as the one before
-//! is there: that has still to bring what was written where it was.
+//! ```text
+//!            comes                 its connection breaks
+//!   ───────────────▶ Held ───────────────────────────────▶ Lost
+//!                     │  ▲ comes again, or the next run       │ LOST is over
+//!          says that  │  └──────────────┬─────────────────────┤
+//!          it leaves  │                 │ a later run          │ nobody waits
+//!                     └────────────▶ Free ◀── waits ──────────┴──────────────▶ closed
+//! ```
+//!
+//! A task that was moved, or runs again since its node was lost, goes on where the run before was: a run of a later epoch takes
+//! the end, and one of an earlier never gets it back. A writer waits for that until the run before has brought what was written
+//! where it was, or is lost for good; several wait in the order of their epochs. A reader takes it at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use libgrid::control::{Failure, Kind};
-use libgrid::ids::{NodeId, Run, TaskId};
+use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::pipe::Part;
 use serde::{Deserialize, Serialize};
 
-use super::{Pipe, Queue, State};
+use super::{Given, Pipe, Queue, State};
 use crate::pipes::spill::Note;
 
 /// For how long one that is lost may come again.
-const LOST: Duration = Duration::from_secs(30);
+const LOST: Duration = if cfg!(test) { Duration::from_millis(400) } else { Duration::from_secs(15) };
 
-/// Tasks that a pipe has ends of, at most in each direction.
-const MOST: usize = 4000;
+/// Tasks of one owner that a pipe has ends of, at most in each direction.
+const MOST: usize = 1000;
+
+/// Readers that have left, and may go on as later runs.
+const MOST_LEFT: usize = 4000;
+
+/// The places for notes of writers.
+const PLACES: usize = 100_000;
 
 /// Whose end: the task, and its owner as a node and a number there, so that nobody can come for those of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -35,19 +50,28 @@ pub(in crate::pipes) struct Key {
 pub(super) struct Carried {
     writers: BTreeMap<Key, End<Writer>>,
     readers: BTreeMap<Key, End<Reader>>,
+    /// What readers that have left know, for their next runs.
+    left: BTreeMap<Key, (u32, Reader)>,
+    /// The epochs that wait to write, with who came last for each.
+    waiting: BTreeMap<Key, BTreeMap<u32, u64>>,
     /// How often one was come for.
     turns: u64,
 }
 
 struct End<T> {
     epoch: u32,
-    /// Who has it: the last that came.
+    /// Who has it, or had it: the last that came.
     turn: u64,
-    /// Whether it is not lost.
-    held: bool,
-    /// Later epochs that wait for it.
-    waiting: BTreeSet<u32>,
+    hold: Hold,
     role: T,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    Held,
+    Lost,
+    /// The next run's.
+    Free,
 }
 
 struct Writer {
@@ -63,30 +87,31 @@ struct Reader {
     since: u64,
     had: bool,
     /// What it got and did not say that it has.
-    lent: Option<(u64, Vec<u8>)>,
+    lent: Option<Given>,
     /// It was told the end.
     ended: bool,
 }
 
 /// Who writes for a FIFO.
-pub(in crate::pipes) struct CarriedWriting(Hold);
+pub(in crate::pipes) struct CarriedWriting(Holder);
 
 /// Who reads for a FIFO.
-pub(in crate::pipes) struct CarriedReading(Hold);
+pub(in crate::pipes) struct CarriedReading(Holder);
 
-/// Somebody has an end.
-struct Hold {
+/// Somebody has an end. Dropped, it is lost.
+struct Holder {
     pipe: Arc<Pipe>,
     key: Key,
     turn: u64,
     writes: bool,
 }
 
-/// A writer that is to be the next.
-struct Waits<'p> {
-    pipe: &'p Pipe,
+/// A writer that is to be the next. Dropped, it may come again.
+struct Waits {
+    pipe: Arc<Pipe>,
     key: Key,
     epoch: u32,
+    turn: u64,
 }
 
 impl Pipe {
@@ -99,11 +124,12 @@ impl Pipe {
         for (place, note) in writers {
             let Note { key, epoch, number, .. } = note;
             // What comes next may lie where its chunk was to be.
-            state.note(place, Some(Note { part: Part { at: 0, len: 0 }, ..note }))?;
+            state.note(place, Some(Note { part: NOWHERE, ..note }))?;
             state.begin_writing();
             let turn = state.carried.turn();
-            state.carried.writers.insert(key, End::new(epoch, turn, Writer { taken: number, place }));
-            lost.push(Hold { pipe: self.clone(), key, turn, writes: true });
+            let role = Writer { taken: number, place };
+            state.carried.writers.insert(key, End { epoch, turn, hold: Hold::Held, role });
+            lost.push(Holder { pipe: self.clone(), key, turn, writes: true });
         }
         drop(state);
         drop(lost);
@@ -116,87 +142,136 @@ impl Pipe {
         (key, run): (Key, Run),
         next: u64,
     ) -> Result<(CarriedWriting, u64), Failure> {
-        let turn = {
-            let waits = Waits { pipe: self, key, epoch: run.epoch };
-            let free = self.until(|state| waits.is_over(state).then_some(()));
-            // It may not be known yet that the one before is lost.
-            if let Ok(freed) = tokio::time::timeout(LOST, free).await {
-                freed?;
+        let epoch = run.epoch;
+        if !(1..u64::MAX / 2).contains(&next) {
+            return Err(Failure::new(Kind::Invalid, format!("no chunk has the number {next}")));
+        }
+        let turn = self.lock().carried.turn();
+        let waits = Waits { pipe: self.clone(), key, epoch, turn };
+        let claimed = self.until(|state| {
+            if state.carried.has_to_wait(key, epoch, turn) {
+                return None;
             }
-            self.lock().carried.turn()
-        };
-        let mut locked = self.lock();
-        let state = &mut *locked;
-        if !state.carried.writers.contains_key(&key) {
-            let place = place(&state.carried.writers).ok_or_else(|| self.crowded())?;
-            state.begin_writing();
-            state.carried.writers.insert(key, End::new(run.epoch, turn, Writer { taken: 0, place }));
-        }
-        let Some(end) = state.carried.writers.get_mut(&key) else { return Err(self.crowded()) };
-        if end.come(run, turn)? {
-            end.role.taken = 0;
-        }
-        let taken = end.role.taken.max(next.saturating_sub(1));
-        end.role.taken = taken;
-        let place = end.role.place;
-        let note = Note { key, epoch: run.epoch, number: taken, part: Part { at: 0, len: 0 } };
-        let noted = state.note(place, Some(note));
-        drop(locked);
+            Some(self.claim_writer(state, (key, epoch), next, turn))
+        });
+        let claimed = claimed.await?;
+        drop(waits);
         self.changed.notify_waiters();
-        let hold = Hold { pipe: self.clone(), key, turn, writes: true };
-        noted.map_err(|error| self.failed(&error))?;
-        Ok((CarriedWriting(hold), taken))
+        let taken = claimed?;
+        Ok((CarriedWriting(Holder { pipe: self.clone(), key, turn, writes: true }), taken))
     }
 
-    /// An end to read from for a FIFO, which has this part.
+    fn claim_writer(
+        &self,
+        state: &mut State,
+        (key, epoch): (Key, u32),
+        next: u64,
+        turn: u64,
+    ) -> Result<u64, Failure> {
+        let (before, place) = match state.carried.writers.get(&key) {
+            Some(end) if epoch < end.epoch => return Err(replaced(key, epoch)),
+            Some(end) if epoch == end.epoch => (end.role.taken, end.role.place),
+            Some(end) => (0, end.role.place),
+            None if crowded(&state.carried.writers, key) => return Err(self.crowded()),
+            None => (0, place(&state.carried.writers).ok_or_else(|| self.crowded())?),
+        };
+        let taken = before.max(next - 1);
+        let note = Note { key, epoch, number: taken, part: NOWHERE };
+        state.note(place, Some(note)).map_err(|error| self.failed(&error))?;
+        if !state.carried.writers.contains_key(&key) {
+            state.begin_writing();
+        }
+        let role = Writer { taken, place };
+        state.carried.writers.insert(key, End { epoch, turn, hold: Hold::Held, role });
+        Ok(taken)
+    }
+
+    /// An end to read from for a FIFO, which has this part, and whether it had something before.
     pub(in crate::pipes) fn read_for(
         self: &Arc<Self>,
         (key, run): (Key, Run),
         has: Option<Part>,
+        began: bool,
     ) -> Result<CarriedReading, Failure> {
+        let epoch = run.epoch;
         let mut locked = self.lock();
         let state = &mut *locked;
         let turn = state.carried.turn();
-        if !state.carried.readers.contains_key(&key) {
-            if state.carried.readers.len() >= MOST {
-                return Err(self.crowded());
-            }
-            let role = Reader { since: state.begin_reading(), ..Reader::default() };
-            state.carried.readers.insert(key, End::new(run.epoch, turn, role));
+        let last = state.carried.readers.get(&key).map(|end| end.epoch);
+        let last = last.max(state.carried.left.get(&key).map(|(epoch, _)| *epoch));
+        if last.is_some_and(|last| epoch < last) {
+            return Err(replaced(key, epoch));
         }
-        let Some(end) = state.carried.readers.get_mut(&key) else { return Err(self.crowded()) };
-        end.come(run, turn)?;
-        let settled = match (&end.role.lent, has) {
-            (Some((at, bytes)), Some(has)) if *at == has.at => {
-                let (at, len) = (*at, bytes.len());
-                end.role.lent = None;
-                state.lent -= 1;
-                state.had(at, len)
+        let mut role = match state.carried.readers.remove(&key) {
+            Some(end) => end.role,
+            None if crowded(&state.carried.readers, key) => return Err(self.crowded()),
+            None => {
+                let since = state.begin_reading();
+                let before = state.carried.left.remove(&key).map(|(_, reader)| reader);
+                before.unwrap_or(Reader { since, ..Reader::default() })
             }
-            (None, Some(has)) => match &mut state.queue {
-                Queue::Spill(spill) => spill.has(has),
-                Queue::Memory { .. } => Ok(()),
-            },
-            // It gets that again.
-            (_, None) | (Some(_), Some(_)) => Ok(()),
         };
+        // A pipe in memory has lost what it had, and its writers with it.
+        role.had |= (began || has.is_some()) && matches!(state.queue, Queue::Spill(_));
+        let settled = match has {
+            Some(has) => state.settle(&mut role, has),
+            None => Ok(()),
+        };
+        state.carried.readers.insert(key, End { epoch, turn, hold: Hold::Held, role });
         drop(locked);
         self.changed.notify_waiters();
-        let hold = Hold { pipe: self.clone(), key, turn, writes: false };
+        let holder = Holder { pipe: self.clone(), key, turn, writes: false };
         settled.map_err(|error| self.failed(&error))?;
-        Ok(CarriedReading(hold))
+        Ok(CarriedReading(holder))
     }
 
     fn crowded(&self) -> Failure {
-        let why = format!("pipe {} has {MOST} tasks already: end some first", self.spec.name);
+        let why = format!("pipe {} has {MOST} tasks of yours already: end some first", self.spec.name);
         Failure::new(Kind::State, why)
     }
+}
+
+const NOWHERE: Part = Part { at: 0, len: 0 };
+
+fn replaced(key: Key, epoch: u32) -> Failure {
+    let run = Run { task: key.task, epoch };
+    Failure::new(Kind::State, format!("{run} has been replaced by a later run"))
+}
+
+/// Whether the owner has as many ends as may be.
+fn crowded<T>(ends: &BTreeMap<Key, End<T>>, key: Key) -> bool {
+    let first = TaskId { job: JobId { home: NodeId(0), serial: 0 }, index: 0 };
+    let theirs = ends.range(Key { task: first, ..key }..);
+    theirs.take_while(|(other, _)| other.owner == key.owner).count() >= MOST
+}
+
+/// A place for a note that no other has.
+fn place(writers: &BTreeMap<Key, End<Writer>>) -> Option<usize> {
+    let taken: std::collections::BTreeSet<usize> = writers.values().map(|end| end.role.place).collect();
+    (0..PLACES).find(|place| !taken.contains(place))
 }
 
 impl State {
     fn note(&self, place: usize, note: Option<Note>) -> io::Result<()> {
         match &self.queue {
             Queue::Spill(spill) => spill.note(place, note.as_ref()),
+            Queue::Memory { .. } => Ok(()),
+        }
+    }
+
+    /// A reader has this part, and may not have said so.
+    fn settle(&mut self, role: &mut Reader, has: Part) -> io::Result<()> {
+        if let Some((at, bytes)) = role.lent.take_if(|(at, _)| *at == has.at) {
+            self.lent -= 1;
+            return self.had(at, bytes.len());
+        }
+        // It was away for so long that others were to have it.
+        let returned = self.returned.iter().position(|(at, _)| *at == has.at);
+        if let Some((at, bytes)) = returned.and_then(|place| self.returned.remove(place)) {
+            return self.had(at, bytes.len());
+        }
+        match &mut self.queue {
+            Queue::Spill(spill) => spill.has(has),
             Queue::Memory { .. } => Ok(()),
         }
     }
@@ -213,8 +288,7 @@ impl State {
         }
         if let Err(error) = self.push(bytes) {
             // Others may write there.
-            let part = Part { at: 0, len: 0 };
-            self.note(place, Some(Note { key, epoch, number: number - 1, part }))?;
+            self.note(place, Some(Note { key, epoch, number: number - 1, part: NOWHERE }))?;
             return Err(error);
         }
         if let Some(end) = self.carried.writers.get_mut(&key) {
@@ -223,28 +297,39 @@ impl State {
         Ok(())
     }
 
-    /// Nobody has this end any more.
-    fn close(&mut self, key: Key, writes: bool) {
-        if writes {
-            if let Some(end) = self.carried.writers.remove(&key) {
-                self.writers -= 1;
-                // If it cannot be written it is waited for once more after a start.
-                let _ = self.note(end.role.place, None);
-            }
-        } else if let Some(end) = self.carried.readers.remove(&key) {
-            self.readers -= 1;
-            if let Some(part) = end.role.lent {
-                self.lent -= 1;
-                self.returned.push_front(part);
+    /// It writes no more. If a later run waits, that goes on as the same writer.
+    fn close_writer(&mut self, key: Key) {
+        if self.carried.waiting.contains_key(&key) {
+            return self.free_writer(key);
+        }
+        if let Some(end) = self.carried.writers.remove(&key) {
+            self.writers -= 1;
+            // If it cannot be written it is waited for once more after a start.
+            let _ = self.note(end.role.place, None);
+        }
+    }
+
+    fn free_writer(&mut self, key: Key) {
+        if let Some(end) = self.carried.writers.get_mut(&key) {
+            end.hold = Hold::Free;
+        }
+    }
+
+    /// It reads no more; what it got is the next reader's. What it knows is kept if a later run may go on.
+    fn close_reader(&mut self, key: Key, keep: bool) {
+        let Some(End { epoch, mut role, .. }) = self.carried.readers.remove(&key) else { return };
+        self.readers -= 1;
+        if let Some(part) = role.lent.take() {
+            self.lent -= 1;
+            self.returned.push_front(part);
+        }
+        if keep {
+            self.carried.left.insert(key, (epoch, role));
+            if self.carried.left.len() > MOST_LEFT {
+                self.carried.left.pop_first();
             }
         }
     }
-}
-
-/// A place for a note that no other has.
-fn place(writers: &BTreeMap<Key, End<Writer>>) -> Option<usize> {
-    let taken: BTreeSet<usize> = writers.values().map(|end| end.role.place).collect();
-    (0..MOST).find(|place| !taken.contains(place))
 }
 
 // === impl Carried ===
@@ -255,58 +340,63 @@ impl Carried {
         self.turns
     }
 
-    fn has(&self, key: &Key, writes: bool, turn: u64) -> bool {
-        let last = match writes {
-            true => self.writers.get(key).map(|end| end.turn),
-            false => self.readers.get(key).map(|end| end.turn),
-        };
-        last == Some(turn)
+    /// How the one who came in this turn holds its end; nothing if others came after it.
+    fn hold_of(&mut self, key: &Key, writes: bool, turn: u64) -> Option<&mut Hold> {
+        match writes {
+            true => self.writers.get_mut(key).filter(|end| end.turn == turn).map(|end| &mut end.hold),
+            false => self.readers.get_mut(key).filter(|end| end.turn == turn).map(|end| &mut end.hold),
+        }
     }
 
-    /// Whoever had it last is lost.
-    fn lose(&mut self, key: &Key, writes: bool) {
-        match writes {
-            true => self.writers.get_mut(key).map(|end| end.held = false),
-            false => self.readers.get_mut(key).map(|end| end.held = false),
-        };
+    /// Whether an earlier run has still to bring something. Then this one is noted.
+    fn has_to_wait(&mut self, key: Key, epoch: u32, turn: u64) -> bool {
+        let Some(end) = self.writers.get(&key).filter(|end| end.epoch < epoch) else { return false };
+        let waiting = self.waiting.entry(key).or_default();
+        let last = waiting.entry(epoch).or_default();
+        *last = turn.max(*last);
+        let first = waiting.first_key_value().map(|(epoch, _)| *epoch);
+        end.hold != Hold::Free || first != Some(epoch)
+    }
+
+    /// This epoch does not wait any more, unless somebody came after this turn.
+    fn waits_no_more(&mut self, key: Key, epoch: u32, turn: u64) {
+        let Some(waiting) = self.waiting.get_mut(&key) else { return };
+        if waiting.get(&epoch) == Some(&turn) {
+            waiting.remove(&epoch);
+        }
+        if waiting.is_empty() {
+            self.waiting.remove(&key);
+        }
     }
 }
 
 // === impl Waits ===
 
-impl Waits<'_> {
-    fn is_over(&self, state: &mut State) -> bool {
-        let Some(end) = state.carried.writers.get_mut(&self.key) else { return true };
-        if end.epoch >= self.epoch {
-            return true;
-        }
-        end.waiting.insert(self.epoch);
-        !end.held && end.waiting.first() == Some(&self.epoch)
-    }
-}
-
-impl Drop for Waits<'_> {
+impl Drop for Waits {
     fn drop(&mut self) {
-        if let Some(end) = self.pipe.lock().carried.writers.get_mut(&self.key) {
-            end.waiting.remove(&self.epoch);
+        let Self { pipe, key, epoch, turn } = self;
+        let (key, epoch, turn) = (*key, *epoch, *turn);
+        let mut state = pipe.lock();
+        let claimed = state.carried.hold_of(&key, true, turn).is_some();
+        let waits = state.carried.waiting.get(&key).is_some_and(|all| all.get(&epoch) == Some(&turn));
+        if claimed {
+            state.carried.waits_no_more(key, epoch, turn);
+        }
+        drop(state);
+        if waits && !claimed {
+            later(pipe.clone(), move |state| state.carried.waits_no_more(key, epoch, turn));
         }
     }
 }
 
-impl<T> End<T> {
-    fn new(epoch: u32, turn: u64, role: T) -> Self {
-        Self { epoch, turn, held: true, waiting: BTreeSet::new(), role }
-    }
-
-    /// Somebody comes for it; whether it is of a later epoch.
-    fn come(&mut self, run: Run, turn: u64) -> Result<bool, Failure> {
-        if run.epoch < self.epoch {
-            let why = format!("{run} has been replaced by a later run");
-            return Err(Failure::new(Kind::State, why));
-        }
-        (self.turn, self.held) = (turn, true);
-        Ok(std::mem::replace(&mut self.epoch, run.epoch) < run.epoch)
-    }
+/// Does this once [`LOST`] is over.
+fn later(pipe: Arc<Pipe>, act: impl FnOnce(&mut State) + Send + 'static) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    runtime.spawn(async move {
+        tokio::time::sleep(LOST).await;
+        act(&mut pipe.lock());
+        pipe.changed.notify_waiters();
+    });
 }
 
 // === impl CarriedWriting ===
@@ -314,7 +404,7 @@ impl<T> End<T> {
 impl CarriedWriting {
     /// Puts the next chunk into the pipe, in one piece, as soon as there is room.
     pub(in crate::pipes) async fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
-        let Hold { pipe, key, .. } = &self.0;
+        let Holder { pipe, key, .. } = &self.0;
         let limit = pipe.limit();
         let written = pipe.until(|state| match self.0.check(state) {
             Err(failure) => Some(Err(failure)),
@@ -329,7 +419,19 @@ impl CarriedWriting {
 
     /// It writes nothing more.
     pub(in crate::pipes) fn close(self) {
-        self.0.close();
+        self.0.end(State::close_writer);
+    }
+
+    /// The next run goes on.
+    pub(in crate::pipes) fn leave(self) {
+        let Holder { pipe, key, turn, .. } = &self.0;
+        let (key, turn) = (*key, *turn);
+        self.0.end(State::free_writer);
+        later(pipe.clone(), move |state| {
+            if state.carried.hold_of(&key, true, turn).is_some() {
+                state.close_writer(key);
+            }
+        });
     }
 }
 
@@ -337,14 +439,16 @@ impl CarriedWriting {
 
 impl CarriedReading {
     /// As [`super::Reading::next`]; the same again until [`Self::had`].
-    pub(in crate::pipes) async fn next(&self) -> Result<Option<(u64, Vec<u8>)>, Failure> {
-        let Hold { pipe, key, .. } = &self.0;
+    pub(in crate::pipes) async fn next(&self) -> Result<Option<Given>, Failure> {
+        let Holder { pipe, key, .. } = &self.0;
         let next = pipe.until(|state| {
             if let Err(failure) = self.0.check(state) {
                 return Some(Err(failure));
             }
             let Reader { since, had, lent, ended } = &state.carried.readers.get(key)?.role;
-            if *ended || lent.is_some() {
+            // Unless somebody has written since.
+            let ended = *ended && state.writers == 0 && state.held() == 0;
+            if ended || lent.is_some() {
                 return Some(Ok(lent.clone()));
             }
             let written = *had || state.opened > *since;
@@ -362,9 +466,9 @@ impl CarriedReading {
 
     /// It has what it got last.
     pub(in crate::pipes) fn had(&self) -> Result<(), Failure> {
-        let Hold { pipe, key, .. } = &self.0;
+        let Holder { pipe, key, .. } = &self.0;
         let mut state = pipe.lock();
-        self.0.check(&state)?;
+        self.0.check(&mut state)?;
         let lent = state.carried.readers.get_mut(key).and_then(|end| end.role.lent.take());
         let Some((at, bytes)) = lent else { return Ok(()) };
         state.lent -= 1;
@@ -376,55 +480,58 @@ impl CarriedReading {
 
     /// It reads no more.
     pub(in crate::pipes) fn close(self) {
-        self.0.close();
+        self.0.end(|state, key| state.close_reader(key, false));
+    }
+
+    /// It reads no more for now, or the next run goes on.
+    pub(in crate::pipes) fn leave(self) {
+        self.0.end(|state, key| state.close_reader(key, true));
     }
 }
 
-// === impl Hold ===
+// === impl Holder ===
 
-impl Hold {
+impl Holder {
     /// Nothing if nobody came after it.
-    fn check(&self, state: &State) -> Result<(), Failure> {
-        if state.carried.has(&self.key, self.writes, self.turn) {
-            return Ok(());
+    fn check(&self, state: &mut State) -> Result<(), Failure> {
+        match state.carried.hold_of(&self.key, self.writes, self.turn) {
+            Some(_) => Ok(()),
+            None => {
+                let why = format!("another agent carries for {} now", self.key.task);
+                Err(Failure::new(Kind::State, why))
+            }
         }
-        let why = format!("another agent carries for {} now", self.key.task);
-        Err(Failure::new(Kind::State, why))
     }
 
-    fn close(&self) {
+    fn end(&self, act: impl FnOnce(&mut State, Key)) {
         let mut state = self.pipe.lock();
-        if state.carried.has(&self.key, self.writes, self.turn) {
-            state.close(self.key, self.writes);
+        if self.check(&mut state).is_ok() {
+            act(&mut state, self.key);
         }
         drop(state);
         self.pipe.changed.notify_waiters();
     }
 }
 
-impl Drop for Hold {
-    /// Lost, unless it was closed: it may come again.
+impl Drop for Holder {
+    /// Lost, unless it has closed or left: it may come again.
     fn drop(&mut self) {
-        let Self { pipe, key, turn, writes } = self;
-        let has = {
-            let mut state = pipe.lock();
-            let has = state.carried.has(key, *writes, *turn);
-            if has {
-                state.carried.lose(key, *writes);
+        let (key, turn, writes) = (self.key, self.turn, self.writes);
+        {
+            let mut state = self.pipe.lock();
+            match state.carried.hold_of(&key, writes, turn) {
+                Some(hold) if *hold == Hold::Held => *hold = Hold::Lost,
+                _ => return,
             }
-            has
-        };
-        pipe.changed.notify_waiters();
-        let Some(runtime) = tokio::runtime::Handle::try_current().ok().filter(|_| has) else { return };
-        let (pipe, key, turn, writes) = (pipe.clone(), *key, *turn, *writes);
-        runtime.spawn(async move {
-            tokio::time::sleep(LOST).await;
-            let mut state = pipe.lock();
-            if state.carried.has(&key, writes, turn) {
-                state.close(key, writes);
+        }
+        later(self.pipe.clone(), move |state| {
+            if state.carried.hold_of(&key, writes, turn).is_none() {
+                return;
             }
-            drop(state);
-            pipe.changed.notify_waiters();
+            match writes {
+                true => state.close_writer(key),
+                false => state.close_reader(key, false),
+            }
         });
     }
 }
@@ -500,7 +607,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!second.is_finished(), "the first is there");
         first.write(b"a").await.unwrap();
-        drop(first);
+        first.leave();
         let second = second.await.unwrap();
         second.write(b"b").await.unwrap();
         assert!(pipe.write_for(end(0, 1), 2).await.is_err(), "it is replaced");
@@ -512,25 +619,109 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn later_runs_write_in_their_order_and_wait_for_one_that_may_come_again() {
+        let pipe = memory();
+        let (first, _) = pipe.write_for(end(0, 1), 1).await.unwrap();
+        let coming = |epoch| {
+            let pipe = pipe.clone();
+            tokio::spawn(async move { pipe.write_for(end(0, epoch), 1).await.unwrap().0 })
+        };
+        let second = coming(2);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let third = coming(3);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(first);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!second.is_finished() && !third.is_finished(), "it may come again");
+        let (again, _) = pipe.write_for(end(0, 1), 1).await.unwrap();
+        again.write(b"1").await.unwrap();
+        // It is closed by who does not know that it goes on.
+        again.close();
+        let second = second.await.unwrap();
+        assert!(!third.is_finished());
+        second.write(b"2").await.unwrap();
+        drop(second);
+        // The second is lost for good.
+        let third = third.await.unwrap();
+        third.write(b"3").await.unwrap();
+        assert_eq!(pipe.counts(), (3, 0, 1));
+        third.close();
+        assert_eq!(all(&pipe).await, b"123");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_come_again_is_no_writer_and_its_part_is_the_next_readers() {
+        let pipe = memory();
+        let (writing, _) = pipe.write_for(end(0, 1), 1).await.unwrap();
+        let reading = pipe.read_for(end(1, 1), None, false).unwrap();
+        writing.write(b"a").await.unwrap();
+        let (at, _) = reading.next().await.unwrap().unwrap();
+        drop((writing, reading));
+        assert_eq!(pipe.counts(), (1, 1, 1));
+        let mut other = Reading::begin(&pipe);
+        tokio::time::sleep(LOST * 2).await;
+        assert_eq!(pipe.counts(), (1, 1, 0));
+        // It comes after all, and has it already.
+        let reading = pipe.read_for(end(1, 1), Some(Part { at, len: 1 }), true).unwrap();
+        assert!(other.next().await.unwrap().is_none());
+        reading.close();
+        assert_eq!(pipe.counts(), (0, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_left_goes_on_as_a_later_run_and_comes_to_the_same_end() {
+        let pipe = memory();
+        let writing = Writing::begin(&pipe);
+        let reading = pipe.read_for(end(0, 1), None, false).unwrap();
+        writing.write(b"a").await.unwrap();
+        reading.next().await.unwrap().unwrap();
+        reading.had().unwrap();
+        reading.leave();
+        drop(writing);
+        let reading = pipe.read_for(end(0, 2), None, false).unwrap();
+        assert!(reading.next().await.unwrap().is_none());
+        reading.leave();
+        assert!(pipe.read_for(end(0, 1), None, true).is_err(), "it is replaced");
+        let reading = pipe.read_for(end(0, 3), None, false).unwrap();
+        assert!(reading.next().await.unwrap().is_none(), "the end is told again");
+        assert_eq!(pipe.counts().1, 1);
+    }
+
+    #[tokio::test]
+    async fn one_owner_has_so_many_ends_and_others_as_many() {
+        let pipe = memory();
+        let held: Vec<CarriedReading> =
+            (0..MOST as u32).map(|index| pipe.read_for(end(index, 1), None, false).unwrap()).collect();
+        assert!(pipe.read_for(end(MOST as u32, 1), None, false).is_err());
+        let (key, run) = end(0, 1);
+        let other = Key { owner: (NodeId(2), 7), ..key };
+        assert!(pipe.read_for((other, run), None, false).is_ok());
+        for next in [0, u64::MAX] {
+            assert!(pipe.write_for(end(0, 1), next).await.is_err());
+        }
+        held.into_iter().for_each(CarriedReading::close);
+    }
+
+    #[tokio::test]
     async fn what_a_lost_reader_got_is_kept_for_it_and_not_given_again_if_it_has_it() {
         let pipe = memory();
         let writing = Writing::begin(&pipe);
-        let reading = pipe.read_for(end(0, 1), None).unwrap();
+        let reading = pipe.read_for(end(0, 1), None, false).unwrap();
         writing.write(b"abc").await.unwrap();
         let (at, bytes) = reading.next().await.unwrap().unwrap();
         drop(reading);
         assert!(all(&pipe).await.is_empty(), "others do not get it");
-        let reading = pipe.read_for(end(0, 1), None).unwrap();
+        let reading = pipe.read_for(end(0, 1), None, false).unwrap();
         assert_eq!(reading.next().await.unwrap().unwrap(), (at, bytes.clone()));
         drop(reading);
-        let reading = pipe.read_for(end(0, 1), Some(Part { at, len: 3 })).unwrap();
+        let reading = pipe.read_for(end(0, 1), Some(Part { at, len: 3 }), true).unwrap();
         assert!(waits(reading.next()).await);
         writing.write(b"de").await.unwrap();
         assert_eq!(reading.next().await.unwrap().unwrap(), (3, b"de".to_vec()));
         reading.close();
         assert_eq!(all(&pipe).await, b"de", "it reads no more");
         drop(writing);
-        let reading = pipe.read_for(end(0, 1), None).unwrap();
+        let reading = pipe.read_for(end(0, 1), None, false).unwrap();
         assert!(waits(reading.next()).await, "one that comes later waits for the next writer");
     }
 
@@ -544,12 +735,12 @@ mod tests {
         other.write(b"two").await.unwrap();
         other.close();
         writing.write(b"three").await.unwrap();
-        let reading = pipe.read_for(end(2, 1), None).unwrap();
+        let reading = pipe.read_for(end(2, 1), None, false).unwrap();
         assert_eq!(reading.next().await.unwrap().unwrap(), (0, b"onetwothree".to_vec()));
         // As if the agent were killed: what was there before sees nothing of this one.
         let again = spilled(folder.path());
         assert_eq!(again.counts(), (11, 0, 1), "who has not closed is waited for");
-        let read = again.read_for(end(2, 1), Some(Part { at: 0, len: 3 })).unwrap();
+        let read = again.read_for(end(2, 1), Some(Part { at: 0, len: 3 }), true).unwrap();
         assert_eq!(read.next().await.unwrap().unwrap(), (3, b"twothree".to_vec()));
         let (writing, taken) = again.write_for(end(0, 1), 2).await.unwrap();
         assert_eq!(taken, 2);
