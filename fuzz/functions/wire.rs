@@ -5,6 +5,7 @@ use std::fmt::Debug;
 
 use libgrid::comm::{self, FromAgent, ToAgent};
 use libgrid::control::{Chunk, Input, Request, Response};
+use libgrid::pipe::{FromReader, FromWriter};
 use libgrid::spec::JobSpec;
 use libgrid::wire::{self, Hello, MAX_FRAME};
 use serde::Serialize;
@@ -47,11 +48,15 @@ fn valid() -> Vec<Vec<u8>> {
     let responses = samples::responses().into_iter().map(|(_, value)| wire::encode(&value));
     let inputs = samples::inputs().into_iter().map(|(_, value)| wire::encode(&value));
     let chunks = samples::chunks().into_iter().map(|(_, value)| wire::encode(&value));
+    let readers = samples::readers().into_iter().map(|(_, value)| wire::encode(&value));
+    let writers = samples::writers().into_iter().map(|(_, value)| wire::encode(&value));
     let datagrams = samples::datagrams().into_iter().map(|(_, bytes)| Ok(bytes));
     requests
         .chain(responses)
         .chain(inputs)
         .chain(chunks)
+        .chain(readers)
+        .chain(writers)
         .chain(datagrams)
         .map(|bytes| bytes.expect("samples are small"))
         .collect()
@@ -69,6 +74,8 @@ fn messages(bytes: &[u8]) {
     message::<Request>(bytes);
     message::<Response>(bytes);
     message::<Chunk>(bytes);
+    message::<FromReader>(bytes);
+    message::<FromWriter>(bytes);
     message::<Input>(bytes);
     message::<JobSpec>(bytes);
     message::<ToAgent>(bytes);
