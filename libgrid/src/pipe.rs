@@ -524,8 +524,20 @@ impl Writer {
 
     /// Sends a chunk, and waits until no more than so many are not answered.
     fn chunk(&mut self, bytes: &[u8], most: usize) -> Result<(), GridError> {
-        wire::write(&mut self.stream, &Chunk(bytes.to_vec()))?;
+        if let Err(broken) = wire::write(&mut self.stream, &Chunk(bytes.to_vec())) {
+            // Why one before it was not taken may have been said.
+            return Err(self
+                .answers(0)
+                .err()
+                .filter(|why| matches!(why, GridError::Refused(_)))
+                .unwrap_or(broken.into()));
+        }
         self.pending += 1;
+        self.answers(most)
+    }
+
+    /// Takes answers, until no more than so many are missing.
+    fn answers(&mut self, most: usize) -> Result<(), GridError> {
         while self.pending > most {
             match answer(&mut self.stream)? {
                 Reply::Done => self.pending -= 1,

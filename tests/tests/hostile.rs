@@ -324,6 +324,13 @@ fn a_full_disk_is_told_in_one_sentence_and_outlived() {
             "No space left on device",
         ]);
         works("after a spool that was full");
+        // A pipe that holds more than there is room for, but for the records of jobs.
+        grid.gridctl(2, ["pipe", "create", "large", "--spill", "1G"]).ok();
+        let large = fs::read(folder.join("large")).unwrap();
+        grid.gridctl_with(2, &large, ["pipe", "write", "large"])
+            .says(&["No space left on device", "make room in the state folder"]);
+        grid.gridctl(2, ["pipe", "rm", "large"]).ok();
+        works("after a pipe that was full");
         // No room to speak of: new jobs are refused at once, those that run go on.
         let witness = grid.witness("witness");
         let running = grid.submit(

@@ -1,6 +1,7 @@
 //! What this machine has and how busy it is, from `/proc`.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
@@ -35,6 +36,20 @@ pub(crate) fn tier(module: bool, ebpf: bool) -> Tier {
         (true, _) => Tier::Kernel,
         (false, true) => Tier::Ebpf,
         (false, false) => Tier::Stack,
+    }
+}
+
+/// Room that is kept free for the records of jobs, in bytes.
+pub(crate) const KEEP_FREE: u64 = 16 << 20;
+
+/// Nothing if so many bytes more leave room for the records of jobs below `folder`.
+///
+/// # Errors
+/// ENOSPC.
+pub(crate) fn leaves_room(folder: &Path, bytes: usize) -> io::Result<()> {
+    match room(folder) {
+        Some(room) if room < KEEP_FREE + bytes as u64 => Err(nix::errno::Errno::ENOSPC.into()),
+        _ => Ok(()),
     }
 }
 

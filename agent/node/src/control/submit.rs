@@ -18,9 +18,6 @@ use crate::caller::Caller;
 use crate::grid::Grid;
 use crate::machine;
 
-/// Room that is kept free for the job records, in bytes.
-const KEEP_FREE: u64 = 16 << 20;
-
 pub(super) async fn submit<S: Stream>(
     grid: Result<Arc<Grid>, Failure>,
     caller: &Caller,
@@ -85,7 +82,7 @@ fn check(grid: &Grid, submission: &Submission) -> Result<libgrid::spec::JobSpec,
     }
     let state = &grid.config.state_dir;
     match machine::room(state) {
-        Some(room) if room < KEEP_FREE => {
+        Some(room) if room < machine::KEEP_FREE => {
             let why = format!("only {} are free below {}: make room there", Bytes(room), state.display());
             Err(Failure::new(Kind::State, why))
         }
@@ -120,7 +117,11 @@ impl Upload {
             if bytes.is_empty() {
                 break;
             }
-            if let Err(error) = file.write_all(&bytes).await {
+            let written = match machine::leaves_room(&grid.config.spool_dir(), bytes.len()) {
+                Ok(()) => file.write_all(&bytes).await,
+                full => full,
+            };
+            if let Err(error) = written {
                 drain(client).await?;
                 return Err(failed(error).into());
             }

@@ -16,6 +16,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
 use super::pipe::Key;
+use crate::machine;
 
 /// How much is read before the file system gets it back.
 const HOLE: u64 = 1 << 20;
@@ -38,6 +39,7 @@ pub(super) struct Note {
 }
 
 pub(super) struct Spill {
+    folder: PathBuf,
     file: File,
     mark: File,
     notes: File,
@@ -80,7 +82,8 @@ impl Spill {
             Err(error) => return Err(error),
         };
         let (lent, passed) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { file, mark, notes, released, freed: released, head: released, tail, lent, passed })
+        let folder = folder.to_owned();
+        Ok(Self { folder, file, mark, notes, released, freed: released, head: released, tail, lent, passed })
     }
 
     /// The writers that had not closed, with the places of their notes, and the numbers of the last chunks that are here.
@@ -112,6 +115,7 @@ impl Spill {
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        machine::leaves_room(&self.folder, bytes.len())?;
         if let Err(error) = self.file.write_all_at(bytes, self.tail) {
             // Whoever opens it next must not take what this left for whole.
             self.file.set_len(self.tail)?;
