@@ -14,17 +14,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use libgrid::GridError;
 use libgrid::blocking::{Grid, Keyboard};
 use libgrid::control::{Input, Request, Stdin, Streams};
 use libgrid::ids::{JobId, Selector};
 use libgrid::spec::JobSpec;
 use libgrid::status::{JobStatus, Outcome, TaskState};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::args::Options;
 use crate::terminal::{self, Mode};
 use crate::{Done, inputs, job, show};
+
+/// What ends a program that has lost its reader, and how long each may take.
+const UNHEARD: [(i32, Duration); 3] = [
+    (SIGPIPE, Duration::from_secs(2)),
+    (SIGTERM, Duration::from_secs(10)),
+    (SIGKILL, Duration::from_secs(60)),
+];
 
 /// How long somebody waits before they are told what for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -95,12 +103,43 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<JobStatus> {
     // Reads until our input ends; when the task ends first, the process does not wait for it.
     thread::spawn(move || type_all(keyboard));
     let mut printer = job::Printer::new(task, false);
-    grid.logs(task, Streams::Both, true, |stream, offset, bytes| printer.print(stream, offset, bytes))?;
+    let shown =
+        grid.logs(task, Streams::Both, true, |stream, offset, bytes| printer.print(stream, offset, bytes));
+    match shown {
+        Err(GridError::Output(error)) => {
+            end_unheard(grid, id)?;
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                bail!("{id} was ended, as its output cannot be written: {error}");
+            }
+        }
+        shown => drop(shown?),
+    }
     ended.store(true, Ordering::Relaxed);
     handle.close();
     // Its signals end with the handle.
     let _ = attendant.join();
     Ok(grid.watch(Selector::Job(id), |_| ())?)
+}
+
+/// Ends a job whose output nobody takes any more: as a pipe would, and if the program does not mind that, by force.
+fn end_unheard(grid: &Grid, id: JobId) -> anyhow::Result<()> {
+    let (done, ended) = mpsc::channel::<()>();
+    let socket = grid.path().to_owned();
+    let ender = thread::spawn(move || {
+        for (signal, patience) in UNHEARD {
+            // An agent that is away is asked again by the next; a job that has ended refuses.
+            let _ = Grid::connect_to(&socket)
+                .and_then(|mut grid| grid.ask(&Request::Kill { job: Selector::Job(id), signal }));
+            if !matches!(ended.recv_timeout(patience), Err(RecvTimeoutError::Timeout)) {
+                return;
+            }
+        }
+    });
+    let watched = grid.watch(Selector::Job(id), |_| ());
+    drop(done);
+    let _ = ender.join();
+    watched?;
+    Ok(())
 }
 
 /// Waits until the task runs, or has ended, and tells whoever sits there what it waits for.
@@ -126,8 +165,10 @@ fn until_begun(grid: &Grid, id: JobId) {
             Err(RecvTimeoutError::Timeout) => (),
         }
         // A reason that changes all the time is told once in that time.
-        if attended && since.elapsed() >= PATIENCE && why.is_some() && told != why {
-            eprintln!("gridctl: {id} waits: {}; Ctrl-C ends it", why.as_deref().unwrap_or_default());
+        let new = why.is_some() && told != why && (attended || told.is_none());
+        if new && since.elapsed() >= PATIENCE {
+            let end = if attended { "; Ctrl-C ends it" } else { "" };
+            eprintln!("gridctl: {id} waits: {}{end}", why.as_deref().unwrap_or_default());
             told.clone_from(&why);
             since = Instant::now();
         }

@@ -191,6 +191,29 @@ print('OK')
         assert!(checked.stdout.contains(&told) && checked.status == 1, "{checked:?}");
         verdict(grid, other, "connected");
 
+        // What belongs to no process, or lies where CRIU cannot name it.
+        let objects = r#"
+import ctypes
+c = ctypes.CDLL(None, use_errno=True)
+check(c.semget(0x77, 1, 0o1600) >= 0 and c.msgget(0x78, 0o1600) >= 0 and c.shmget(0x79, 4096, 0o1600) >= 0)
+check(c.mq_open(b'/q', os.O_CREAT | os.O_RDWR, 0o600, None) >= 0)
+ready(); wait()
+print('OK')
+"#;
+        let script = format!("{}{objects}", programs::PRELUDE);
+        let spec = JobSpec::command(["/usr/bin/python3", "-c", &script]).memory(Bytes(64 << 20));
+        let other = grid.submit(1, spec);
+        until("it is ready", || grid.logs(1, other, 0).contains("ready"));
+        let checked = grid.gridctl(1, ["migrate", &other.to_string(), "--check"]);
+        for what in
+            ["V semaphores", "V message queues", "V shared memory that no", "POSIX message queue /q open"]
+        {
+            assert!(checked.status == 1 && checked.stdout.contains(what), "{what}: {checked:?}");
+        }
+        let refused = grid.gridctl(1, ["checkpoint", &other.to_string()]);
+        assert!(refused.status != 0 && refused.stderr.contains("V semaphores"), "{refused:?}");
+        verdict(grid, other, "objects");
+
         counted(&verdict(grid, job, "refused"), &file);
         grid.gridctl(1, ["migrate", &name]).says(&["no task of", "runs now"]);
     });

@@ -3,6 +3,7 @@
 //! | side | asked | module |
 //! | --- | --- | --- |
 //! | of the dump | what each process has: descriptors, mappings, namespaces, a debugger; room on the disk | [`process`], here |
+//! | of the dump | what belongs to none of them: System V objects | [`ipc`] |
 //! | of the restore | processor, kernel, the files that are mapped, by build id or size; room | [`needs`] |
 //!
 //! Each finding is a [`Blocker`]: one sentence, and what to do. A list without entries is no promise: a process may open
@@ -10,6 +11,7 @@
 //! says no, and the task runs on. All is read below a root that is given, so that a folder can stand in for `/proc`.
 
 pub mod build_id;
+pub mod ipc;
 pub mod needs;
 pub mod process;
 
@@ -61,7 +63,8 @@ pub struct Survey {
 /// # Errors
 /// Where there is no `/proc`; processes that ended are passed over.
 pub fn survey(proc: &Path, root: &Path, init: u32, pids: &[u32], own: &[&Path]) -> io::Result<Survey> {
-    let mut obstacles = Vec::new();
+    let of_all = ipc::examine(proc, init).unwrap_or_default();
+    let mut obstacles: Vec<Obstacle> = of_all.into_iter().map(Obstacle::from).collect();
     let mut memory = 0;
     for pid in pids {
         // One that ended meanwhile is in nobody's way.

@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::sys::statfs::{FsType, statfs};
+
 use super::Blocker;
 
 /// Bytes of a file without a name that a checkpoint takes.
@@ -90,6 +92,11 @@ pub fn examine(proc: &Path, init: u32, pid: u32) -> io::Result<Vec<Blocker>> {
         let target = target.to_string_lossy().into_owned();
         if let Some((what, remedy)) = of_descriptor(&target) {
             add(format!("{who} has {what} open"), remedy);
+        } else if is_message_queue(&path) {
+            add(
+                format!("{who} has the POSIX message queue {target} open"),
+                "have the program use a pipe or a socket, which can be written down",
+            );
         } else if let Some(socket) = socket_of(&target).and_then(|inode| sockets.get(&inode)) {
             match socket {
                 Socket::Listens { port, waiting: 1.. } if own_network => add(
@@ -127,6 +134,13 @@ pub fn resident(proc: &Path, pid: u32) -> io::Result<u64> {
         value.split_whitespace().next()?.parse::<u64>().ok()
     };
     Ok((field("RssAnon:").unwrap_or(0) + field("RssShmem:").unwrap_or(0)) << 10)
+}
+
+/// Whether what is open is on a file system of message queues (mq_overview(7)).
+fn is_message_queue(descriptor: &Path) -> bool {
+    /// MQUEUE_MAGIC of the kernel's `ipc/mqueue.c`.
+    const MAGIC: FsType = FsType(0x1980_0202);
+    statfs(descriptor).is_ok_and(|found| found.filesystem_type() == MAGIC)
 }
 
 fn of_mapping(line: &str) -> Option<(String, &'static str)> {

@@ -28,18 +28,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use grid_run::fifo::{END, Hand, SIZE, held, open_end};
-use libgrid::control::{Reply, Response};
+use libgrid::control::{Failure, Kind, Reply, Response};
 use libgrid::ids::Run;
 use libgrid::pipe::{
     ATOMIC, Direction, FromReader, FromWriter, Part, PipeName, PipeReply, PipeRequest, PipeUse,
 };
-use libgrid::wire::stream;
+use libgrid::wire::{WireError, stream};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use serde::Serialize;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::caller::Caller;
@@ -55,8 +56,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// For how long carriers stop, unless the task is stopped by then.
 const STOP: Duration = Duration::from_secs(30);
 
-/// For how long a pipe is looked for to take the last that a task wrote.
-const LAST: Duration = Duration::from_secs(30);
+/// For how long a pipe is looked for that is to take the last that a task wrote.
+const LAST: Duration = Duration::from_secs(3600);
+
+/// How long the home of a job, or the node of a pipe, may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The FIFOs of runs, as the runner sees them.
 pub(crate) struct Fifos {
@@ -97,7 +101,7 @@ struct State {
 }
 
 /// Something is in a carrier's hand, or may be.
-struct Busy(Arc<Control>);
+struct Busy(Option<Arc<Control>>);
 
 impl Fifos {
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Order>) {
@@ -208,18 +212,20 @@ pub(crate) async fn serve(grid: Arc<Grid>, mut orders: mpsc::UnboundedReceiver<O
 
 async fn begin(grid: Arc<Grid>, order: Order) {
     let Order { run, uid, control, fifos } = order;
+    let since = Instant::now();
     let caller = loop {
-        match Caller::of_job(&grid, run.task.job).await {
-            Ok(owner) => break Some(owner),
-            Err(failure) => debug!(%run, %failure, "whose its pipes are is not known yet"),
+        match timeout(PATIENCE, Caller::of_job(&grid, run.task.job)).await {
+            Ok(Ok(owner)) => break Some(owner),
+            Ok(Err(failure)) => debug!(%run, %failure, "whose its pipes are is not known yet"),
+            Err(_) => debug!(%run, "its home does not answer"),
         }
-        if control.is_over() {
+        if control.is_over(since) {
             break None;
         }
         tokio::time::sleep(AGAIN).await;
     };
     for Fifo { path, to: PipeUse { pipe, direction }, hand, end } in fifos {
-        let busy = Busy(control.clone());
+        let busy = Busy(Some(control.clone()));
         let (grid, caller, control) = (grid.clone(), caller.clone(), control.clone());
         tokio::spawn(async move {
             let (queries, name) = (grid.queries.clone(), pipe.name.clone());
@@ -269,18 +275,47 @@ impl Carrier {
         ours
     }
 
+    /// The pipe, with the node where it was found first: there may be others of its name.
+    async fn placed(&mut self) -> io::Result<Option<PipeName>> {
+        let found = match self.hand.node() {
+            Some(node) => node,
+            None => match super::home(&self.grid, &self.caller, &self.pipe, true).await {
+                Ok(node) => {
+                    self.hand.note_node(Some(node.0))?;
+                    node.0
+                }
+                Err(failure) => {
+                    debug!(pipe = %self.pipe, %failure, "it is not to be found yet");
+                    return Ok(None);
+                }
+            },
+        };
+        Ok(Some(PipeName { node: Some(found.to_string()), ..self.pipe.clone() }))
+    }
+
+    /// It could not be opened.
+    fn failed(&mut self, failure: &Failure) -> io::Result<()> {
+        debug!(pipe = %self.pipe, %failure, "it cannot be opened yet");
+        // It was removed, and may be made again elsewhere.
+        if failure.kind == Kind::Missing { self.hand.note_node(None) } else { Ok(()) }
+    }
+
     /// Opens the pipe for writing chunks from this number on, as soon as it can be; with the number of the last that it has.
     /// Nothing if it cannot be had and the task is over.
     async fn writer(&mut self, next: u64) -> io::Result<Option<(DuplexStream, u64)>> {
         self.hand.note_begun(true)?;
+        let since = Instant::now();
         loop {
-            let mut end = self.end(PipeRequest::WriteFor { pipe: self.pipe.clone(), run: self.run, next });
-            match answer(&mut end).await {
-                Ok(Reply::Pipe(PipeReply::Taken(taken))) => return Ok(Some((end, taken))),
-                Ok(_) => debug!(pipe = %self.pipe, "it gives another answer"),
-                Err(error) => debug!(pipe = %self.pipe, %error, "it cannot be written to yet"),
+            if let Some(pipe) = self.placed().await? {
+                let mut end = self.end(PipeRequest::WriteFor { pipe, run: self.run, next });
+                match answer(&mut end).await {
+                    Ok(Reply::Pipe(PipeReply::Taken(taken))) => return Ok(Some((end, taken))),
+                    Ok(_) => debug!(pipe = %self.pipe, "it gives another answer"),
+                    Err(failure) => self.failed(&failure)?,
+                }
             }
-            if self.control.is_over() {
+            if self.control.is_over(since) {
+                warn!(run = %self.run, pipe = %self.pipe, "what it wrote last is dropped, as its pipe cannot be had");
                 return Ok(None);
             }
             tokio::time::sleep(AGAIN).await;
@@ -291,6 +326,11 @@ impl Carrier {
         // A number that was noted for nothing is passed over.
         let mut next = self.hand.number() + u64::from(self.hand.held()? == 0);
         let mut writer = None;
+        if self.hand.held()? == 0 {
+            // Nothing holds the task up.
+            drop(busy);
+            busy = Busy::none();
+        }
         // The program may have closed it meanwhile.
         if self.hand.begun()
             && let Some((end, taken)) = self.writer(next).await?
@@ -327,8 +367,8 @@ impl Carrier {
                         }
                         return Ok(());
                     }
-                    if !left && let Some(mut writer) = writer.take() {
-                        let _ = tell(&mut writer, &FromWriter::Closes).await;
+                    if !left && let Some(writer) = writer.take() {
+                        self.close(writer, next).await?;
                         self.hand.note_begun(false)?;
                         // One that was open meanwhile finds this one before it misses the other.
                         fifo = open_end(&self.path, self.uid, OpenOptions::new().read(true)).ok();
@@ -363,16 +403,34 @@ impl Carrier {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     drop(busy);
-                    // The program has it open: readers of the pipe are to wait.
-                    if writer.is_none() && !stays {
-                        writer = self.writer(next).await?.map(|(end, _)| end);
+                    match &mut writer {
+                        // It says nothing unless it breaks: then it is to be come for again before it is given up.
+                        Some(end) => {
+                            if timeout(LOOK, crate::control::gone(end)).await.is_ok() {
+                                writer = None;
+                            }
+                        }
+                        // The program has it open: readers of the pipe are to wait.
+                        None if !stays => writer = self.writer(next).await?.map(|(end, _)| end),
+                        None => tokio::time::sleep(LOOK).await,
                     }
-                    tokio::time::sleep(LOOK).await;
                     busy = self.control.take();
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Says that nothing more is written, until that is heard.
+    async fn close(&mut self, mut writer: DuplexStream, next: u64) -> io::Result<()> {
+        while tell(&mut writer, &FromWriter::Closes).await.is_err() {
+            tokio::time::sleep(LOOK).await;
+            match self.writer(next).await? {
+                Some((again, _)) => writer = again,
+                None => break,
+            }
+        }
+        Ok(())
     }
 
     async fn carry_in(&mut self, fifo: Option<File>, busy: Busy) -> io::Result<()> {
@@ -483,20 +541,20 @@ impl Carrier {
     }
 
     /// Opens the pipe for reading, if it can be, and tells it what is in the hand.
-    async fn reader(&self) -> io::Result<Option<DuplexStream>> {
+    async fn reader(&mut self) -> io::Result<Option<DuplexStream>> {
+        let Some(pipe) = self.placed().await? else { return Ok(None) };
         let has = match self.hand.held()? {
             0 => None,
             held => Some(Part { at: self.hand.number(), len: held as u64 }),
         };
-        let (pipe, run, began) = (self.pipe.clone(), self.run, self.hand.begun());
+        let (run, began) = (self.run, self.hand.begun());
         let mut end = self.end(PipeRequest::ReadFor { pipe, run, has, began });
-        match answer(&mut end).await {
-            Ok(_) => Ok(Some(end)),
-            Err(error) => {
-                debug!(pipe = %self.pipe, %error, "it cannot be read yet");
-                Ok(None)
-            }
+        match timeout(PATIENCE, answer(&mut end)).await {
+            Ok(Ok(_)) => return Ok(Some(end)),
+            Ok(Err(failure)) => self.failed(&failure)?,
+            Err(_) => debug!(pipe = %self.pipe, "it does not answer"),
         }
+        Ok(None)
     }
 }
 
@@ -536,14 +594,17 @@ async fn say(reader: &mut Option<DuplexStream>, last: FromReader) {
     }
 }
 
-async fn answer(end: &mut DuplexStream) -> Result<Reply, String> {
-    let response = stream::read::<Response, _>(end).await.map_err(|error| error.to_string())?;
-    response.map_err(|failure| failure.message)
+async fn answer(end: &mut DuplexStream) -> Result<Reply, Failure> {
+    stream::read::<Response, _>(end).await.map_err(broken)?
+}
+
+fn broken(error: WireError) -> Failure {
+    Failure::new(Kind::Unavailable, error.to_string())
 }
 
 /// Says something, and waits for the answer.
-async fn tell(end: &mut DuplexStream, what: &impl Serialize) -> Result<Reply, String> {
-    stream::write(end, what).await.map_err(|error| error.to_string())?;
+async fn tell(end: &mut DuplexStream, what: &impl Serialize) -> Result<Reply, Failure> {
+    stream::write(end, what).await.map_err(broken)?;
     answer(end).await
 }
 
@@ -562,13 +623,13 @@ impl Control {
         }
         state.busy += 1;
         drop(state);
-        Some(Busy(self.clone()))
+        Some(Busy(Some(self.clone())))
     }
 
     /// What the program wrote is taken in any case.
     fn take(self: &Arc<Self>) -> Busy {
         self.lock().busy += 1;
-        Busy(self.clone())
+        Busy(Some(self.clone()))
     }
 
     /// Whether the task left, and whether it is not here any more.
@@ -577,9 +638,9 @@ impl Control {
         (state.left, state.ended.is_some())
     }
 
-    /// Whether it has not been here for long.
-    fn is_over(&self) -> bool {
-        self.lock().ended.is_some_and(|ended| ended.elapsed() > LAST)
+    /// Whether the task has ended, and nobody should wait any more who has since then.
+    fn is_over(&self, since: Instant) -> bool {
+        self.lock().ended.is_some() && since.elapsed() > LAST
     }
 
     /// Ends when carriers are to stop, or the task is over.
@@ -602,8 +663,16 @@ impl State {
     }
 }
 
+impl Busy {
+    const fn none() -> Self {
+        Self(None)
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.lock().busy -= 1;
+        if let Some(control) = &self.0 {
+            control.lock().busy -= 1;
+        }
     }
 }

@@ -217,7 +217,7 @@ pub(crate) async fn answer<S: Stream>(
         }
         other => return local(grid, caller, other, client).await,
     };
-    let node = home(grid, caller, &name).await?;
+    let node = home(grid, caller, &name, false).await?;
     let request = again(PipeName { node: None, ..name });
     match node == grid.me {
         true => local(grid, caller, request, client).await,
@@ -225,14 +225,16 @@ pub(crate) async fn answer<S: Stream>(
     }
 }
 
-/// The node where a pipe is.
-async fn home(grid: &Arc<Grid>, caller: &Caller, name: &PipeName) -> Result<NodeId, Failure> {
+/// The node where a pipe is; with `sure`, only if no other can have one of that name.
+async fn home(grid: &Arc<Grid>, caller: &Caller, name: &PipeName, sure: bool) -> Result<NodeId, Failure> {
     if let Some(node) = &name.node {
         return grid.members.find(node).ok_or_else(|| {
             Failure::new(Kind::Missing, format!("there is no node {node}: see gridctl nodes"))
         });
     }
-    if grid.pipes.lock().contains_key(&name.name) {
+    // Somebody is told whose it is; a FIFO's pipe may be elsewhere.
+    let here = |kept: &Kept| !sure || may(grid.me, caller, &kept.record, false);
+    if grid.pipes.lock().get(&name.name).is_some_and(here) {
         return Ok(grid.me);
     }
     let Reply::Pipe(PipeReply::Pipes { pipes, silent }) = list_all(grid, caller).await else {
@@ -241,19 +243,20 @@ async fn home(grid: &Arc<Grid>, caller: &Caller, name: &PipeName) -> Result<Node
     let found: Vec<NodeId> =
         pipes.into_iter().filter(|pipe| pipe.spec.name == name.name).map(|pipe| pipe.node).collect();
     match found[..] {
-        [node] => Ok(node),
+        [node] if silent.is_empty() || !sure => Ok(node),
         [one, other, ..] => {
             let why = format!("nodes {one} and {other} have a pipe {name}: write {one}:{name}");
             Err(Failure::new(Kind::Invalid, why))
         }
-        [] if silent.is_empty() => {
+        [_] | [] if !silent.is_empty() => {
+            let silent: Vec<String> = silent.iter().map(ToString::to_string).collect();
+            let why =
+                format!("where pipe {name} is is not known, as node {} does not answer", silent.join(", "));
+            Err(Failure::new(Kind::Unavailable, why))
+        }
+        _ => {
             let why = format!("there is no pipe {name} that you may use: see gridctl pipe ls --everywhere");
             Err(Failure::new(Kind::Missing, why))
-        }
-        [] => {
-            let silent: Vec<String> = silent.iter().map(ToString::to_string).collect();
-            let why = format!("no pipe {name} was found, and node {} does not answer", silent.join(", "));
-            Err(Failure::new(Kind::Unavailable, why))
         }
     }
 }

@@ -147,6 +147,13 @@ impl Runner {
                 remedy: "choose another node, or wait until that task has ended".into(),
             });
         }
+        let holds = |run: &Run| self.runs.get(run).is_some_and(|local| local.slot.uid() == there.uid);
+        if self.draining.iter().any(holds) {
+            obstacles.push(Obstacle {
+                what: "what it wrote to a pipe when it ran on this node is still on its way".into(),
+                remedy: "choose another node, or try again when somebody has read from the pipe".into(),
+            });
+        }
         if let Some(why) = self.network.trouble().filter(|_| there.addressed) {
             let what = format!("it has an address of its own, and this node cannot give it one: {why}");
             obstacles.push(Obstacle { what, remedy: "choose another node".into() });

@@ -1,7 +1,7 @@
 //! What is on its way between a FIFO and its pipe: in a pipe of its own, which outlives the agent ([`super`]), with the
 //! number of the chunk or its place in the pipe in a file beside it. The number is written first: it belongs to what is in the
 //! hand, and to nothing if that is empty. Beside it is whether the FIFO's program has
-//! begun: the pipe knows of it then.
+//! begun: the pipe knows of it then; and which node the pipe was found on, so that no other of its name is taken for it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -24,6 +24,7 @@ pub struct Hand {
     mark: File,
     number: u64,
     begun: bool,
+    node: u64,
     /// For looking at what is in it.
     copy: (PipeReader, PipeWriter),
 }
@@ -52,8 +53,22 @@ impl Hand {
                 read => read.map(|()| u64::from_le_bytes(bytes)),
             }
         };
-        let (number, begun) = (word(0)?, word(8)? != 0);
-        Ok(Self { pipe, mark, number, begun, copy })
+        let (number, begun, node) = (word(0)?, word(8)? != 0, word(16)?);
+        Ok(Self { pipe, mark, number, begun, node, copy })
+    }
+
+    /// The number of the node where the pipe is, as far as it is known.
+    pub fn node(&self) -> Option<u32> {
+        u32::try_from(self.node).ok().filter(|node| *node > 0)
+    }
+
+    /// Notes where it is, or that it is not known any more.
+    ///
+    /// # Errors
+    /// What the system call says.
+    pub fn note_node(&mut self, node: Option<u32>) -> io::Result<()> {
+        self.node = node.unwrap_or(0).into();
+        self.mark.write_all_at(&self.node.to_le_bytes(), 16)
     }
 
     /// Whether the pipe may know of who writes or reads here.
@@ -180,11 +195,15 @@ mod tests {
         (&both).write_all(b"some of it").unwrap();
         hand.note(7).unwrap();
         hand.note_begun(true).unwrap();
+        hand.note_node(Some(3)).unwrap();
         assert_eq!(hand.take_from(&both, 4).unwrap(), 4);
         let kept = File::options().read(true).write(true).open(folder.path().join("pipes/x")).unwrap();
         drop(hand);
         let mut hand = Hand::open(folder.path(), "x").unwrap();
         assert_eq!((hand.number(), hand.begun(), hand.held().unwrap()), (7, true, 4));
+        assert_eq!(hand.node(), Some(3));
+        hand.note_node(None).unwrap();
+        assert_eq!(hand.node(), None);
         assert_eq!(hand.look().unwrap(), b"some");
         assert_eq!(hand.look().unwrap(), b"some", "it is still there");
         assert_eq!(held(&both).unwrap(), 6);

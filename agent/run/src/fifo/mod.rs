@@ -12,7 +12,7 @@ mod hand;
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -90,6 +90,16 @@ impl Ends {
             }
         }
         Ok(ends)
+    }
+
+    /// Empties the FIFOs that the program writes to: what was in them when it was written down has been taken from there, but
+    /// comes with it if it has one open to read, too.
+    pub(crate) fn empty(&self, uses: &[PipeUse]) {
+        let mut bytes = [0; 4096];
+        for one in uses.iter().filter(|one| one.direction == Direction::Write) {
+            let Some(mut end) = self.ends.get(&one.pipe.name) else { continue };
+            while matches!(end.read(&mut bytes), Ok(1..)) {}
+        }
     }
 
     /// The program is to see that nobody is there any more.

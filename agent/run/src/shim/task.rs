@@ -111,13 +111,14 @@ impl Task {
         }
     }
 
-    /// Keeps what is to be kept of its FIFOs, before it takes a step.
+    /// Keeps what is to be kept of its FIFOs, before it takes a step from where it was written down.
     ///
     /// # Errors
     /// Where that cannot be: a sentence.
     pub(super) fn keep_fifos(&mut self) -> Result<(), String> {
         let Launch { folder, uid, pipes, .. } = &*self.launch;
         self.fifos = Ends::open(folder, *uid, pipes)?;
+        self.fifos.empty(pipes);
         Ok(())
     }
 

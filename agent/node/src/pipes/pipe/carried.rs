@@ -52,6 +52,8 @@ pub(super) struct Carried {
     readers: BTreeMap<Key, End<Reader>>,
     /// What readers that have left know, for their next runs.
     left: BTreeMap<Key, (u32, Reader)>,
+    /// The epochs of writers that were given up, and the numbers of their last chunks.
+    lost: BTreeMap<Key, (u32, u64)>,
     /// The epochs that wait to write, with who came last for each.
     waiting: BTreeMap<Key, BTreeMap<u32, u64>>,
     /// How often one was come for.
@@ -172,9 +174,17 @@ impl Pipe {
             Some(end) if epoch < end.epoch => return Err(replaced(key, epoch)),
             Some(end) if epoch == end.epoch => (end.role.taken, end.role.place),
             Some(end) => (0, end.role.place),
+            None if state.carried.lost.get(&key).is_some_and(|(lost, _)| epoch < *lost) => {
+                return Err(replaced(key, epoch));
+            }
             None if crowded(&state.carried.writers, key) => return Err(self.crowded()),
-            None => (0, place(&state.carried.writers).ok_or_else(|| self.crowded())?),
+            None => {
+                let place = place(&state.carried.writers).ok_or_else(|| self.crowded())?;
+                let lost = state.carried.lost.get(&key).filter(|(lost, _)| epoch == *lost);
+                (lost.map_or(0, |(_, taken)| *taken), place)
+            }
         };
+        state.carried.lost.remove(&key);
         let taken = before.max(next - 1);
         let note = Note { key, epoch, number: taken, part: NOWHERE };
         state.note(place, Some(note)).map_err(|error| self.failed(&error))?;
@@ -309,6 +319,31 @@ impl State {
         }
     }
 
+    /// It was away for too long. Should it come after all, it is told what it had brought.
+    fn lose_writer(&mut self, key: Key) {
+        if let Some(end) = self.carried.writers.get(&key) {
+            self.carried.lost.insert(key, (end.epoch, end.role.taken));
+            if self.carried.lost.len() > MOST_LEFT {
+                self.carried.lost.pop_first();
+            }
+        }
+        self.close_writer(key);
+    }
+
+    /// This epoch does not wait any more, unless somebody came after this turn. What was kept for it goes.
+    fn waits_no_more(&mut self, key: Key, epoch: u32, turn: u64) {
+        let Some(waiting) = self.carried.waiting.get_mut(&key) else { return };
+        if waiting.get(&epoch) == Some(&turn) {
+            waiting.remove(&epoch);
+        }
+        if waiting.is_empty() {
+            self.carried.waiting.remove(&key);
+            if self.carried.writers.get(&key).is_some_and(|end| end.hold == Hold::Free) {
+                self.close_writer(key);
+            }
+        }
+    }
+
     fn free_writer(&mut self, key: Key) {
         if let Some(end) = self.carried.writers.get_mut(&key) {
             end.hold = Hold::Free;
@@ -357,17 +392,6 @@ impl Carried {
         let first = waiting.first_key_value().map(|(epoch, _)| *epoch);
         end.hold != Hold::Free || first != Some(epoch)
     }
-
-    /// This epoch does not wait any more, unless somebody came after this turn.
-    fn waits_no_more(&mut self, key: Key, epoch: u32, turn: u64) {
-        let Some(waiting) = self.waiting.get_mut(&key) else { return };
-        if waiting.get(&epoch) == Some(&turn) {
-            waiting.remove(&epoch);
-        }
-        if waiting.is_empty() {
-            self.waiting.remove(&key);
-        }
-    }
 }
 
 // === impl Waits ===
@@ -380,11 +404,11 @@ impl Drop for Waits {
         let claimed = state.carried.hold_of(&key, true, turn).is_some();
         let waits = state.carried.waiting.get(&key).is_some_and(|all| all.get(&epoch) == Some(&turn));
         if claimed {
-            state.carried.waits_no_more(key, epoch, turn);
+            state.waits_no_more(key, epoch, turn);
         }
         drop(state);
         if waits && !claimed {
-            later(pipe.clone(), move |state| state.carried.waits_no_more(key, epoch, turn));
+            later(pipe.clone(), move |state| state.waits_no_more(key, epoch, turn));
         }
     }
 }
@@ -529,8 +553,9 @@ impl Drop for Holder {
                 return;
             }
             match writes {
-                true => state.close_writer(key),
-                false => state.close_reader(key, false),
+                true => state.lose_writer(key),
+                // It may come after all.
+                false => state.close_reader(key, true),
             }
         });
     }
@@ -666,6 +691,24 @@ mod tests {
         assert!(other.next().await.unwrap().is_none());
         reading.close();
         assert_eq!(pipe.counts(), (0, 1, 0));
+        let (_, taken) = pipe.write_for(end(0, 1), 1).await.unwrap();
+        assert_eq!(taken, 1, "what it brought is not taken again");
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_for_one_that_waited_is_closed_when_it_does_not_come() {
+        let pipe = memory();
+        let (first, _) = pipe.write_for(end(0, 1), 1).await.unwrap();
+        let second = tokio::spawn({
+            let pipe = pipe.clone();
+            async move { pipe.write_for(end(0, 2), 1).await.map(drop) }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        second.abort();
+        first.close();
+        assert_eq!(pipe.counts().2, 1);
+        tokio::time::sleep(LOST * 2).await;
+        assert_eq!(pipe.counts().2, 0);
     }
 
     #[tokio::test]
