@@ -105,6 +105,12 @@ pub(crate) enum Command {
         /// Such as j2.1, j2.1/7 for one task, or 2.5031 for a process
         #[arg(value_name = "JOB")]
         of: Target,
+        /// Of an array, the tasks from this index on: up to a thousand are shown at once
+        #[arg(long, value_name = "INDEX", default_value_t = 0)]
+        from: u32,
+        /// Of an array, all tasks that failed, and no others
+        #[arg(long, conflicts_with = "from")]
+        failed: bool,
     },
     /// Print what a job wrote. Example: gridctl logs -f j2.1
     Logs {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -50,7 +51,7 @@ pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
             let text = fs::read_to_string(path).with_context(|| {
                 format!("cannot read the job file {} (a program to run follows --)", path.display())
             })?;
-            JobSpec::from_toml(&text).with_context(|| path.display().to_string())?
+            JobSpec::from_toml(&text).with_context(|| not_a_job(path))?
         }
         None if submit.options.command.is_empty() => {
             bail!("there is no program to run: write gridctl submit -- PROGRAM, or gridctl submit FILE.toml")
@@ -63,6 +64,17 @@ pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
     spec.checkpoint = submit.checkpoint.unwrap_or(spec.checkpoint);
     let job = inputs::submit(grid, spec, None)?;
     if json { show::json(&job) } else { show::text(job) }
+}
+
+/// What to say before what is wrong with a job file. Some take a program for one.
+fn not_a_job(path: &Path) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let program = fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o111 != 0);
+    let shown = path.display();
+    match program {
+        true => format!("{shown} is read as a job file (to run it, write gridctl submit -- {shown})"),
+        false => shown.to_string(),
+    }
 }
 
 #[derive(Serialize)]
@@ -85,9 +97,17 @@ pub(crate) fn ps(grid: &mut Grid, all: bool, everywhere: bool, json: bool) -> Do
     }
 }
 
-pub(crate) fn status(grid: &mut Grid, job: Selector, json: bool) -> Done {
-    let status = grid.job(job)?;
+pub(crate) fn status(grid: &mut Grid, job: Selector, (from, failed): (u32, bool), json: bool) -> Done {
+    let status = if failed { with_failed(grid, job, usize::MAX)? } else { page(grid, job, from)? };
     if json { show::json(&status) } else { show::text(show::status(&status)) }
+}
+
+/// A job with its tasks from this index on, as many as come at once.
+fn page(grid: &mut Grid, job: Selector, from: u32) -> Result<JobStatus, GridError> {
+    match grid.ask(&Request::Job { job, from })? {
+        Reply::Job(status) => Ok(*status),
+        _ => Err(GridError::Unexpected),
+    }
 }
 
 /// All tasks that are meant, in order.
@@ -95,14 +115,29 @@ pub(crate) fn tasks(grid: &mut Grid, job: Selector) -> anyhow::Result<Vec<TaskSt
     let mut tasks = Vec::new();
     let mut from = Some(0);
     while let Some(next) = from {
-        let status = match grid.ask(&Request::Job { job, from: next })? {
-            Reply::Job(status) => *status,
-            _ => return Err(GridError::Unexpected.into()),
-        };
+        let status = page(grid, job, next)?;
         tasks.extend(status.tasks);
         from = status.more;
     }
     Ok(tasks)
+}
+
+/// A job with those of its tasks alone that failed, the first so many.
+fn with_failed(grid: &mut Grid, job: Selector, most: usize) -> Result<JobStatus, GridError> {
+    let failed = |task: &TaskStatus| task.outcome.as_ref().is_some_and(|outcome| !outcome.is_success());
+    let mut found = Vec::new();
+    let mut from = 0;
+    loop {
+        let status = page(grid, job, from)?;
+        found.extend(status.tasks.into_iter().filter(failed));
+        match status.more.filter(|_| found.len() < most) {
+            Some(more) => from = more,
+            None => {
+                found.truncate(most);
+                return Ok(JobStatus { tasks: found, more: None, ..page(grid, job, from)? });
+            }
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -173,6 +208,9 @@ impl Printer {
     }
 }
 
+/// Tasks of which it is told why they failed.
+const TOLD: usize = 10;
+
 pub(crate) fn wait(grid: &Grid, jobs: &[Selector], json: bool) -> Done {
     let mut highest = 0;
     for job in jobs {
@@ -190,6 +228,10 @@ pub(crate) fn wait(grid: &Grid, jobs: &[Selector], json: bool) -> Done {
         highest = highest.max(exit);
         if json {
             show::json(&status)?;
+        } else if status.more.is_some() && status.summary.counts.failed > 0 {
+            let mut own = Grid::connect_to(grid.path())?;
+            let more = status.more;
+            tell_failures(&JobStatus { more, ..with_failed(&mut own, *job, TOLD)? });
         } else {
             tell_failures(&status);
         }
@@ -197,16 +239,18 @@ pub(crate) fn wait(grid: &Grid, jobs: &[Selector], json: bool) -> Done {
     Ok(exit_code(highest))
 }
 
-/// Says of each task that failed why, on standard error.
+/// Says of the tasks that failed why, on standard error.
 pub(crate) fn tell_failures(status: &JobStatus) {
     let failed = status.tasks.iter().filter_map(|task| Some((task, task.outcome.as_ref()?)));
-    let mut failed = failed.filter(|(_, outcome)| !outcome.is_success());
-    for (task, outcome) in failed.by_ref().take(10) {
+    let failed: Vec<_> = failed.filter(|(_, outcome)| !outcome.is_success()).collect();
+    for (task, outcome) in failed.iter().take(TOLD) {
         eprintln!("gridctl: {}/{} {}", status.summary.id, task.index, show::plain(outcome));
     }
-    let rest = failed.count();
+    // Of an array that is long not all tasks are here.
+    let all = if status.more.is_some() { status.summary.counts.failed as usize } else { failed.len() };
+    let rest = all.saturating_sub(failed.len().min(TOLD));
     if rest > 0 {
-        eprintln!("gridctl: and {rest} more: see gridctl status {}", status.summary.id);
+        eprintln!("gridctl: and {rest} more: see gridctl status --failed {}", status.summary.id);
     }
 }
 

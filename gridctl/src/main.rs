@@ -93,8 +93,10 @@ fn dispatch(args: Args) -> Done {
         Command::Top { job, everywhere, sort, interval, once } => {
             top::top(&mut connect()?, job, everywhere, (sort, interval.0, once), json)
         }
-        Command::Status { of: Target::Job(job) } => job::status(&mut connect()?, job, json),
-        Command::Status { of: Target::Process(gpid) } => process::status(&mut connect()?, gpid, json),
+        Command::Status { of: Target::Job(job), from, failed } => {
+            job::status(&mut connect()?, job, (from, failed), json)
+        }
+        Command::Status { of: Target::Process(gpid), .. } => process::status(&mut connect()?, gpid, json),
         Command::Logs { job, follow, stream } => job::logs(&mut connect()?, job, follow, stream, json),
         Command::Wait { jobs } => job::wait(&connect()?, &jobs, json),
         Command::Kill { targets, signal } => job::kill(&mut connect()?, &targets, signal.as_deref(), json),

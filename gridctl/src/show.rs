@@ -335,7 +335,7 @@ pub(crate) fn status(status: &JobStatus) -> String {
     }
     lines.push(trimmed(&table));
     if let Some(more) = more {
-        lines.push(format!("tasks from {more} on: gridctl status {}/{more}", summary.id));
+        lines.push(format!("tasks from {more} on: gridctl status --from {more} {}", summary.id));
     }
     lines.join("\n")
 }

@@ -10,13 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use grid_tests::{Grid, GridConfig, NOBODY, Shared, Terminal, until, with};
+use grid_tests::{Grid, GridConfig, NOBODY, Shared, until, with};
 use libgrid::control::Stream;
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, TaskState};
 use libgrid::units::{Bytes, Cpus};
-use nix::sys::signal::Signal;
 
 static GRID: Shared = Shared::new();
 
@@ -447,12 +446,42 @@ fn a_job_that_waits_says_why_with_the_numbers() {
         let full = grid.submit(1, JobSpec::command(["sleep", "1000"]).cpus(Cpus::cores(2)).array(1, 3));
         grid.until_running(1, full);
         why(&["--cpus", "1"], "the freest of 3 nodes has 0 cores");
+        grid.gridctl(1, ["drain", "node3"]);
+        why(&["--cpus", "1"], "the freest of 2 nodes has 0 cores");
+        why(&["--cpus", "1"], "starts when running tasks end; node 3 is drained, and takes none");
+        grid.gridctl(1, ["drain", "--undo", "node3"]).ok();
         // A job that fits goes past one that does not.
         let large = grid.submit(1, JobSpec::command(["true"]).cpus(Cpus::cores(2)).memory(Bytes(4 << 30)));
         grid.gridctl(1, ["kill", "-s", "KILL", &full.to_string()]).ok();
         let small = grid.submit(1, sh("true"));
         assert!(grid.wait(1, small).summary.succeeded());
         assert!(!grid.job(1, large).summary.is_done());
+    });
+}
+
+#[test]
+fn failures_in_a_long_array_are_found() {
+    with("failures_in_a_long_array_are_found", grid, |grid| {
+        // Tasks that are never started end at once.
+        let spec = sh("true").cpus(Cpus::cores(64)).array(0, 2_099);
+        let job = grid.submit(1, spec).to_string();
+        let last = format!("{job}/2099");
+        grid.gridctl(1, ["kill", "-s", "KILL", &last]).ok();
+        let failed = grid.gridctl(1, ["status", "--failed", "--json", &job]).json();
+        let indices: Vec<_> =
+            failed["tasks"].as_array().unwrap().iter().map(|task| task["index"].as_u64().unwrap()).collect();
+        assert_eq!(indices, [2099]);
+        let page = grid.gridctl(1, ["status", &job]);
+        assert!(
+            page.ok().contains(&format!("tasks from 1000 on: gridctl status --from 1000 {job}")),
+            "{page:?}"
+        );
+        let page = grid.gridctl(1, ["status", "--from", "2000", &job]);
+        assert!(page.ok().contains(&last) && !page.stdout.contains(&format!("{job}/1999")), "{page:?}");
+        grid.gridctl(1, ["kill", "-s", "KILL", &job]).ok();
+        let told = grid.gridctl(1, ["wait", &job]);
+        assert!(told.status == 137 && told.stderr.contains(&format!("{job}/0 killed")), "{told:?}");
+        assert!(told.stderr.contains("and 2090 more: see gridctl status --failed"), "{told:?}");
     });
 }
 

@@ -1,5 +1,4 @@
 //! Programs on the grid as if they were here: `gridctl run`.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here, with the place and the cause")]
 
 use std::path::Path;
 use std::sync::Arc;

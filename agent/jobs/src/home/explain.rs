@@ -93,12 +93,21 @@ impl Home {
                 }
             });
         }
-        let free = looked_at.iter().map(|node| node.free).max_by_key(|free| (free.cpu, free.memory));
+        let open: Vec<_> = looked_at.iter().filter(|node| !node.info.drained).collect();
+        let among = nodes(open.len());
+        let free = open.iter().map(|node| node.free).max_by_key(|free| (free.cpu, free.memory));
         let Resources { cpu, memory } = free.unwrap_or_default();
         let place =
-            if looked_at.len() == 1 { format!("{among} has") } else { format!("the freest of {among} has") };
+            if open.len() == 1 { format!("{among} has") } else { format!("the freest of {among} has") };
+        let drained: Vec<String> =
+            large.filter(|node| node.info.drained).map(|node| node.info.node.to_string()).collect();
+        let and = match drained.as_slice() {
+            [] => String::new(),
+            [node] => format!("; node {node} is drained, and takes none"),
+            nodes => format!("; nodes {} are drained, and take none", nodes.join(", ")),
+        };
         Some(format!(
-            "needs {} and {} of memory; {place} {} and {} free: starts when running tasks end",
+            "needs {} and {} of memory; {place} {} and {} free: starts when running tasks end{and}",
             cores(need.cpu),
             Bytes(need.memory),
             cores(cpu),

@@ -172,12 +172,20 @@ async fn destination(
 ) -> Result<NodeId, Answer> {
     let Some(name) = to else {
         let best = grid.core.look(move |view| view.home.best_for(task)).await?;
-        return best.ok_or_else(|| {
-            let why = format!(
+        if let Some(best) = best {
+            return Ok(best);
+        }
+        let nodes = grid.core.look(move |view| Some(view.home.record(task.job)?.spec.nodes.clone())).await?;
+        let nodes = nodes.unwrap_or_default();
+        let elsewhere = nodes.iter().any(|name| grid.members.find(name).is_some_and(|node| node != from));
+        let why = if nodes.is_empty() || elsewhere {
+            format!(
                 "no other node that may run {task} has room for it: wait until tasks end (gridctl nodes shows what is free)"
-            );
-            Failure::new(Kind::State, why).into()
-        });
+            )
+        } else {
+            format!("{task} may run on {} alone, as it was submitted with --node", nodes.join(" and "))
+        };
+        return Err(Failure::new(Kind::State, why).into());
     };
     let node = grid
         .members
