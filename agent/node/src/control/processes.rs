@@ -65,7 +65,7 @@ pub(super) async fn find(grid: &Arc<Grid>, process: Gpid) -> Result<TaskId, Fail
     };
     let others =
         grid.members.others().into_iter().map(|node| (node, peers::Request::Find(process))).collect();
-    let mut silent = Vec::new();
+    let mut silent: Vec<String> = grid.members.down().iter().map(ToString::to_string).collect();
     for (node, answer) in ask_all::<Result<TaskId, Option<Fate>>>(grid, others).await {
         match answer {
             Some(Ok(task)) => return Ok(task),
@@ -75,7 +75,13 @@ pub(super) async fn find(grid: &Arc<Grid>, process: Gpid) -> Result<TaskId, Fail
     }
     let last = fates.into_iter().min_by_key(|fate| fate.ago);
     let why = match (last, silent.is_empty()) {
-        (Some(fate), _) => fate.sentence,
+        (Some(fate), true) => fate.sentence,
+        // It may have moved there, and have been ended where it was.
+        (Some(fate), false) => format!(
+            "{}, on the nodes that could be asked; it may run on another (no answer from {}): try again",
+            fate.sentence,
+            silent.join(", ")
+        ),
         (None, true) => {
             format!(
                 "no process {process} runs in this VO: gridctl ps --processes --everywhere lists those of yours"

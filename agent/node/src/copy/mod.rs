@@ -218,13 +218,15 @@ async fn in_grid(grid: &Arc<Grid>, path: &Path, write: bool) -> Result<(NodeId, 
         })
         .max_by_key(|(below, of)| (std::cmp::Reverse(below.components().count()), of.free));
     let Some((below, of)) = best else {
-        let what = if write { "for writing " } else { "" };
-        let mut why =
-            format!("no node lends grid:{} {what}: see gridctl exports --everywhere", path.display());
-        if !silent.is_empty() {
-            why = format!("{why} ({} nodes did not answer)", silent.len());
-        }
-        return Err(Failure::new(Kind::Missing, why));
+        let what = if write { " for writing" } else { "" };
+        let why = format!("no node lends grid:{}{what}: see gridctl exports --everywhere", path.display());
+        let silent: Vec<String> =
+            silent.into_iter().chain(grid.members.down()).map(|node| node.to_string()).collect();
+        return Err(match silent.is_empty() {
+            true => Failure::new(Kind::Missing, why),
+            // One of these may lend it: whoever copies tries again.
+            false => Failure::new(Kind::Unavailable, format!("{why} (no answer from {})", silent.join(", "))),
+        });
     };
     let mut found = of.export.path.join(below);
     if ends_with_slash(path) {
