@@ -1,6 +1,7 @@
 //! Moving tasks while they run.
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -11,6 +12,8 @@ use libgrid::control::{Reply, Request};
 use libgrid::ids::{NodeId, Selector, TaskId};
 use libgrid::status::{MoveMode, MovePhase, Moved, Obstacle, TaskState};
 use serde::Serialize;
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
 use crate::{Done, job, show};
 
@@ -81,8 +84,21 @@ fn check(grid: &mut Grid, tasks: &[TaskId], to: Option<&str>, mode: MoveMode, js
     Ok(if fits { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Whoever ends this by Ctrl-C does not end the move.
+fn tell_on_interrupt() -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGINT])?;
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            eprintln!("\ngridctl: the move that has begun goes on: gridctl status tells where the task is");
+            std::process::exit(128 + SIGINT);
+        }
+    });
+    Ok(())
+}
+
 /// One after the other: each stands still for as short as it can.
 fn carry_out(grid: &Grid, tasks: &[TaskId], to: Option<&str>, mode: MoveMode, json: bool) -> Done {
+    tell_on_interrupt()?;
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(PACE);
     let mut results: Vec<Result> = Vec::new();

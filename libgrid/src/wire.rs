@@ -50,7 +50,7 @@ pub struct Hello {
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// The connection broke, or ended inside a frame.
-    #[error("the connection broke: {0}")]
+    #[error("the connection broke: {}", broken(.0))]
     Io(#[from] io::Error),
     /// The frame says it is longer than allowed.
     #[error("a message of {len} bytes is over the limit of {MAX_FRAME}")]
@@ -73,6 +73,14 @@ pub enum WireError {
         /// The other side's version.
         theirs: u16,
     },
+}
+
+/// Why, in words that say who ended it.
+fn broken(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the other side closed it".into(),
+        _ => error.to_string(),
+    }
 }
 
 impl Hello {
