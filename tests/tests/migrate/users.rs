@@ -83,7 +83,10 @@ fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
             for result in results.as_array().unwrap() {
                 let task = result["task"].as_str().unwrap();
                 match [own, bound].iter().any(|job| task == format!("{job}/0")) {
-                    true => assert!(result["stayed"].as_str().unwrap().contains("no other node"), "{result}"),
+                    true => {
+                        let stayed = result["stayed"].as_str().unwrap();
+                        assert!(stayed.contains("may run on node2 alone"), "{result}");
+                    }
                     false => {
                         assert!(
                             result["moved"]["to"] != 2 && result["moved"]["mode"] == "stop-and-copy",
@@ -95,7 +98,7 @@ fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
             let on_two = |grid: &Grid, job: &JobId| grid.places(1, *job) == [Some(NodeId(2))];
             assert!(many.iter().chain([&job]).all(|job| !on_two(grid, job)));
             assert!(on_two(grid, &own) && on_two(grid, &bound));
-            assert!(drained.stderr.contains("no other node that may run"), "{drained:?}");
+            assert!(drained.stderr.contains("as it was submitted with --node"), "{drained:?}");
 
             grid.gridctl_as(1, NOBODY, Path::new("/"), ["drain", "node2"]).says(&["only root"]);
             grid.gridctl(1, ["drain", "node9"]).says(&["there is no node node9"]);
