@@ -362,24 +362,20 @@ impl Grid {
         mut sink: impl FnMut(Stream, u64, &[u8]) -> io::Result<()>,
     ) -> Result<(), GridError> {
         let mut from = [0; 2];
-        let mut refused = None;
-        let done = self.outlast(|own| {
+        self.outlast(|own| {
             own.send(&Request::Logs { task, streams, from, follow })?;
             loop {
                 match own.receive()? {
                     Reply::Output { stream, offset, bytes } => {
-                        if let Err(error) = sink(stream, offset, &bytes) {
-                            refused = Some(error);
-                            return Ok(());
-                        }
+                        // With what still comes, the connection is of no more use.
+                        sink(stream, offset, &bytes).map_err(GridError::Output)?;
                         from[usize::from(stream == Stream::Stderr)] = offset + bytes.len() as u64;
                     }
                     Reply::Done => return Ok(()),
                     _ => return Err(GridError::Unexpected),
                 }
             }
-        });
-        refused.map_or(done, |error| Err(GridError::Output(error)))
+        })
     }
 
     /// Copies files between nodes. Whatever interrupts it, it is tried again, and goes on where it ended, for as long

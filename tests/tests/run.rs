@@ -194,10 +194,12 @@ fn a_run_whose_output_nobody_takes_is_ended() {
             );
             grid.run_as(1, 0, Path::new("/bin/bash"), &["-c", &run])
         };
-        assert_eq!(piped("yes", "| head -n 2").ok(), "y\ny\n141");
+        let heard = piped("sh -c 'while echo y; do sleep 0.01; done'", "| head -n 2");
+        assert_eq!(heard.ok(), "y\ny\n141", "{heard:?}");
         // One that minds neither a closed pipe nor a friendly word.
         let stubborn = "sh -c 'trap \"\" PIPE TERM; while :; do echo on; sleep 0.05; done' 2>&1";
-        assert_eq!(piped(stubborn, "| head -n 1").ok(), "on\n137");
+        let heard = piped(stubborn, "| head -n 1");
+        assert_eq!(heard.ok(), "on\n137", "{heard:?}");
         let full = piped("echo x", "> /dev/full");
         assert!(full.stdout.trim() == "255" && full.stderr.contains("No space left on device"), "{full:?}");
         let jobs = grid.gridctl(1, ["ps", "--json"]).json();
