@@ -28,7 +28,7 @@ use super::{Given, Pipe, Queue, State};
 use crate::pipes::spill::Note;
 
 /// For how long one that is lost may come again.
-const LOST: Duration = if cfg!(test) { Duration::from_millis(400) } else { Duration::from_secs(15) };
+const LOST: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(15) };
 
 /// Tasks of one owner that a pipe has ends of, at most in each direction.
 const MOST: usize = 1000;
