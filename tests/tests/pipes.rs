@@ -1,6 +1,7 @@
 //! Named pipes between nodes: every byte comes out once, in order, and to who may have it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here, with the place and the cause")]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use grid_tests::{Grid, NOBODY, Running, until, with};
@@ -294,6 +295,43 @@ fn programs_that_know_nothing_of_pipes_have_them_as_fifos() {
     );
 }
 
+/// A job that writes numbered lines to the pipe `numbers` of node 1, on node 2 or 3, and one that reads them there and ends at
+/// the first that is not the next.
+struct Numbers {
+    writer: JobId,
+    reader: JobId,
+    /// The writer ends when this is there.
+    go: PathBuf,
+}
+
+impl Numbers {
+    /// `pace` is what the writer does after each line.
+    fn begin(grid: &Grid, pace: &str) -> Self {
+        let go = grid.dir().join("go");
+        let writes = format!(
+            "exec 3> numbers; n=0; while [ ! -e {} ]; do echo \"line $n of many\" >&3; n=$((n+1)); {pace}; done; \
+             echo wrote $n",
+            go.display()
+        );
+        let reads = "n=0; while read -r line; do [ \"$line\" = \"line $n of many\" ] || { echo bad $n: $line; exit 1; }; \
+                     n=$((n+1)); done < numbers; echo read $n";
+        let writer = grid.submit(1, sh(&writes, &[2, 3], "node1:numbers:w"));
+        let reader = grid.submit(1, sh(reads, &[2, 3], "node1:numbers:r"));
+        [writer, reader].into_iter().for_each(|job| grid.until_running(1, job));
+        Self { writer, reader, go }
+    }
+
+    /// Each line came once.
+    fn end(&self, grid: &Grid) {
+        std::fs::write(&self.go, "").unwrap();
+        let wrote = printed(grid, self.writer);
+        let read = printed(grid, self.reader);
+        assert_eq!(wrote.replace("wrote", "read"), read);
+        let count: u32 = read.trim().strip_prefix("read ").unwrap().parse().unwrap();
+        assert!(count > 1000, "{count}");
+    }
+}
+
 #[test]
 fn fifos_lose_nothing_while_the_writer_and_the_reader_move() {
     with(
@@ -301,19 +339,8 @@ fn fifos_lose_nothing_while_the_writer_and_the_reader_move() {
         || Grid::up("fifomove", 3),
         |grid| {
             grid.gridctl(1, ["pipe", "create", "numbers"]).ok();
-            let go = grid.dir().join("go");
-            let writes = format!(
-                "exec 3> numbers; n=0; while [ ! -e {} ]; do echo \"line $n of many\" >&3; n=$((n+1)); \
-                 [ $((n % 50)) = 0 ] && sleep 0.01; done; echo wrote $n",
-                go.display()
-            );
-            let reads = "n=0; while read -r line; do [ \"$line\" = \"line $n of many\" ] || { echo bad $n: $line; exit 1; }; \
-                         n=$((n+1)); done < numbers; echo read $n";
-            let writer = grid.submit(1, sh(&writes, &[2, 3], "numbers:w"));
-            let reader = grid.submit(1, sh(reads, &[2, 3], "numbers:r"));
-            for job in [writer, reader] {
-                grid.until_running(1, job);
-            }
+            let numbers = Numbers::begin(grid, "[ $((n % 50)) = 0 ] && sleep 0.01");
+            let Numbers { writer, reader, .. } = numbers;
             for (round, mode) in ["stop-and-copy", "hybrid", "stop-and-copy"].into_iter().enumerate() {
                 for job in [writer, reader] {
                     std::thread::sleep(Duration::from_millis(700));
@@ -323,12 +350,7 @@ fn fifos_lose_nothing_while_the_writer_and_the_reader_move() {
                 }
             }
             std::thread::sleep(Duration::from_millis(700));
-            std::fs::write(&go, "").unwrap();
-            let wrote = printed(grid, writer);
-            let read = printed(grid, reader);
-            assert_eq!(wrote.replace("wrote", "read"), read);
-            let count: u32 = read.trim().strip_prefix("read ").unwrap().parse().unwrap();
-            assert!(count > 1000, "{count}");
+            numbers.end(grid);
         },
     );
 }
@@ -336,32 +358,21 @@ fn fifos_lose_nothing_while_the_writer_and_the_reader_move() {
 /// Kills agents while a small pipe is full, so that there is always something on its way: all comes once and in order all the
 /// same.
 fn through_killed_agents(grid: &Grid, rounds: &[&[u32]], also: impl Fn(usize, [JobId; 2])) {
-    let go = grid.dir().join("go");
-    let writes = format!(
-        "exec 3> numbers; n=0; while [ ! -e {} ]; do echo \"line $n of many\" >&3; n=$((n+1)); done; \
-         echo wrote $n",
-        go.display()
-    );
-    let reads = "n=0; while read -r line; do [ \"$line\" = \"line $n of many\" ] || { echo bad $n: $line; exit 1; }; \
-                 n=$((n+1)); done < numbers; echo read $n";
-    let writer = grid.submit(1, sh(&writes, &[2, 3], "node1:numbers:w"));
-    let reader = grid.submit(1, sh(reads, &[3, 2], "node1:numbers:r"));
-    for job in [writer, reader] {
-        grid.until_running(1, job);
-    }
+    let numbers = Numbers::begin(grid, ":");
+    let full = || {
+        until("the pipe is full", || {
+            let pipes = grid.gridctl(1, ["pipe", "ls", "--json"]).json();
+            pipes[0]["buffered"].as_u64().unwrap() > 40_000
+        });
+    };
     for (round, nodes) in rounds.iter().enumerate() {
-        std::thread::sleep(Duration::from_millis(700));
-        also(round, [writer, reader]);
+        full();
+        also(round, [numbers.writer, numbers.reader]);
         nodes.iter().for_each(|node| grid.kill_agent(*node));
         nodes.iter().for_each(|node| grid.until_up(*node, 3));
     }
-    std::thread::sleep(Duration::from_millis(700));
-    std::fs::write(&go, "").unwrap();
-    let wrote = printed(grid, writer);
-    let read = printed(grid, reader);
-    assert_eq!(wrote.replace("wrote", "read"), read);
-    let count: u32 = read.trim().strip_prefix("read ").unwrap().parse().unwrap();
-    assert!(count > 1000, "{count}");
+    full();
+    numbers.end(grid);
     let pipe = grid.gridctl(1, ["pipe", "ls", "--json"]).json();
     assert_eq!(pipe[0]["buffered"], 0);
 }

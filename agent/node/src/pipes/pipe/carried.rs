@@ -14,7 +14,7 @@
 //! the end, and one of an earlier never gets it back. A writer waits for that until the run before has brought what was written
 //! where it was, or is lost for good; several wait in the order of their epochs. A reader takes it at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ const LOST: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration:
 /// Tasks of one owner that a pipe has ends of, at most in each direction.
 const MOST: usize = 1000;
 
-/// Readers that have left, and may go on as later runs.
+/// Readers that have left, and writers that were given up, of which it is known how far they were.
 const MOST_LEFT: usize = 4000;
 
 /// The places for notes of writers.
@@ -257,7 +257,7 @@ fn crowded<T>(ends: &BTreeMap<Key, End<T>>, key: Key) -> bool {
 
 /// A place for a note that no other has.
 fn place(writers: &BTreeMap<Key, End<Writer>>) -> Option<usize> {
-    let taken: std::collections::BTreeSet<usize> = writers.values().map(|end| end.role.place).collect();
+    let taken: BTreeSet<usize> = writers.values().map(|end| end.role.place).collect();
     (0..PLACES).find(|place| !taken.contains(place))
 }
 
