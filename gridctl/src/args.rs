@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use libgrid::ids::Selector;
+use libgrid::ids::{JobId, Selector};
 use libgrid::pipe::PipeUse;
-use libgrid::spec::{Checkpoints, Indices, Net};
+use libgrid::spec::{After, Checkpoints, Indices, Net};
 use libgrid::status::MoveMode;
 use libgrid::sys::Door;
 use libgrid::units::{Bytes, Cpus, Span};
@@ -128,6 +128,21 @@ pub(crate) enum Command {
         /// Such as j2.1, or j2.1/7 for one task
         #[arg(required = true)]
         jobs: Vec<Selector>,
+        /// How long at most; the status is 124 then
+        #[arg(long, short, value_name = "TIME")]
+        timeout: Option<Span>,
+    },
+    /// Let nothing more of jobs start; what runs, runs on. Example: gridctl hold j2.1
+    Hold {
+        /// Such as j2.1
+        #[arg(required = true)]
+        jobs: Vec<JobId>,
+    },
+    /// Let jobs start that were held. Example: gridctl release j2.1
+    Release {
+        /// Such as j2.1
+        #[arg(required = true)]
+        jobs: Vec<JobId>,
     },
     /// End jobs or processes, or send them a signal. Example: gridctl kill -s INT j2.1
     Kill {
@@ -507,12 +522,18 @@ pub(crate) struct Options {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Submit {
-    /// A job file, instead of a program
+    /// A job file, instead of a program; - reads it from standard input
     #[arg(value_name = "FILE.toml", conflicts_with = "command")]
     pub(crate) file: Option<PathBuf>,
-    /// One task for each index, such as 0-99; {index} stands for it in the program's arguments
-    #[arg(long, short, value_name = "FIRST-LAST")]
+    /// One task for each index, such as 0-99, or 0-99%8 to run 8 at a time; {index} stands for it in the program's arguments
+    #[arg(long, short, value_name = "FIRST-LAST[%N]")]
     pub(crate) array: Option<Indices>,
+    /// Start when that job has ended: has succeeded, if nothing is said; may be repeated
+    #[arg(long, value_name = "JOB[:failed|:any]")]
+    pub(crate) after: Vec<After>,
+    /// Do not start before gridctl release
+    #[arg(long)]
+    pub(crate) hold: bool,
     /// If its node is lost, count it as failed instead of starting it elsewhere
     #[arg(long)]
     pub(crate) no_restart: bool,

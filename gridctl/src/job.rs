@@ -4,16 +4,17 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use libgrid::GridError;
 use libgrid::blocking::Grid;
 use libgrid::control::{Reply, Request, Stream, Streams};
-use libgrid::ids::{Selector, TaskId};
+use libgrid::ids::{JobId, Selector, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{JobStatus, TaskStatus, signal_number};
-use libgrid::units::Bytes;
+use libgrid::units::{Bytes, Span};
 use serde::Serialize;
 
 use crate::args::{Options, Submit, Which};
@@ -47,6 +48,10 @@ pub(crate) fn spec(mut spec: JobSpec, options: &Options) -> anyhow::Result<JobSp
 
 pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
     let base = match &submit.file {
+        Some(path) if path.as_os_str() == "-" => {
+            let text = io::read_to_string(io::stdin()).context("cannot read the job from standard input")?;
+            JobSpec::from_toml(&text).context("standard input")?
+        }
         Some(path) => {
             let text = fs::read_to_string(path).with_context(|| {
                 format!("cannot read the job file {} (a program to run follows --)", path.display())
@@ -60,6 +65,8 @@ pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
     };
     let mut spec = spec(base, &submit.options)?;
     spec.array = submit.array.or(spec.array);
+    spec.after.extend(&submit.after);
+    spec.hold |= submit.hold;
     spec.restart &= !submit.no_restart;
     spec.checkpoint = submit.checkpoint.unwrap_or(spec.checkpoint);
     let job = inputs::submit(grid, spec, None)?;
@@ -211,10 +218,17 @@ impl Printer {
 /// Tasks of which it is told why they failed.
 const TOLD: usize = 10;
 
-pub(crate) fn wait(grid: &Grid, jobs: &[Selector], json: bool) -> Done {
+/// The status of `wait` when the time is over: that of timeout(1).
+const LATE: u8 = 124;
+
+pub(crate) fn wait(grid: &Grid, jobs: &[Selector], limit: Option<Duration>, json: bool) -> Done {
     let mut highest = 0;
+    let until = limit.and_then(|limit| Instant::now().checked_add(limit));
     for job in jobs {
-        let status = watch(grid, *job)?;
+        let Some(status) = watch(grid, *job, until)? else {
+            eprintln!("gridctl: {job} is not done after {}: it goes on", Span(limit.unwrap_or_default()));
+            return Ok(ExitCode::from(LATE));
+        };
         let exit = match job {
             Selector::Job(_) => status.summary.exit_status.unwrap_or(0),
             Selector::Task(_) => status
@@ -259,11 +273,12 @@ pub(crate) fn exit_code(status: i32) -> ExitCode {
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
-fn watch(grid: &Grid, job: Selector) -> anyhow::Result<JobStatus> {
+/// The job's end; nothing if it comes later.
+fn watch(grid: &Grid, job: Selector, until: Option<Instant>) -> anyhow::Result<Option<JobStatus>> {
     let template = "{prefix}  {wide_bar}  {pos}/{len} done  {msg}  {elapsed}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(0).with_style(style).with_prefix(job.to_string());
-    let status = grid.watch(job, |status| {
+    let seen = |status: &JobStatus| {
         let counts = status.summary.counts;
         bar.set_length(counts.total().into());
         bar.set_position(counts.done().into());
@@ -271,9 +286,23 @@ fn watch(grid: &Grid, job: Selector) -> anyhow::Result<JobStatus> {
             Some(why) if counts.running + counts.placed == 0 => why.clone(),
             _ => format!("{} running", counts.running + counts.placed),
         });
-    });
+    };
+    let status = match until {
+        Some(until) => grid.watch_for(job, until - Instant::now(), seen),
+        None => grid.watch(job, seen).map(Some),
+    };
     bar.finish_and_clear();
     Ok(status?)
+}
+
+pub(crate) fn hold(grid: &mut Grid, jobs: &[JobId], undo: bool) -> Done {
+    for job in jobs {
+        match grid.ask(&Request::Hold { job: *job, undo })? {
+            Reply::Done => (),
+            _ => return Err(GridError::Unexpected.into()),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]

@@ -98,7 +98,9 @@ fn dispatch(args: Args) -> Done {
         }
         Command::Status { of: Target::Process(gpid), .. } => process::status(&mut connect()?, gpid, json),
         Command::Logs { job, follow, stream } => job::logs(&mut connect()?, job, follow, stream, json),
-        Command::Wait { jobs } => job::wait(&connect()?, &jobs, json),
+        Command::Wait { jobs, timeout } => job::wait(&connect()?, &jobs, timeout.map(|limit| limit.0), json),
+        Command::Hold { jobs } => job::hold(&mut connect()?, &jobs, false),
+        Command::Release { jobs } => job::hold(&mut connect()?, &jobs, true),
         Command::Kill { targets, signal } => job::kill(&mut connect()?, &targets, signal.as_deref(), json),
         Command::Checkpoint { job } => checkpoint::write(&mut connect()?, job, json),
         Command::Checkpoints { job } => checkpoint::list(&mut connect()?, job, json),

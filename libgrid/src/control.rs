@@ -112,6 +112,13 @@ pub enum Request {
         /// From 1 to 64.
         signal: i32,
     },
+    /// Let nothing more of a job start, or with `undo` let it start again: [`Reply::Done`].
+    Hold {
+        /// Which.
+        job: JobId,
+        /// Whether it is released.
+        undo: bool,
+    },
     /// Type into a task that was submitted with [`Submission::input`]: [`Reply::Done`] when it ends.
     Input {
         /// Which.

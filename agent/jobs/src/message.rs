@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use libgrid::control::Stdin;
 use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::node::Resources;
-use libgrid::spec::JobSpec;
+use libgrid::spec::{After, JobSpec};
 use libgrid::status::{MoveMode, MovePhase, Outcome, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,40 @@ pub struct Alive {
     pub saved: Option<u64>,
     /// Whether it stands still until it is let go, because it moves.
     pub held: bool,
+}
+
+/// What came of a job, for those that come after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// It has not ended.
+    Unfinished,
+    /// It has.
+    Ended {
+        /// All its tasks.
+        succeeded: bool,
+    },
+    /// Its home does not know it: it never was, or is forgotten.
+    Unknown,
+}
+
+impl Fate {
+    /// Why a job that came to this stops the one that was to come after it, in one sentence; nothing if it does not.
+    pub fn stops(self, after: After) -> Option<String> {
+        let (job, home) = (after.job, after.job.home);
+        match self {
+            Fate::Unfinished => None,
+            Fate::Ended { succeeded } if after.ending.is_met(succeeded) => None,
+            Fate::Ended { succeeded: true } => {
+                Some(format!("it was to run only if {job} failed, and that succeeded"))
+            }
+            Fate::Ended { succeeded: false } => {
+                Some(format!("it was to run after {job}, and that did not succeed: see gridctl status {job}"))
+            }
+            Fate::Unknown => Some(format!(
+                "it was to run after {job}, which node {home} does not know: see gridctl ps --all on that node"
+            )),
+        }
+    }
 }
 
 /// From a home node to a host.

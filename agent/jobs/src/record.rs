@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use libgrid::control::Stdin;
 use libgrid::ids::{JobId, NodeId, TaskId};
-use libgrid::spec::JobSpec;
+use libgrid::spec::{After, JobSpec};
 use libgrid::status::{Outcome, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,10 @@ pub struct JobRecord {
     pub submitted: SystemTime,
     /// The signal with which all of it was cancelled.
     pub cancelled: Option<i32>,
+    /// Whether nothing of it starts until somebody releases it.
+    pub held: bool,
+    /// The jobs that have not yet ended and have to before it starts.
+    pub unmet: Vec<After>,
 }
 
 /// A task, written down whenever it is placed and when it ends. A task without record waits.
@@ -76,7 +80,7 @@ pub struct Back {
 /// One change of the store.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A job was accepted or cancelled.
+    /// A job was accepted, cancelled, held or released, or a job ended that it was to come after.
     Job(JobId, Arc<JobRecord>),
     /// A task was placed, lost or ended.
     Task(TaskId, Box<TaskRecord>),

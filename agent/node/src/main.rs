@@ -26,6 +26,7 @@ mod copy;
 mod core;
 mod device;
 mod doctor;
+mod fates;
 mod grid;
 mod identity;
 mod machine;

@@ -30,6 +30,7 @@ use tracing::{debug, warn};
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::fates;
 use crate::peers::{Peers, Piece, Request};
 use crate::runner::inputs::said;
 use crate::runner::{Following, Query, Used};
@@ -124,6 +125,10 @@ impl Output {
                         let user = User::of_machine(origin.uid, origin.gid);
                         output.staging.abandon(run, &origin.folder, user).await;
                     });
+                }
+                Action::AskFates { home, jobs } => {
+                    let output = self.clone();
+                    tokio::spawn(async move { fates::learn(&output.core, &output.peers, home, jobs).await });
                 }
                 // The core keeps the others.
                 _ => (),

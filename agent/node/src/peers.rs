@@ -30,6 +30,7 @@
 //! | `Round` | one `Round` frame, when it is written; an archive of it |
 //! | `Depart` | one `Departure` frame, when the task stands still; an archive, if its memory came before, or most of it |
 //! | `Finished` | one `Vec<TaskId>` frame |
+//! | `Fates` | one `Vec<Fate>` frame |
 //! | `Join`, `Renew`, `Certify` | one `Result<Admission, String>` frame |
 //! | `Revocations` | nothing |
 //! | `Prepare` | one `Result<Ticket, Failure>` frame |
@@ -85,6 +86,8 @@ pub(crate) enum Request {
     Comm,
     /// Whose a job of the asked home is.
     Owner(JobId),
+    /// What came of jobs of the asked home.
+    Fates(Vec<JobId>),
     /// Whether two jobs of the asked home are one user's.
     SameUser(JobId, JobId),
     /// A process of a run is to get a signal.

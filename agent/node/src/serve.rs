@@ -19,6 +19,7 @@ use crate::comm;
 use crate::control;
 use crate::copy;
 use crate::core::{Letter, View};
+use crate::fates;
 use crate::grid::{Grid, blocking};
 use crate::peers::{Admitted, Request};
 use crate::runner::{self, Departing, Outset, finished};
@@ -113,6 +114,10 @@ async fn answer_node(
         }
         Request::Comm => comm::take(grid, duplex).await,
         Request::Owner(job) => answer_once(&mut duplex, &caller::owner(grid, job).await).await,
+        Request::Fates(jobs) => match fates::here(&grid.core, jobs).await {
+            Ok(fates) => answer_once(&mut duplex, &fates).await,
+            Err(_) => Ok(()),
+        },
         Request::SameUser(one, other) => {
             answer_once(&mut duplex, &comm::same_user(grid, one, other).await).await
         }

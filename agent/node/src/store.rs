@@ -19,7 +19,7 @@ const JOBS: TableDefinition<u64, &[u8]> = TableDefinition::new("jobs");
 const TASKS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("tasks");
 
 /// Changes whenever a record's encoding does.
-const FORMAT: u64 = 6;
+const FORMAT: u64 = 7;
 
 /// What redb keeps in memory at most, in bytes.
 const CACHE: usize = 8 << 20;
@@ -149,7 +149,8 @@ pub(crate) mod tests {
         let origin =
             Origin { owner: "u@n".into(), uid: 1, gid: 1, folder: "/".into(), inputs: None, stdin: None };
         let spec = Arc::new(JobSpec::command(["x"]).array(0, 9));
-        let record = JobRecord { spec, origin, submitted: SystemTime::UNIX_EPOCH, cancelled: None };
+        let (submitted, unmet) = (SystemTime::UNIX_EPOCH, Vec::new());
+        let record = JobRecord { spec, origin, submitted, cancelled: None, held: false, unmet };
         (id, Change::Job(id, Arc::new(record)))
     }
 

@@ -82,6 +82,9 @@ impl Home {
         job.active.remove(&index);
         if job.is_done() {
             job.ended = Some(now.wall);
+            if self.followers.contains_key(&id) {
+                self.ended.push(id);
+            }
             actions.extend(job.record.origin.inputs.map(Action::Spent));
         }
         let Some(task) = job.task_mut(index) else { return };
@@ -128,8 +131,7 @@ impl Home {
         let record = task.record();
         job.active.remove(&run.task.index);
         job.waiting.insert(run.task.index);
-        self.queue.insert(id);
-        self.stirred = true;
+        self.enqueue(id);
         actions.push(Action::Write(Change::Task(run.task, Box::new(record))));
         actions.push(Action::Changed(id));
     }

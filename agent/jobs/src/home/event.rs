@@ -9,7 +9,7 @@ use libgrid::node::NodeInfo;
 use libgrid::spec::JobSpec;
 use libgrid::status::MoveMode;
 
-use crate::message::{ToHome, ToHost};
+use crate::message::{Fate, ToHome, ToHost};
 use crate::record::{Change, Origin};
 
 /// What happens to a home.
@@ -32,6 +32,20 @@ pub enum Event {
         signal: i32,
         /// SIGKILL after that.
         grace: Option<Duration>,
+    },
+    /// A user wants nothing more of a job to start, or no longer wants that.
+    Hold {
+        /// Which.
+        job: JobId,
+        /// Whether it is held from now on.
+        held: bool,
+    },
+    /// What came of [`Action::AskFates`].
+    Fate {
+        /// Of which job.
+        job: JobId,
+        /// What its home says.
+        fate: Fate,
     },
     /// A user wants a task that is not done to go on from an earlier checkpoint.
     Restore {
@@ -142,6 +156,13 @@ pub enum Action {
         from: NodeId,
         /// Whereto.
         to: NodeId,
+    },
+    /// Ask another home what came of these jobs of it: [`Event::Fate`] follows for each, if it can be asked.
+    AskFates {
+        /// Which.
+        home: NodeId,
+        /// Its jobs.
+        jobs: Vec<JobId>,
     },
     /// Drop the checkpoints of a task that are here with a higher number: they are of another past.
     Cut {

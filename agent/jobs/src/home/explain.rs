@@ -1,6 +1,7 @@
 //! Why a job waits, in one sentence, with the numbers, and what to do.
 
 use libgrid::address::LAST_SERIAL;
+use libgrid::ids::JobId;
 use libgrid::node::Resources;
 use libgrid::units::{Bytes, Cpus};
 
@@ -18,9 +19,18 @@ fn nodes(count: usize) -> String {
 
 impl Home {
     /// Why tasks of the job wait; `None` if none does.
-    pub(super) fn explain(&self, job: &Job) -> Option<String> {
+    pub(super) fn explain(&self, id: JobId, job: &Job) -> Option<String> {
         if job.waiting.is_empty() {
             return None;
+        }
+        if let Some(blocked) = self.blocked(id, job) {
+            return Some(blocked);
+        }
+        if job.may_join() == 0 {
+            return Some(format!(
+                "{} of its tasks run, as many as its array lets run at once: starts when one of them ends",
+                job.active.len()
+            ));
         }
         if job.lacks_addresses(&self.serials) {
             return Some(format!(

@@ -16,6 +16,7 @@ mod end;
 mod event;
 mod explain;
 mod moving;
+mod order;
 mod place;
 mod report;
 mod serials;
@@ -45,8 +46,14 @@ use self::state::{Asked, Job, Node, State, Task};
 pub struct Home {
     me: NodeId,
     jobs: BTreeMap<JobId, Job>,
-    /// The jobs with tasks that wait for a node, oldest first.
+    /// The jobs with tasks that wait for a node and for nothing else, oldest first.
     queue: BTreeSet<JobId>,
+    /// Which jobs of this home wait for the end of each of these, of whichever home.
+    followers: BTreeMap<JobId, BTreeSet<JobId>>,
+    /// Jobs of this home whose followers are to be told, if they have ended.
+    ended: Vec<JobId>,
+    /// When other homes were last asked.
+    asked_fates: Duration,
     nodes: BTreeMap<NodeId, Node>,
     asked: HashMap<LeaseId, Asked>,
     moving: BTreeMap<TaskId, Moving>,
@@ -67,6 +74,9 @@ impl Home {
             me,
             jobs: BTreeMap::new(),
             queue: BTreeSet::new(),
+            followers: BTreeMap::new(),
+            ended: Vec::new(),
+            asked_fates: Duration::ZERO,
             nodes: BTreeMap::new(),
             asked: HashMap::new(),
             moving: BTreeMap::new(),
@@ -113,11 +123,8 @@ impl Home {
         if !job.is_done() {
             job.ended = None;
         }
-        if !job.waiting.is_empty() {
-            self.queue.insert(id);
-        }
-        self.stirred = true;
         self.jobs.insert(id, job);
+        self.line_up(id);
     }
 
     /// Takes an event. Call [`Home::schedule`] after one or several of them.
@@ -126,6 +133,8 @@ impl Home {
         match event {
             Event::Submit { ticket, spec, origin } => self.submit(now, ticket, spec, origin, &mut actions),
             Event::Kill { job, signal, grace } => self.kill(now, job, signal, grace, &mut actions),
+            Event::Hold { job, held } => self.hold(job, held, &mut actions),
+            Event::Fate { job, fate } => self.learn(now, job, fate, &mut actions),
             Event::Restore { task, number, node } => self.take_back(task, number, node, &mut actions),
             Event::Migrate { task, to, mode } => self.migrate(now, task, to, mode, &mut actions),
             Event::Exported { task, at, rest } => self.brought(now, task, at, rest, &mut actions),
@@ -151,6 +160,7 @@ impl Home {
             }
             Event::Tick => self.tick(now, &mut actions),
         }
+        self.tell_followers(now, &mut actions);
         actions
     }
 
@@ -164,12 +174,12 @@ impl Home {
     ) {
         let id = JobId { home: self.me, serial: self.next_serial };
         self.next_serial += 1;
-        let record = Arc::new(JobRecord { spec, origin, submitted: now.wall, cancelled: None });
+        let (held, unmet) = (spec.hold, spec.after.clone());
+        let record = Arc::new(JobRecord { spec, origin, submitted: now.wall, cancelled: None, held, unmet });
         actions.push(Action::Write(Change::Job(id, record.clone())));
         actions.push(Action::Accepted { ticket, job: id });
         self.jobs.insert(id, Job::new(record));
-        self.queue.insert(id);
-        self.stirred = true;
+        self.line_up(id);
     }
 
     fn kill(
@@ -184,9 +194,7 @@ impl Home {
         let ends = grace.is_some() || ENDING.contains(&signal);
         let Some(job) = self.jobs.get_mut(&id) else { return };
         if ends && matches!(selector, Selector::Job(_)) && !job.is_done() {
-            let record = JobRecord { cancelled: Some(signal), ..(*job.record).clone() };
-            job.record = Arc::new(record);
-            actions.push(Action::Write(Change::Job(id, job.record.clone())));
+            job.write(id, |record| record.cancelled = Some(signal), actions);
         }
         let meant: Vec<u32> =
             job.waiting.union(&job.active).copied().filter(|index| selector.covers(*index)).collect();
@@ -274,6 +282,9 @@ impl Home {
     }
 
     fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
+        // Before anything is forgotten that others wait for.
+        self.tell_followers(now, actions);
+        self.ask_fates(now, actions);
         self.give_up_asking(now, actions);
         self.give_up_moves(now, actions);
         self.believe_overlay();

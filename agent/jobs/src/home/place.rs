@@ -210,10 +210,13 @@ impl Task {
 }
 
 impl Job {
-    /// How many of the waiting tasks could run if there were room: each has an address, or gets one that is left, if it is
-    /// to have any.
+    /// How many of the waiting tasks could run if there were room: its array lets so many run at once, and each has an address,
+    /// or gets one that is left, if it is to have any.
     fn can_be_placed(&self, serials: &Serials) -> u32 {
-        let waiting = self.waiting.len();
+        if self.is_blocked() {
+            return 0;
+        }
+        let waiting = self.waiting.len().min(self.may_join());
         (match self.record.spec.net {
             Net::Host => waiting,
             Net::Grid => waiting.min(self.addressed() + serials.free()),
@@ -228,7 +231,7 @@ impl Job {
 
     /// Whether all its waiting tasks wait for addresses.
     pub(super) fn lacks_addresses(&self, serials: &Serials) -> bool {
-        !self.waiting.is_empty() && self.can_be_placed(serials) == 0
+        self.record.spec.net == Net::Grid && self.addressed() + serials.free() == 0
     }
 
     /// Which of the waiting tasks go to a node that takes so many: those whose checkpoints it has come first; those that

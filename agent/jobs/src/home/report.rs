@@ -124,13 +124,15 @@ impl Home {
             counts,
             nodes: nodes.into_iter().collect(),
             exit_status: job.is_done().then_some(exit_status),
-            why: self.explain(job),
+            why: self.explain(id, job),
         }
     }
 
     fn task_status(&self, id: TaskId, job: &Job, task: &Task) -> TaskStatus {
         let (state, why) = match &task.state {
-            State::Waiting => (TaskState::Waiting, self.explain(job).map(|why| with_checkpoint(why, task))),
+            State::Waiting => {
+                (TaskState::Waiting, self.explain(id.job, job).map(|why| with_checkpoint(why, task)))
+            }
             State::Placed { .. } => (TaskState::Placed, None),
             State::Running { .. } if self.moving.contains_key(&id) => {
                 (TaskState::Running, self.last_move(id).and_then(|last| last.told()))

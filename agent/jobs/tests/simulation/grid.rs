@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use grid_jobs::Now;
 use grid_jobs::home::{self, Home};
 use grid_jobs::host::{self, Host};
-use grid_jobs::message::{Arrival, End, ToHome, ToHost};
+use grid_jobs::message::{Arrival, End, Fate, ToHome, ToHost};
 use grid_jobs::record::{Change, JobRecord, Origin, TaskRecord};
 use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::node::{NodeInfo, Resources, Tier};
@@ -27,6 +27,7 @@ pub(crate) const TOTAL: Resources = Resources { cpu: 4000, memory: 64 << 30 };
 pub(crate) enum Wire {
     Home(ToHome),
     Host(ToHost),
+    Fates(Vec<(JobId, Fate)>),
 }
 
 /// A task in a shim.
@@ -211,6 +212,13 @@ impl Grid {
                     let at = self.now + Duration::from_millis(self.rng.random_range(10..2000));
                     self.exports.push((at, id, task, number, [from, to]));
                 }
+                home::Action::AskFates { home, jobs } => {
+                    let asked = &self.machines[&home];
+                    if let Some((theirs, _)) = asked.agent.as_ref().filter(|_| !asked.cut) {
+                        let fates = jobs.into_iter().map(|job| (job, theirs.fate(job))).collect();
+                        self.send(home, id, Wire::Fates(fates));
+                    }
+                }
                 home::Action::Accepted { .. }
                 | home::Action::Cut { .. }
                 | home::Action::Changed(_)
@@ -235,6 +243,14 @@ impl Grid {
                 host::Action::Launch { run, order, placement } => {
                     let needs = order.spec.needs();
                     assert_eq!((placement.index, placement.epoch), (run.task.index, run.epoch));
+                    for before in &order.spec.after {
+                        let mut tasks =
+                            self.machines[&before.job.home].store.jobs[&before.job].spec.indices();
+                        assert!(
+                            tasks.all(|index| self.is_done(before.job.task(index))),
+                            "{run} before {before}"
+                        );
+                    }
                     if let Some(serial) = placement.serial {
                         let tasks = &self.machines[&run.task.job.home].store.tasks;
                         let mut same = tasks.iter().filter(|(_, task)| task.serial == Some(serial));
@@ -328,6 +344,9 @@ impl Grid {
         match wire {
             Wire::Home(message) => self.home(to, home::Event::Message { from, message }),
             Wire::Host(message) => self.host(to, host::Event::Message { from, message }),
+            Wire::Fates(fates) => {
+                fates.into_iter().for_each(|(job, fate)| self.home(to, home::Event::Fate { job, fate }));
+            }
         }
     }
 
@@ -410,6 +429,8 @@ impl Grid {
 
     pub(crate) fn run_tasks(&mut self, ids: &[NodeId]) {
         let mut live: BTreeMap<TaskId, (NodeId, Run)> = BTreeMap::new();
+        let stores: BTreeMap<JobId, Arc<JobRecord>> =
+            self.machines.values().flat_map(|machine| machine.store.jobs.clone()).collect();
         for id in ids {
             let now = self.now;
             let machine = self.machines.get_mut(id).unwrap();
@@ -423,6 +444,12 @@ impl Grid {
                 }
                 if let Some(other) = live.insert(run.task, (*id, *run)) {
                     panic!("at {now:?} {run} runs on node {id} and {} on node {}", other.1, other.0);
+                }
+                let record = &stores[&run.task.job];
+                if let Some(at_once) = record.spec.array.and_then(|array| array.at_once()) {
+                    let range = run.task.job.task(0)..=run.task.job.task(u32::MAX);
+                    let alive = live.range(range).count() as u32;
+                    assert!(alive <= at_once, "{alive} tasks of {} run", run.task.job);
                 }
                 process.left = process.left.saturating_sub(STEP);
                 if process.left.is_zero() {
@@ -484,7 +511,10 @@ impl Grid {
     }
 
     pub(crate) fn submit(&mut self, home: NodeId, tasks: u32) -> JobId {
-        let spec = JobSpec::command(["x"]).cpus(Cpus::cores(1)).array(0, tasks - 1).net(Net::Grid);
+        self.submit_spec(home, array(tasks))
+    }
+
+    pub(crate) fn submit_spec(&mut self, home: NodeId, spec: JobSpec) -> JobId {
         let origin = Origin {
             owner: "user@node".into(),
             uid: 1000,
@@ -520,6 +550,10 @@ impl Grid {
         };
         self.machines.keys().filter_map(status).collect::<Vec<_>>().join("\n")
     }
+}
+
+pub(crate) fn array(tasks: u32) -> JobSpec {
+    JobSpec::command(["x"]).cpus(Cpus::cores(1)).array(0, tasks - 1).net(Net::Grid)
 }
 
 pub(crate) fn info(node: NodeId) -> NodeInfo {

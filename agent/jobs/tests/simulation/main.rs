@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use grid_jobs::home;
-use libgrid::ids::{NodeId, Run, Selector, TaskId};
-use libgrid::spec::JobSpec;
+use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
+use libgrid::spec::{After, Ending, JobSpec};
 use libgrid::status::Outcome;
 use rand::Rng;
 
@@ -284,7 +284,7 @@ fn a_user_takes_a_task_back_to_an_earlier_checkpoint() {
 /// Everything at once, over many seeds. A failing seed is to be kept as a test of its own with its cause.
 #[test]
 fn no_task_runs_twice_at_once_whatever_happens() {
-    let mut moved = 0;
+    let (mut moved, mut followed) = (0, 0);
     for seed in 0..150 {
         let mut grid = Grid::new(seed, 5, 0.02);
         grid.task_time = Duration::from_secs(3 + seed % 3 * 4);
@@ -315,8 +315,21 @@ fn no_task_runs_twice_at_once_whatever_happens() {
                     some.into_iter().for_each(|task| grid.migrate(task, to));
                 }
                 16..=20 if grid.machines[&id].agent.is_some() => {
-                    let tasks = grid.rng.random_range(1..12);
-                    grid.submit(id, tasks);
+                    let mut spec = array(grid.rng.random_range(1..12));
+                    let all: Vec<JobId> = grid
+                        .machines
+                        .values()
+                        .flat_map(|machine| machine.store.jobs.keys().copied())
+                        .collect();
+                    if grid.rng.random_bool(0.5) && !all.is_empty() {
+                        let job = all[grid.rng.random_range(0..all.len())];
+                        spec = spec.after(After { job, ending: Ending::Ok });
+                        followed += 1;
+                    }
+                    if grid.rng.random_bool(0.3) {
+                        spec = spec.at_once(grid.rng.random_range(1..4));
+                    }
+                    grid.submit_spec(id, spec);
                 }
                 _ => (),
             }
@@ -328,4 +341,5 @@ fn no_task_runs_twice_at_once_whatever_happens() {
         moved += grid.moved;
     }
     assert!(moved > 150, "{moved} tasks stood ready elsewhere");
+    assert!(followed > 150, "{followed} jobs came after others");
 }

@@ -7,13 +7,14 @@ use std::time::Duration;
 use grid_jobs::home;
 use libgrid::control::{Failure, Kind, NodeStatus, Reply, Request, Response};
 use libgrid::copy::Place;
-use libgrid::ids::{NodeId, Run, Selector};
+use libgrid::ids::{JobId, NodeId, Run, Selector};
 use libgrid::pipe::PipeRequest;
 use libgrid::status::{JobStatus, JobSummary, TaskState, TaskStatus};
 use libgrid::wire::{WireError, stream};
 
 use super::{Answer, Stream, checkpoints, follow, moving, processes, typing};
 use crate::caller::Caller;
+use crate::core::View;
 use crate::grid::Grid;
 use crate::peers;
 use crate::relay::relay;
@@ -122,6 +123,7 @@ pub(crate) async fn relayed<S: Stream>(
 fn job_of(request: &Request) -> Option<NodeId> {
     match request {
         Request::Job { job, .. } | Request::Wait { job } | Request::Kill { job, .. } => Some(job.job().home),
+        Request::Hold { job, .. } => Some(job.home),
         Request::Processes { of: Some(of), .. } => Some(of.job().home),
         Request::Signal { task, .. }
         | Request::Logs { task, .. }
@@ -208,6 +210,11 @@ async fn local<S: Stream>(
         Request::Kill { job, signal } => {
             owned(grid, caller, job).await?;
             Reply::Signalled(kill(grid, job, signal).await?)
+        }
+        Request::Hold { job, undo } => {
+            owned(grid, caller, Selector::Job(job)).await?;
+            hold(grid, job, !undo).await?;
+            Reply::Done
         }
         Request::Processes { of: None, everywhere } => processes::all(grid, caller, everywhere).await?,
         Request::Processes { of: Some(of), .. } => {
@@ -328,6 +335,25 @@ async fn kill(grid: &Arc<Grid>, job: Selector, signal: i32) -> Result<u32, Answe
     let alive = alive.await?;
     grid.core.home(home::Event::Kill { job, signal, grace });
     Ok(u32::try_from(alive).unwrap_or(u32::MAX))
+}
+
+async fn hold(grid: &Arc<Grid>, job: JobId, held: bool) -> Result<(), Answer> {
+    let look = move |view: &mut View| {
+        let counts = view.home.status(Selector::Job(job), u32::MAX)?.summary.counts;
+        Some((counts, view.home.record(job)?.held))
+    };
+    let (counts, is_held) = grid.core.look(look).await?.ok_or_else(|| missing(Selector::Job(job)))?;
+    let why = if counts.done() == counts.total() {
+        format!("{job} is done: there is nothing to hold or to release")
+    } else if held && counts.waiting == 0 {
+        format!("{job} has no task that waits: end it with gridctl kill, or submit it with --hold")
+    } else if !held && !is_held {
+        format!("{job} is not held: gridctl status {job} tells what it waits for")
+    } else {
+        grid.core.home(home::Event::Hold { job, held });
+        return Ok(());
+    };
+    Err(Failure::new(Kind::State, why).into())
 }
 
 async fn jobs(grid: &Arc<Grid>, caller: &Caller, everywhere: bool, done: bool) -> Result<Reply, Answer> {

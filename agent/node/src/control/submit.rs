@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Answer, Stream};
 use crate::caller::Caller;
+use crate::fates;
 use crate::grid::Grid;
 use crate::machine;
 
@@ -28,6 +29,10 @@ pub(super) async fn submit<S: Stream>(
         caller.may_submit()?;
         check(&grid, &submission).map(|spec| (grid, spec))
     });
+    let accepted = match accepted {
+        Ok((grid, spec)) => fates::allow(&grid, &spec).await.map(|()| (grid, spec)),
+        Err(failure) => Err(failure),
+    };
     let (grid, spec) = match accepted {
         Ok(accepted) => accepted,
         Err(failure) => {

@@ -3,6 +3,8 @@
 //! One [`Grid`] is one connection; requests are answered in order. Waiting, following and typing take a
 //! connection of their own, which these methods open by themselves.
 
+mod keyboard;
+
 use std::env;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,13 +15,15 @@ use std::time::{Duration, Instant};
 
 use crate::GridError;
 use crate::control::{
-    Chunk, DEFAULT_SOCKET, Input, Kind, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission,
+    Chunk, DEFAULT_SOCKET, Kind, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission,
 };
 use crate::copy::{Copy, Landed, Moment};
 use crate::ids::{JobId, NodeId, Selector, TaskId};
 use crate::spec::JobSpec;
 use crate::status::{JobStatus, JobSummary, MoveMode, MovePhase, Moved};
 use crate::wire::{self, Hello, WireError};
+
+pub use self::keyboard::Keyboard;
 
 /// A connection to the agent of this machine.
 ///
@@ -36,20 +40,6 @@ pub struct Grid {
     path: PathBuf,
     /// A second connection, that waiting took and left open.
     second: Mutex<Option<Box<Grid>>>,
-}
-
-/// The typing half of an interactive task.
-///
-/// ```no_run
-/// # fn show(grid: &libgrid::blocking::Grid, task: libgrid::ids::TaskId) -> Result<(), libgrid::GridError> {
-/// let mut keyboard = grid.type_into(task)?;
-/// keyboard.send(&libgrid::control::Input::Bytes(b"ls\n".to_vec()))?;
-/// # Ok(()) }
-/// ```
-#[derive(Debug)]
-pub struct Keyboard {
-    grid: Grid,
-    task: TaskId,
 }
 
 /// How far a task is that moves.
@@ -270,10 +260,51 @@ impl Grid {
     /// grid.watch("j1.1".parse().unwrap(), |now| println!("{} done", now.summary.counts.done()))?;
     /// # Ok::<(), libgrid::GridError>(())
     /// ```
-    pub fn watch(&self, job: Selector, mut seen: impl FnMut(&JobStatus)) -> Result<JobStatus, GridError> {
+    pub fn watch(&self, job: Selector, seen: impl FnMut(&JobStatus)) -> Result<JobStatus, GridError> {
+        self.watch_until(job, None, seen)
+    }
+
+    /// As [`Grid::watch`], for so long at most: nothing if the job is not done by then. An agent that is restarted meanwhile
+    /// may take longer.
+    ///
+    /// # Errors
+    /// As [`Grid::job`].
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # let grid = libgrid::blocking::Grid::connect()?;
+    /// match grid.watch_for("j1.1".parse().unwrap(), Duration::from_secs(60), |_| ())? {
+    ///     Some(done) => println!("it ended with {:?}", done.summary.exit_status),
+    ///     None => println!("it goes on"),
+    /// }
+    /// # Ok::<(), libgrid::GridError>(())
+    /// ```
+    pub fn watch_for(
+        &self,
+        job: Selector,
+        limit: Duration,
+        seen: impl FnMut(&JobStatus),
+    ) -> Result<Option<JobStatus>, GridError> {
+        match self.watch_until(job, Instant::now().checked_add(limit), seen) {
+            Err(GridError::Wire(WireError::Io(error))) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    fn watch_until(
+        &self,
+        job: Selector,
+        until: Option<Instant>,
+        mut seen: impl FnMut(&JobStatus),
+    ) -> Result<JobStatus, GridError> {
+        // Zero would mean none.
+        let left = || until.map(|until| (until - Instant::now()).max(Duration::from_millis(1)));
         self.outlast(|own| {
             own.send(&Request::Wait { job })?;
             loop {
+                own.stream.set_read_timeout(left())?;
                 match own.receive()? {
                     Reply::Job(status) => {
                         seen(&status);
@@ -282,6 +313,7 @@ impl Grid {
                             Selector::Task(_) => status.tasks.iter().all(|task| task.outcome.is_some()),
                         };
                         if done {
+                            own.stream.set_read_timeout(None)?;
                             return Ok(*status);
                         }
                     }
@@ -518,67 +550,6 @@ impl Grid {
     /// ```
     pub fn path(&self) -> &Path {
         &self.path
-    }
-}
-
-impl Keyboard {
-    /// Sends what was typed. Outlasts a restart of the agent; what was on its way then may be lost.
-    ///
-    /// # Errors
-    /// [`GridError::Refused`] where the task takes no more, [`GridError::Wire`] where the connection ended.
-    ///
-    /// ```no_run
-    /// # use libgrid::{blocking::Keyboard, control::Input};
-    /// # fn end(mut keyboard: Keyboard) -> Result<(), libgrid::GridError> {
-    /// keyboard.send(&Input::End)
-    /// # }
-    /// ```
-    pub fn send(&mut self, input: &Input) -> Result<(), GridError> {
-        match wire::write(&mut self.grid.stream, input) {
-            Err(WireError::Io(error)) if is_broken(&error) => {
-                self.reopen()?;
-                Ok(wire::write(&mut self.grid.stream, input)?)
-            }
-            done => Ok(done?),
-        }
-    }
-
-    /// A second keyboard for the same task, so that one thread can type while another resizes.
-    ///
-    /// # Errors
-    /// As [`Grid::type_into`].
-    ///
-    /// ```no_run
-    /// # fn two(keyboard: libgrid::blocking::Keyboard) -> Result<(), libgrid::GridError> {
-    /// let other = keyboard.another()?;
-    /// # Ok(()) }
-    /// ```
-    pub fn another(&self) -> Result<Self, GridError> {
-        self.grid.type_into(self.task)
-    }
-
-    /// Waits until the agent says that the task takes no more input.
-    ///
-    /// # Errors
-    /// [`GridError::Refused`] with the agent's reason.
-    ///
-    /// ```no_run
-    /// # fn wait(mut keyboard: libgrid::blocking::Keyboard) -> Result<(), libgrid::GridError> {
-    /// keyboard.closed()
-    /// # }
-    /// ```
-    pub fn closed(&mut self) -> Result<(), GridError> {
-        loop {
-            match self.grid.receive() {
-                Err(GridError::Wire(WireError::Io(error))) if is_broken(&error) => self.reopen()?,
-                done => return done.map(drop),
-            }
-        }
-    }
-
-    fn reopen(&mut self) -> Result<(), GridError> {
-        self.grid = self.grid.again()?;
-        self.grid.send(&Request::Input { task: self.task })
     }
 }
 

@@ -14,19 +14,27 @@
 //! stage_out = ["out/*.png"]
 //! checkpoint = "adaptive"
 //! net       = "grid"
+//! after     = ["j1.2", "j1.3:any"]
 //! [env]
 //! QUALITY = "high"
 //! ```
 //!
 //! `{index}` in the command, in `env` and in `stage_out` stands for the index of the task.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
+mod after;
+mod array;
+mod checkpoints;
+mod network;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
+
+pub use self::after::{After, Ending};
+pub use self::array::Indices;
+pub use self::checkpoints::Checkpoints;
+pub use self::network::Net;
 
 use crate::node::Resources;
 use crate::pipe::PipeUse;
@@ -36,6 +44,8 @@ use crate::units::{Bytes, Cpus, Span};
 const MAX_WORDS: usize = 128 << 10;
 /// The most tasks of one array.
 const MAX_TASKS: u32 = 100_000;
+/// The most entries of a list.
+const MAX_ENTRIES: usize = 1024;
 
 /// A job as its user describes it. Everything but the command has a default.
 ///
@@ -103,57 +113,12 @@ pub struct JobSpec {
     /// Whether its processes have the grid's system call ([`sys`](crate::sys)).
     #[serde(default)]
     pub system_call: bool,
-}
-
-/// The network of a task: `host` or `grid`.
-///
-/// ```
-/// use libgrid::spec::Net;
-/// assert_eq!("grid".parse::<Net>().unwrap(), Net::Grid);
-/// assert!("mesh".parse::<Net>().is_err());
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Net {
-    /// That of its node. A task with connections cannot be moved.
-    #[default]
-    Host,
-    /// Its own, with an address that it keeps on all its ways, which every node and task of the grid reaches. Connections
-    /// between such tasks, and from nodes to them, move along.
-    Grid,
-}
-
-/// When checkpoints of a task are written: `adaptive`, `every=5m` or `off`.
-///
-/// ```
-/// use libgrid::spec::Checkpoints;
-/// let every: Checkpoints = "every=5m".parse().unwrap();
-/// assert_eq!(every.to_string(), "every=5m");
-/// assert!("sometimes".parse::<Checkpoints>().is_err());
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Checkpoints {
-    /// When they are asked for.
-    #[default]
-    Off,
-    /// At intervals that follow from what they cost and from how often the node fails.
-    Adaptive,
-    /// At this interval, from a second on.
-    Every(Span),
-}
-
-/// The indices of an array, both ends included: `0-99`.
-///
-/// ```
-/// use libgrid::spec::Indices;
-/// let indices: Indices = "10-19".parse().unwrap();
-/// assert_eq!(indices.count(), 10);
-/// assert!("5-4".parse::<Indices>().is_err());
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Indices {
-    first: u32,
-    last: u32,
+    /// The jobs that have to end before it starts, of whichever node. If one of them ends in another way, it never does.
+    #[serde(default)]
+    pub after: Vec<After>,
+    /// Whether it waits until somebody releases it.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// Why a job cannot be accepted.
@@ -229,6 +194,8 @@ impl JobSpec {
             net: Net::Host,
             pipes: Vec::new(),
             system_call: false,
+            after: Vec::new(),
+            hold: false,
         }
     }
 
@@ -301,7 +268,20 @@ impl JobSpec {
     /// ```
     #[must_use]
     pub fn array(mut self, first: u32, last: u32) -> Self {
-        self.array = Some(Indices { first, last });
+        self.array = Some(Indices { first, last, at_once: None });
+        self
+    }
+
+    /// Lets no more than so many tasks of an array run at one time.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// let spec = JobSpec::command(["./frame", "{index}"]).array(0, 99).at_once(8);
+    /// assert_eq!(spec.array.unwrap().to_string(), "0-99%8");
+    /// ```
+    #[must_use]
+    pub fn at_once(mut self, tasks: u32) -> Self {
+        self.array = self.array.map(|array| Indices { at_once: Some(tasks), ..array });
         self
     }
 
@@ -390,6 +370,31 @@ impl JobSpec {
         self
     }
 
+    /// Lets it start only when another job has ended, and how.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// let spec = JobSpec::command(["./merge"]).after("j1.2".parse().unwrap());
+    /// assert_eq!(spec.after[0].to_string(), "j1.2");
+    /// ```
+    #[must_use]
+    pub fn after(mut self, job: After) -> Self {
+        self.after.push(job);
+        self
+    }
+
+    /// Lets it wait until somebody releases it.
+    ///
+    /// ```
+    /// # use libgrid::spec::JobSpec;
+    /// assert!(JobSpec::command(["x"]).hold().hold);
+    /// ```
+    #[must_use]
+    pub fn hold(mut self) -> Self {
+        self.hold = true;
+        self
+    }
+
     /// Reads a job file and checks it.
     ///
     /// # Errors
@@ -472,6 +477,13 @@ impl JobSpec {
                 format!("{} tasks are over the limit of {MAX_TASKS}: submit several arrays", self.tasks()),
             );
         }
+        if self.array.and_then(Indices::at_once) == Some(0) {
+            return field("array", "with 0 tasks at a time it would never end: let at least one run");
+        }
+        let jobs: BTreeSet<_> = self.after.iter().map(|after| after.job).collect();
+        if jobs.len() < self.after.len() {
+            return field("after", "a job is named twice: name each once");
+        }
         let uneven = |interval: Duration| interval.is_zero() || interval.subsec_nanos() != 0;
         if matches!(self.checkpoint, Checkpoints::Every(Span(interval)) if uneven(interval)) {
             return field("checkpoint", "an interval has whole seconds, and at least one: write every=5m");
@@ -495,9 +507,15 @@ impl JobSpec {
             ("stage_out", &self.stage_out, "name a folder instead"),
             ("nodes", &self.nodes, "leave them out to have any node"),
         ] {
-            if entries.len() > 1024 {
-                return field(name, format!("more than 1024 entries: {instead}"));
+            if entries.len() > MAX_ENTRIES {
+                return field(name, format!("more than {MAX_ENTRIES} entries: {instead}"));
             }
+        }
+        if self.after.len() > MAX_ENTRIES {
+            return field(
+                "after",
+                format!("more than {MAX_ENTRIES} jobs: have one come after them, and wait for that"),
+            );
         }
         for (name, paths, remedy) in [
             ("stage_in", &self.stage_in, "copy it there first"),
@@ -530,7 +548,7 @@ impl JobSpec {
     /// assert_eq!(JobSpec::command(["x"]).array(3, 5).indices().collect::<Vec<_>>(), [3, 4, 5]);
     /// ```
     pub fn indices(&self) -> impl Iterator<Item = u32> + use<> {
-        let Indices { first, last } = self.array.unwrap_or(Indices { first: 0, last: 0 });
+        let (first, last) = self.array.map_or((0, 0), |array| (array.first, array.last));
         first..=last
     }
 
@@ -571,149 +589,13 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// The beginning of what cannot be understood.
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 fn field<T>(field: &'static str, message: impl Into<String>) -> Result<T, SpecError> {
     Err(SpecError::Field { field, message: message.into() })
-}
-
-// === impl Indices ===
-
-impl Indices {
-    /// How many they are.
-    ///
-    /// ```
-    /// assert_eq!("0-0".parse::<libgrid::spec::Indices>().unwrap().count(), 1);
-    /// ```
-    pub fn count(self) -> u32 {
-        (self.last - self.first).saturating_add(1)
-    }
-
-    fn new(first: u32, last: u32) -> Option<Self> {
-        (first <= last).then_some(Self { first, last })
-    }
-}
-
-impl fmt::Display for Indices {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
-    }
-}
-
-impl FromStr for Indices {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let ends = first.parse().ok().zip(last.parse().ok());
-        ends.and_then(|(first, last)| Self::new(first, last)).map_or_else(
-            || {
-                let shown: String = text.chars().take(64).collect();
-                field("array", format!("{shown:?} is no range: write FIRST-LAST, such as 0-99"))
-            },
-            Ok,
-        )
-    }
-}
-
-impl Serialize for Indices {
-    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        if out.is_human_readable() { out.collect_str(self) } else { (self.first, self.last).serialize(out) }
-    }
-}
-
-impl<'de> Deserialize<'de> for Indices {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        if input.is_human_readable() {
-            String::deserialize(input)?.parse().map_err(D::Error::custom)
-        } else {
-            let (first, last) = Deserialize::deserialize(input)?;
-            Self::new(first, last).ok_or_else(|| D::Error::custom("indices out of order"))
-        }
-    }
-}
-
-// === impl Net ===
-
-impl fmt::Display for Net {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Net::Host => "host",
-            Net::Grid => "grid",
-        })
-    }
-}
-
-impl FromStr for Net {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        match text {
-            "host" => Ok(Net::Host),
-            "grid" => Ok(Net::Grid),
-            _ => {
-                let shown: String = text.chars().take(64).collect();
-                field("net", format!("{shown:?} is not known: write host or grid"))
-            }
-        }
-    }
-}
-
-// === impl Checkpoints ===
-
-impl fmt::Display for Checkpoints {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Checkpoints::Off => f.write_str("off"),
-            Checkpoints::Adaptive => f.write_str("adaptive"),
-            Checkpoints::Every(interval) => write!(f, "every={interval}"),
-        }
-    }
-}
-
-impl FromStr for Checkpoints {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let every = || Some(Checkpoints::Every(text.strip_prefix("every=")?.parse().ok()?));
-        match text {
-            "off" => Ok(Checkpoints::Off),
-            "adaptive" => Ok(Checkpoints::Adaptive),
-            _ => every().map_or_else(
-                || {
-                    let shown: String = text.chars().take(64).collect();
-                    field("checkpoint", format!("{shown:?} is not known: write adaptive, every=5m or off"))
-                },
-                Ok,
-            ),
-        }
-    }
-}
-
-impl Serialize for Checkpoints {
-    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        if out.is_human_readable() {
-            return out.collect_str(self);
-        }
-        let (kind, interval) = match self {
-            Checkpoints::Off => (0u8, None),
-            Checkpoints::Adaptive => (1, None),
-            Checkpoints::Every(interval) => (2, Some(*interval)),
-        };
-        (kind, interval).serialize(out)
-    }
-}
-
-impl<'de> Deserialize<'de> for Checkpoints {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        if input.is_human_readable() {
-            return String::deserialize(input)?.parse().map_err(D::Error::custom);
-        }
-        match Deserialize::deserialize(input)? {
-            (0u8, None::<Span>) => Ok(Checkpoints::Off),
-            (1, None) => Ok(Checkpoints::Adaptive),
-            (2, Some(interval)) => Ok(Checkpoints::Every(interval)),
-            _ => Err(D::Error::custom("no such way to checkpoint")),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -732,6 +614,8 @@ mod tests {
             ("command = []", "command: the program's name is empty"),
             ("command = ['x']\nstage_in = ['../up']", "stage_in: \"../up\" must be a path below"),
             ("command = ['x']\nmemory = '4K'", "memory: 4K is too little"),
+            ("command = ['x']\nafter = ['k']", "line 2, column 9: after: \"k\" is no job to wait for"),
+            ("command = ['x']\nafter = ['j1.2', 'j1.2:any']", "after: a job is named twice"),
         ] {
             let message = JobSpec::from_toml(text).unwrap_err().to_string();
             assert!(message.starts_with(start), "{text:?} gave {message:?}");
@@ -740,11 +624,14 @@ mod tests {
 
     #[test]
     fn the_builder_and_the_file_say_the_same() {
-        let file = "name = 'n'\ncommand = ['./f', '{index}']\narray = '0-9'\ncpus = 0.5\nmemory = '64M'\n\
-                    time = '10m'\nstage_in = ['in/']\nstage_out = ['out/*']\nrestart = false\n[env]\nA = 'b'\n";
+        let file = "name = 'n'\ncommand = ['./f', '{index}']\narray = '0-9%2'\ncpus = 0.5\nmemory = '64M'\n\
+                    time = '10m'\nafter = ['j1.2:any']\nhold = true\nstage_in = ['in/']\nstage_out = ['out/*']\nrestart = false\n[env]\nA = 'b'\n";
         let built = JobSpec::command(["./f", "{index}"])
             .name("n")
             .array(0, 9)
+            .at_once(2)
+            .after("j1.2:any".parse().unwrap())
+            .hold()
             .cpus(Cpus::from_milli(500))
             .memory(Bytes(64 << 20))
             .time(Duration::from_secs(600))
