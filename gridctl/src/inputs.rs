@@ -9,9 +9,9 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use libgrid::archive;
 use libgrid::blocking::Grid;
-use libgrid::control::{Stdin, Submission};
-use libgrid::ids::JobId;
+use libgrid::control::{Stdin, Submission, Submitted};
 use libgrid::spec::JobSpec;
+use nix::unistd::{AccessFlags, access};
 
 /// Adds the program, and every argument that names a file, to what is staged in, if they are below the current
 /// folder and named relative to it. Returns what was added.
@@ -62,13 +62,20 @@ fn covered(staged: &[String], path: &str) -> bool {
 }
 
 /// Submits a job from the current folder, with the files that it names.
-pub(crate) fn submit(grid: &mut Grid, spec: JobSpec, input: Option<Stdin>) -> anyhow::Result<JobId> {
+pub(crate) fn submit(grid: &mut Grid, spec: JobSpec, input: Option<Stdin>) -> anyhow::Result<Submitted> {
     let folder = env::current_dir().context("the current folder is gone: change to another")?;
     if folder.to_str().is_none() {
         bail!("the name of the folder {} is not UTF-8: rename it, or submit from another", folder.display());
     }
     archive::Patterns::new(&spec.stage_out)?;
-    let paths = spec.stage_in.clone();
+    if !spec.stage_out.is_empty()
+        && let Err(error) = access(&folder, AccessFlags::W_OK | AccessFlags::X_OK)
+    {
+        let shown = folder.display();
+        bail!("results could not be brought to {shown}: {}: submit from a folder of yours", error.desc());
+    }
+    // What comes after other jobs takes along what those bring.
+    let paths = if spec.after.is_empty() { spec.stage_in.clone() } else { Vec::new() };
     for path in &paths {
         if !folder.join(path).exists() {
             bail!("there is no {path} below {}: see --stage-in", folder.display());
@@ -78,19 +85,19 @@ pub(crate) fn submit(grid: &mut Grid, spec: JobSpec, input: Option<Stdin>) -> an
     let submission = Submission { input, ..Submission::new(spec, &folder) };
     if paths.is_empty() {
         return match grid.ask(&libgrid::control::Request::Submit(Box::new(submission)))? {
-            libgrid::control::Reply::Submitted(job) => Ok(job),
+            libgrid::control::Reply::Submitted(submitted) => Ok(submitted),
             _ => Err(libgrid::GridError::Unexpected.into()),
         };
     }
     let style = ProgressStyle::with_template("sending inputs  {bytes}  {bytes_per_sec}  {elapsed}");
     let bar =
         ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    let job = grid.submit_with(submission, |to| {
+    let submitted = grid.submit_with(submission, |to| {
         let counted = Counted { to, bar: &bar };
         archive::pack_paths(&folder, &paths, counted).map_err(io::Error::other)
     });
     bar.finish_and_clear();
-    Ok(job?)
+    Ok(submitted?)
 }
 
 struct Counted<'a> {

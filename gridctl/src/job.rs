@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use libgrid::GridError;
 use libgrid::blocking::Grid;
-use libgrid::control::{Reply, Request, Stream, Streams};
+use libgrid::control::{Reply, Request, Stream, Streams, Submitted};
 use libgrid::ids::{JobId, Selector, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{JobStatus, TaskStatus, signal_number};
@@ -69,7 +69,10 @@ pub(crate) fn submit(grid: &mut Grid, submit: &Submit, json: bool) -> Done {
     spec.hold |= submit.hold;
     spec.restart &= !submit.no_restart;
     spec.checkpoint = submit.checkpoint.unwrap_or(spec.checkpoint);
-    let job = inputs::submit(grid, spec, None)?;
+    let Submitted { job, waits } = inputs::submit(grid, spec, None)?;
+    if let Some(why) = waits {
+        eprintln!("gridctl: {job} waits: {}", show::plain(why));
+    }
     if json { show::json(&job) } else { show::text(job) }
 }
 
@@ -273,12 +276,31 @@ pub(crate) fn exit_code(status: i32) -> ExitCode {
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
+/// Tells once why a job whose tasks have all ended is not done: what they left cannot be brought home.
+#[derive(Default)]
+pub(crate) struct Stuck {
+    told: Option<String>,
+}
+
+impl Stuck {
+    pub(crate) fn news<'a>(&mut self, status: &'a JobStatus) -> Option<&'a str> {
+        let why = status.summary.why.as_ref().filter(|_| status.summary.counts.waiting == 0)?;
+        let is_new = self.told.as_ref() != Some(why);
+        self.told = Some(why.clone());
+        is_new.then_some(why)
+    }
+}
+
 /// The job's end; nothing if it comes later.
 fn watch(grid: &Grid, job: Selector, until: Option<Instant>) -> anyhow::Result<Option<JobStatus>> {
     let template = "{prefix}  {wide_bar}  {pos}/{len} done  {msg}  {elapsed}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(0).with_style(style).with_prefix(job.to_string());
+    let mut stuck = Stuck::default();
     let seen = |status: &JobStatus| {
+        if let Some(why) = stuck.news(status) {
+            bar.suspend(|| eprintln!("gridctl: {}", show::plain(why)));
+        }
         let counts = status.summary.counts;
         bar.set_length(counts.total().into());
         bar.set_position(counts.done().into());

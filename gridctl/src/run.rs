@@ -49,7 +49,7 @@ pub(crate) fn run(grid: &mut Grid, options: &Options, json: bool) -> Done {
         spec.env.entry("TERM".into()).or_insert(term);
     }
     let stdin = size.map_or(Stdin::Pipe, |(rows, cols)| Stdin::Terminal { rows, cols });
-    let id = inputs::submit(grid, spec, Some(stdin))?;
+    let id = inputs::submit(grid, spec, Some(stdin))?.job;
     let status = {
         // What is typed before it runs is for it, and is shown by it.
         let _keys = if size.is_some() { Mode::keys() } else { None };
@@ -147,7 +147,12 @@ fn until_begun(grid: &Grid, id: JobId) {
     let (seen, news) = mpsc::channel();
     let socket = grid.path().to_owned();
     thread::spawn(move || {
+        let mut stuck = job::Stuck::default();
         let tell = |status: &JobStatus| {
+            if let Some(why) = stuck.news(status) {
+                // The terminal may be raw.
+                eprint!("gridctl: {}; Ctrl-C, too\r\n", show::plain(why));
+            }
             let task = status.tasks.first();
             let begun = task.is_none_or(|task| matches!(task.state, TaskState::Running | TaskState::Done));
             // Nobody listens any more once it has begun.

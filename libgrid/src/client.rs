@@ -112,7 +112,7 @@ impl Grid {
         Ok(stream::read::<Response, _>(&mut self.stream).await??)
     }
 
-    /// Submits a job without inputs; results come back to the current folder.
+    /// Submits a job from the current folder, which results come back to, and where the agent finds what is staged in.
     ///
     /// # Errors
     /// [`GridError::Refused`] where the job cannot be accepted.
@@ -126,7 +126,7 @@ impl Grid {
     pub async fn submit(&mut self, spec: JobSpec) -> Result<JobId, GridError> {
         let folder = std::env::current_dir()?;
         match self.ask(&Request::Submit(Box::new(Submission::new(spec, folder)))).await? {
-            Reply::Submitted(job) => Ok(job),
+            Reply::Submitted(submitted) => Ok(submitted.job),
             _ => Err(GridError::Unexpected),
         }
     }

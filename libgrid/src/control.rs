@@ -230,10 +230,26 @@ pub struct Submission {
     pub spec: JobSpec,
     /// The folder that results are brought back to; the caller's rights decide about it.
     pub folder: PathBuf,
-    /// Whether a tar archive of the inputs follows.
+    /// Whether a tar archive of the inputs follows. Otherwise the agent gathers them from `folder`, with the caller's rights, when
+    /// the jobs that come before have ended.
     pub upload: bool,
     /// Whether the task's standard input comes from the client.
     pub input: Option<Stdin>,
+}
+
+/// A job that was accepted.
+///
+/// ```no_run
+/// # fn show(submitted: libgrid::control::Submitted) {
+/// println!("{} is written down; {}", submitted.job, submitted.waits.unwrap_or_default());
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// Its name.
+    pub job: JobId,
+    /// Why no node that answers could run it as things are, however little else ran there: a sentence. It waits until one can.
+    pub waits: Option<String>,
 }
 
 /// What an interactive task has as its standard input.
@@ -335,8 +351,8 @@ pub enum Reply {
     Nodes(Vec<NodeStatus>),
     /// Findings about this machine.
     Doctor(Vec<Finding>),
-    /// The job's name.
-    Submitted(JobId),
+    /// The job has been accepted.
+    Submitted(Submitted),
     /// Jobs, newest last, and the nodes that did not answer.
     Jobs {
         /// The jobs.

@@ -240,7 +240,7 @@ impl Grid {
     /// Submits from a node, as root, with results to a folder.
     pub fn submit_to(&self, index: u32, spec: JobSpec, folder: &Path) -> JobId {
         match self.client(index).ask(&Request::Submit(Box::new(Submission::new(spec, folder)))).unwrap() {
-            Reply::Submitted(job) => job,
+            Reply::Submitted(submitted) => submitted.job,
             other => panic!("{other:?}"),
         }
     }

@@ -211,16 +211,13 @@ fn inputs_and_results_keep_their_names_bytes_and_owner() {
 fn results_go_only_where_their_user_may_write() {
     with("results_go_only_where_their_user_may_write", grid, |grid| {
         let folder = grid.folder("roots", 0);
-        let args = ["submit", "--cpus", "0.1", "--stage-out", "x", "--", "sh", "-c", "echo evil > x"];
-        let job = grid.gridctl_as(1, NOBODY, &folder, args).ok().to_owned();
-        let waited = grid.gridctl_as(1, NOBODY, &folder, ["wait", &job]);
-        assert_eq!(waited.status, 74, "{waited:?}");
-        assert!(
-            waited.stderr.contains("results are not all here") && waited.stderr.contains("Permission denied"),
-            "{waited:?}"
-        );
-        assert!(waited.stderr.contains(&folder.display().to_string()), "{waited:?}");
-        assert!(!folder.join("x").exists());
+        let args = ["submit", "--cpus", "0.1", "--stage-out", "x", "--", "true"];
+        let refused = grid.gridctl_as(1, NOBODY, &folder, args);
+        refused.says(&[
+            "results could not be brought to",
+            "Permission denied",
+            "submit from a folder of yours",
+        ]);
         // A link that the task made does not lead the agent astray either.
         let folder = grid.folder("nobodys", NOBODY);
         fs::write(folder.join("secret"), "secret").unwrap();
@@ -243,6 +240,48 @@ fn results_go_only_where_their_user_may_write() {
         let job = grid.gridctl_as(1, 1234, &thief, args).ok().to_owned();
         grid.wait(1, job_of(&job));
         assert!(fs::read_to_string(thief.join("loot")).is_err(), "the secret was stolen");
+    });
+}
+
+#[test]
+fn results_that_cannot_be_kept_stay_on_their_node_until_they_can() {
+    with("results_that_cannot_be_kept_stay_on_their_node_until_they_can", grid, |grid| {
+        for node in ["node1", "node2"] {
+            let folder = grid.folder(&format!("taken-{node}"), NOBODY);
+            let give_to = |uid| std::os::unix::fs::chown(&folder, Some(uid), Some(uid)).unwrap();
+            let args = ["submit", "--hold", "--cpus", "0.1", "--node", node, "--stage-out", "x", "--"];
+            let script = ["sh", "-c", "echo result > x; echo printed"];
+            let [kept, given_up] = [(); 2]
+                .map(|()| grid.gridctl_as(1, NOBODY, &folder, args.iter().chain(&script)).ok().to_owned());
+            give_to(0);
+            grid.gridctl(1, ["release", &kept, &given_up]).ok();
+            for job in [&kept, &given_up] {
+                let why = || grid.job(1, job_of(job)).summary.why.unwrap_or_default();
+                until(&format!("{job} tells"), || {
+                    why().starts_with(&format!("{job}/0 ended, but its results"))
+                });
+                let why = why();
+                let words = ["Permission denied", &folder.display().to_string(), "gridctl kill"];
+                assert!(words.iter().all(|word| why.contains(word)), "{why}");
+            }
+            let waited = grid.gridctl(1, ["wait", "--timeout", "1s", &kept]);
+            assert_eq!(waited.status, 124, "{waited:?}");
+            assert!(waited.stderr.contains("Permission denied"), "{waited:?}");
+            grid.gridctl_as(1, NOBODY, &folder, ["kill", &given_up]).ok();
+            let waited = grid.gridctl(1, ["wait", &given_up]);
+            assert_eq!(waited.status, 74, "{waited:?}");
+            assert!(waited.stderr.contains("ran, but its results are not all here: "), "{waited:?}");
+            // An agent that is started again goes on with it.
+            grid.kill_agent(1);
+            grid.until_up(1, 3);
+            give_to(NOBODY);
+            assert_eq!(grid.gridctl(1, ["wait", &kept]).status, 0);
+            assert_eq!(fs::read_to_string(folder.join("x")).unwrap(), "result\n");
+            assert_eq!(grid.logs(1, job_of(&kept), 0), "printed\n");
+            let names: Vec<_> =
+                fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, ["x"], "nothing else stays");
+        }
     });
 }
 

@@ -212,8 +212,11 @@ fn an_upload_that_stops_leaves_nothing_behind() {
                 until("the spool is empty", || files() == 0);
                 assert_eq!(jobs(), before, "half an upload became a job");
                 // An archive that is none is a job that cannot start, and says so.
-                let job =
-                    grid.client(1).submit_with(submission, |to| to.write_all(&noise(3, 100_000))).unwrap();
+                let job = grid
+                    .client(1)
+                    .submit_with(submission, |to| to.write_all(&noise(3, 100_000)))
+                    .unwrap()
+                    .job;
                 let status = grid.wait(1, job);
                 let said = status.tasks[0].outcome.as_ref().unwrap().to_string();
                 assert!(said.starts_with("not started: the inputs cannot be put in place: "), "{said}");

@@ -37,12 +37,12 @@ fn mixed_jobs(grid: &Grid) -> Vec<(u32, JobId)> {
             jobs.push((home, grid.submit_to(home, lost, &folder.join("in/data"))));
             // Inputs that are no archive.
             let broken = Submission::new(on(node, small("true").stage_in(["x"])), &folder);
-            let job = grid.client(home).submit_with(broken, |to| to.write_all(&[9; 2000])).unwrap();
+            let job = grid.client(home).submit_with(broken, |to| to.write_all(&[9; 2000])).unwrap().job;
             jobs.push((home, job));
             // Typed into by nobody: its client is gone before it began.
             let typed =
                 Submission { input: Some(Stdin::Pipe), ..Submission::new(on(node, small("cat")), &folder) };
-            let job = grid.client(home).submit_with(typed, |_| Ok(())).unwrap();
+            let job = grid.client(home).submit_with(typed, |_| Ok(())).unwrap().job;
             jobs.push((home, job));
             let node = format!("node{node}");
             let args = ["submit", "--cpus", "0.1", "--stage-in", "in", "--stage-out", "out", "--node", &node];
@@ -67,10 +67,15 @@ fn jobs_of_every_sort_leave_nothing_on_their_nodes() {
             let endless = grid.submit(1, small("trap '' TERM; while :; do sleep 0.1; done").array(0, 5));
             grid.until_running(1, endless);
             grid.gridctl(1, ["kill", "-s", "KILL", &endless.to_string()]).ok();
-            // `cat` waits for input that nobody will type.
             for (home, job) in &jobs {
-                let status = grid.job(*home, *job);
-                if status.spec.command.last().is_some_and(|word| word == "cat") {
+                let spec = grid.job(*home, *job).spec;
+                // What was to come into a file that is no folder is given up.
+                if spec.stage_out == ["x"] {
+                    let why = || grid.job(*home, *job).summary.why.unwrap_or_default();
+                    until("results that cannot be kept", || why().contains("cannot be brought to"));
+                }
+                // `cat` waits for input that nobody will type.
+                if spec.stage_out == ["x"] || spec.command.last().is_some_and(|word| word == "cat") {
                     grid.gridctl(*home, ["kill", &job.to_string()]);
                 }
             }

@@ -20,6 +20,7 @@ use grid_jobs::host::{self, Host};
 use grid_jobs::message::{ToHome, ToHost};
 use grid_jobs::record::{Change, Origin};
 use grid_jobs::{LEASE, Now};
+use libgrid::control::Submitted;
 use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::node::Resources;
 use libgrid::spec::JobSpec;
@@ -86,7 +87,7 @@ pub(crate) struct Recovered {
 enum Event {
     Home(home::Event),
     Host(host::Event),
-    Submit { spec: Arc<JobSpec>, origin: Origin, reply: oneshot::Sender<JobId> },
+    Submit { spec: Arc<JobSpec>, origin: Origin, reply: oneshot::Sender<Submitted> },
     Look(Look),
 }
 
@@ -107,7 +108,7 @@ struct Thread {
     store: Store,
     me: NodeId,
     outlets: Outlets,
-    tickets: HashMap<u64, oneshot::Sender<JobId>>,
+    tickets: HashMap<u64, oneshot::Sender<Submitted>>,
     next_ticket: u64,
     /// What is not written yet, and when the last transaction was.
     pending: Outcome,
@@ -163,7 +164,7 @@ impl Core {
     }
 
     /// The name of the job once it is written down.
-    pub(crate) async fn submit(&self, spec: Arc<JobSpec>, origin: Origin) -> Result<JobId, Stopping> {
+    pub(crate) async fn submit(&self, spec: Arc<JobSpec>, origin: Origin) -> Result<Submitted, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.0.send(Event::Submit { spec, origin, reply }).map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)
@@ -337,9 +338,9 @@ impl Thread {
 
     fn carry_out(&mut self, action: home::Action) {
         match action {
-            home::Action::Accepted { ticket, job } => {
+            home::Action::Accepted { ticket, job, waits } => {
                 if let Some(reply) = self.tickets.remove(&ticket) {
-                    let _ = reply.send(job);
+                    let _ = reply.send(Submitted { job, waits });
                 }
             }
             home::Action::Send { to, message } => {

@@ -41,6 +41,7 @@ use crate::processes::{self, Fate, Processes};
 use crate::runner::{
     self, Departing, Departure, Keyboard, Outset, Query, Round, Rounding, Surveyed, Taker, moving,
 };
+use crate::spool;
 use crate::staging::Staging;
 use crate::store::Store;
 
@@ -121,7 +122,7 @@ impl Grid {
         let spooled: Vec<u64> = unfinished.filter_map(|(_, record, _)| record.origin.inputs).collect();
         let jobs = stored.len();
         stored.into_iter().for_each(|(id, record, tasks)| home.restore(now, id, record, tasks));
-        sweep_spool(&config, &spooled);
+        spool::sweep(&config, &spooled);
 
         let (letters, letters_end) = mpsc::unbounded_channel();
         let (actions, actions_end) = mpsc::unbounded_channel();
@@ -547,18 +548,5 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         Ok(value) => value,
         // Only a panic ends it early: let it go on where it is seen.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// Removes archives of jobs that were never accepted, or are done.
-fn sweep_spool(config: &Config, in_use: &[u64]) {
-    let entries = fs::read_dir(config.spool_dir()).into_iter().flatten().flatten();
-    for entry in entries {
-        let name = entry.file_name();
-        let number =
-            name.to_str().and_then(|name| name.strip_suffix(".tar")).and_then(|name| name.parse().ok());
-        if number.is_none_or(|number| !in_use.contains(&number)) {
-            let _ = fs::remove_file(entry.path());
-        }
     }
 }

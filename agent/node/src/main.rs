@@ -39,6 +39,7 @@ mod processes;
 mod relay;
 mod runner;
 mod serve;
+mod spool;
 mod staging;
 mod store;
 mod tree;

@@ -34,6 +34,7 @@ use crate::fates;
 use crate::peers::{Peers, Piece, Request};
 use crate::runner::inputs::said;
 use crate::runner::{Following, Query, Used};
+use crate::spool;
 use crate::staging::{StageError, Staging};
 
 /// Both streams, in the order of the offsets in [`Request::Logs`].
@@ -105,7 +106,7 @@ impl Output {
                 }
                 Action::Spent(inputs) => {
                     // What stays after a failure is swept up at the next start.
-                    let archive = self.config.spool_dir().join(format!("{inputs}.tar"));
+                    let archive = spool::path(&self.config, inputs);
                     tokio::task::spawn_blocking(move || fs::remove_file(archive));
                 }
                 Action::Forget(job) => {
@@ -124,6 +125,14 @@ impl Output {
                         let _place = places.acquire().await;
                         let user = User::of_machine(origin.uid, origin.gid);
                         output.staging.abandon(run, &origin.folder, user).await;
+                    });
+                }
+                Action::Gather { job, origin, paths } => {
+                    let (output, places) = (self.clone(), places.clone());
+                    tokio::spawn(async move {
+                        let _place = places.acquire().await;
+                        let inputs = spool::gather(&output.config, &output.shims, &origin, &paths).await;
+                        output.core.home(home::Event::Gathered { job, inputs });
                     });
                 }
                 Action::AskFates { home, jobs } => {
@@ -408,5 +417,5 @@ async fn ended(child: Child, what: &str) -> Result<Option<String>, String> {
 
 /// What came of results of which this was missed.
 fn complete(missed: Option<String>) -> Collected {
-    missed.map_or(Collected::Whole, Collected::Failed)
+    missed.map_or(Collected::Whole, Collected::Missed)
 }

@@ -59,6 +59,13 @@ impl Shims {
         command
     }
 
+    /// What packs these files and folders below a folder into an archive on its standard output, as this user, all or none.
+    pub fn gather(&self, user: &User, folder: &Path, paths: &[String]) -> Command {
+        let mut command = self.helper("gather", user);
+        command.arg(folder).args(paths).stdin(Stdio::null());
+        command
+    }
+
     /// What unpacks the archive on its standard input into a folder, as this user; with patterns, only what matches.
     pub fn unpack(&self, user: &User, folder: &Path, wanted: &[String]) -> Command {
         let mut command = self.helper("unpack", user);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::GridError;
 use crate::control::{
-    Chunk, DEFAULT_SOCKET, Kind, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission,
+    Chunk, DEFAULT_SOCKET, Kind, MAX_CHUNK, Reply, Request, Response, Stream, Streams, Submission, Submitted,
 };
 use crate::copy::{Copy, Landed, Moment};
 use crate::ids::{JobId, NodeId, Selector, TaskId};
@@ -171,7 +171,7 @@ impl Grid {
         Ok(wire::read::<Response>(&mut self.stream)??)
     }
 
-    /// Submits a job without inputs; results come back to the current folder.
+    /// Submits a job from the current folder, which results come back to, and where the agent finds what is staged in.
     ///
     /// # Errors
     /// [`GridError::Refused`] where the job cannot be accepted.
@@ -183,10 +183,11 @@ impl Grid {
     /// ```
     pub fn submit(&mut self, spec: JobSpec) -> Result<JobId, GridError> {
         let folder = env::current_dir()?;
-        submitted(self.ask(&Request::Submit(Box::new(Submission::new(spec, folder))))?)
+        let reply = self.ask(&Request::Submit(Box::new(Submission::new(spec, folder))))?;
+        submitted(reply).map(|submitted| submitted.job)
     }
 
-    /// Submits a job whose inputs are the tar archive that `inputs` writes.
+    /// Submits a job whose inputs are the tar archive that `inputs` writes, and tells of it what the agent does.
     ///
     /// # Errors
     /// As [`Grid::submit`]; [`GridError::Upload`] where `inputs` failed, and then nothing was submitted.
@@ -203,7 +204,7 @@ impl Grid {
         &mut self,
         submission: Submission,
         inputs: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<JobId, GridError> {
+    ) -> Result<Submitted, GridError> {
         self.send(&Request::Submit(Box::new(Submission { upload: true, ..submission })))?;
         let mut chunks =
             Chunks { to: &mut self.stream, buffer: Vec::with_capacity(MAX_CHUNK), broken: false };
@@ -593,9 +594,9 @@ impl Write for Chunks<'_> {
     }
 }
 
-fn submitted(reply: Reply) -> Result<JobId, GridError> {
+fn submitted(reply: Reply) -> Result<Submitted, GridError> {
     match reply {
-        Reply::Submitted(job) => Ok(job),
+        Reply::Submitted(submitted) => Ok(submitted),
         _ => Err(GridError::Unexpected),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use libgrid::comm::{FromAgent, Refusal, ToAgent};
 use libgrid::control::{
     AgentInfo, Certificate, Chunk, Failure, Finding, Input, Kind, NodeState, NodeStatus, Reply, Request,
-    Response, Stdin, Stream, Streams, Submission, Verdict,
+    Response, Stdin, Stream, Streams, Submission, Submitted, Verdict,
 };
 use libgrid::copy::{Copy, Entry, EntryKind, Export, ExportOf, Landed, Options, Place, Progress};
 use libgrid::ids::{Gpid, JobId, NodeId, Run, Selector};
@@ -30,7 +30,7 @@ pub(crate) fn spec() -> JobSpec {
         memory: Bytes(1 << 30),
         time: Some(Span(Duration::from_secs(600))),
         pids: 64,
-        array: "10-19".parse().ok(),
+        array: "10-19%4".parse().ok(),
         stage_in: vec!["in/".into()],
         stage_out: vec!["out/*.png".into(), "log".into()],
         restart: false,
@@ -40,6 +40,8 @@ pub(crate) fn spec() -> JobSpec {
         net: Net::Grid,
         pipes: ["node2:numbers:r", "out:w"].iter().filter_map(|text| text.parse().ok()).collect(),
         system_call: true,
+        after: ["j1.2", "j2.1:failed", "j2.2:any"].iter().filter_map(|text| text.parse().ok()).collect(),
+        hold: true,
     }
 }
 
@@ -127,6 +129,8 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Logs { task: job().task(3), streams: Streams::Stdout, from: [0; 2], follow: false },
         Request::Logs { task: job().task(3), streams: Streams::Stderr, from: [0, 7], follow: false },
         Request::Logs { task: job().task(3), streams: Streams::Both, from: [300, 0], follow: true },
+        Request::Hold { job: job(), undo: false },
+        Request::Hold { job: job(), undo: true },
         Request::Kill { job: whole, signal: 15 },
         Request::Input { task: job().task(0) },
         Request::Copy(Box::new(copy())),
@@ -178,6 +182,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Join { .. } => "join",
         Request::Revoke { .. } => "revoke",
         Request::Nodes => "nodes",
+        Request::Hold { .. } => "hold",
         Request::Doctor => "doctor",
         Request::Submit(_) => "submit",
         Request::Jobs { .. } => "jobs",
@@ -285,7 +290,8 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
                 .map(|verdict| Finding { subject: "disk".into(), verdict, text: "12G free".into() })
                 .into(),
         ),
-        Reply::Submitted(job()),
+        Reply::Submitted(Submitted { job: job(), waits: None }),
+        Reply::Submitted(Submitted { job: job(), waits: Some("needs 9 cores".into()) }),
         Reply::Jobs { jobs: vec![summary()], silent: vec![NodeId(9)] },
         Reply::Job(Box::new(status())),
         Reply::Signalled(3),

@@ -1,4 +1,8 @@
 //! How a run comes to its end at home: it ended over there and its results are brought here, or it is lost.
+//!
+//! What cannot be kept here, because a disk is full or a folder is gone, stays on the node of the run, which tells of its end
+//! again and again. It is tried again until it is here, its user gives it up with the task, or it is as old as jobs that are
+//! forgotten.
 
 use std::time::Duration;
 
@@ -6,10 +10,14 @@ use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 
+use super::state::Trouble;
 use super::{Action, Collected, Home, State, shortened};
 use crate::Now;
 use crate::message::{End, ToHost};
 use crate::record::{Back, Change, TaskRecord};
+
+/// The first pause before results that cannot be kept at home are tried again, and the longest.
+const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 
 impl Home {
     pub(super) fn ended(&mut self, now: Now, from: NodeId, run: Run, end: End, actions: &mut Vec<Action>) {
@@ -34,9 +42,12 @@ impl Home {
         let needs = job.record.spec.needs();
         let action = Action::Collect { run, node: from, results, origin: origin.clone() };
         let Some(task) = job.task_mut(run.task.index) else { return };
-        if matches!(task.state, State::Ending { collecting: true, .. }) {
-            return;
-        }
+        let trouble = match &task.state {
+            State::Ending { collecting: true, .. } => return,
+            State::Ending { trouble: Some(trouble), .. } if now.mono < trouble.again => return,
+            State::Ending { trouble, .. } => trouble.clone(),
+            _ => None,
+        };
         self.stay(run.task, "it ended before".into(), actions);
         let Some(job) = self.jobs.get_mut(&run.task.job) else { return };
         let Some(task) = job.task_mut(run.task.index) else { return };
@@ -49,7 +60,7 @@ impl Home {
         }
         task.usage = end.usage;
         if collect {
-            task.state = State::Ending { node: from, end: Box::new(end), collecting: true };
+            task.state = State::Ending { node: from, end: Box::new(end), collecting: true, trouble };
             actions.push(action);
             actions.push(Action::Changed(run.task.job));
         } else {
@@ -60,16 +71,42 @@ impl Home {
     pub(super) fn collected(&mut self, now: Now, run: Run, result: Collected, actions: &mut Vec<Action>) {
         let task = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index));
         let Some(task) = task.filter(|task| task.epoch == run.epoch) else { return };
-        let State::Ending { end, collecting, .. } = &mut task.state else { return };
-        let outcome = end.outcome.clone();
+        let doomed = task.doomed.is_some();
+        let State::Ending { end, collecting, trouble, .. } = &mut task.state else { return };
+        *collecting = false;
         match result {
-            Collected::Whole => self.done(now, run, outcome, actions),
-            Collected::Failed(why) if outcome.is_success() => {
-                self.done(now, run, Outcome::ResultsLost { why: shortened(why) }, actions);
+            Collected::Whole => {
+                let outcome = end.outcome.clone();
+                self.done(now, run, outcome, actions);
             }
-            Collected::Failed(_) => self.done(now, run, outcome, actions),
-            Collected::Unreachable => *collecting = false,
+            Collected::Missed(why) => {
+                let outcome = without_results(&end.outcome, why);
+                self.done(now, run, outcome, actions);
+            }
+            Collected::Failed(why) => {
+                let before = trouble.take();
+                let since = before.as_ref().map_or(now.mono, |before| before.since);
+                let pause = before.map_or(PAUSE[0], |before| (2 * before.pause).min(PAUSE[1]));
+                let why = shortened(why);
+                *trouble = Some(Trouble { why, since, pause, again: now.mono + pause });
+                if doomed || now.mono >= since + self.retention {
+                    return self.give_up_results(now, run, actions);
+                }
+                actions.push(Action::Changed(run.task.job));
+            }
+            Collected::Unreachable => (),
         }
+    }
+
+    /// A task is done without what it left, if that cannot be brought home.
+    pub(super) fn give_up_results(&mut self, now: Now, run: Run, actions: &mut Vec<Action>) {
+        let Some(State::Ending { end, collecting: false, trouble: Some(trouble), .. }) =
+            self.task(run.task).map(|task| &task.state)
+        else {
+            return;
+        };
+        let outcome = without_results(&end.outcome, trouble.why.clone());
+        self.done(now, run, outcome, actions);
     }
 
     /// Writes down how a task ended, and lets its host forget it.
@@ -131,7 +168,7 @@ impl Home {
         let record = task.record();
         job.active.remove(&run.task.index);
         job.waiting.insert(run.task.index);
-        self.enqueue(id);
+        self.enqueue(id, actions);
         actions.push(Action::Write(Change::Task(run.task, Box::new(record))));
         actions.push(Action::Changed(id));
     }
@@ -175,6 +212,14 @@ impl Home {
         // The number goes on from the highest that was ever told.
         task.saved = Some((task.saved.map_or(number, |(newest, _)| newest.max(number)), node));
         actions.push(Action::Write(Change::Task(id, Box::new(task.record()))));
+    }
+}
+
+/// How a task ended some of whose results are not here.
+fn without_results(outcome: &Outcome, why: String) -> Outcome {
+    match outcome.is_success() {
+        true => Outcome::ResultsLost { why: shortened(why) },
+        false => outcome.clone(),
     }
 }
 

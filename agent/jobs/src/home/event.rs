@@ -40,6 +40,13 @@ pub enum Event {
         /// Whether it is held from now on.
         held: bool,
     },
+    /// What came of [`Action::Gather`].
+    Gathered {
+        /// For which job.
+        job: JobId,
+        /// The number of the archive, or one sentence why there is none.
+        inputs: Result<u64, String>,
+    },
     /// What came of [`Action::AskFates`].
     Fate {
         /// Of which job.
@@ -85,7 +92,7 @@ pub enum Event {
     Node(NodeInfo),
     /// A node does not answer the overlay, or was put out of the VO.
     NodeDown(NodeId),
-    /// Results and logs of a run have been brought home, or cannot be.
+    /// Results and logs of a run have been brought home, or not.
     Collected {
         /// Which.
         run: Run,
@@ -103,7 +110,9 @@ pub enum Event {
 pub enum Collected {
     /// All is here.
     Whole,
-    /// It will never be: one sentence why.
+    /// All is here that can be; the rest will never be: one sentence which and why.
+    Missed(String),
+    /// It cannot be kept here: one sentence why. Somebody may mend that.
     Failed(String),
     /// The node could not be reached; it will tell again.
     Unreachable,
@@ -127,6 +136,8 @@ pub enum Action {
         ticket: u64,
         /// Its name.
         job: JobId,
+        /// Why no node could run it as things are: a sentence.
+        waits: Option<String>,
     },
     /// Bring results and logs of this run home: [`Event::Collected`] follows.
     Collect {
@@ -156,6 +167,15 @@ pub enum Action {
         from: NodeId,
         /// Whereto.
         to: NodeId,
+    },
+    /// Pack the inputs of a job that may start now: [`Event::Gathered`] follows.
+    Gather {
+        /// Which.
+        job: JobId,
+        /// From which folder, and as whom.
+        origin: Origin,
+        /// Below that folder.
+        paths: Vec<String>,
     },
     /// Ask another home what came of these jobs of it: [`Event::Fate`] follows for each, if it can be asked.
     AskFates {

@@ -38,8 +38,58 @@ impl Home {
                 self.me
             ));
         }
+        if let Some(impossible) = self.impossible(job) {
+            return Some(impossible);
+        }
         let need = job.record.spec.needs();
-        let looked_at: Vec<&Node> = self.nodes.values().filter(|node| node.up && job.accepts(node)).collect();
+        let looked_at = self.looked_at(job);
+        let among = nodes(looked_at.len());
+        if job.asked as usize >= job.waiting.len() {
+            return Some(format!("asking for room on {among}"));
+        }
+        let large = looked_at.iter().filter(|node| node.info.total.holds(need));
+        if large.clone().all(|node| node.info.drained) {
+            let drained: Vec<_> = large.map(|node| node.info.node).collect();
+            return Some(match drained.as_slice() {
+                [node] => {
+                    format!("the only node that may run it, {node}, is drained: gridctl drain {node} --undo")
+                }
+                all => {
+                    format!("all {} nodes that may run it are drained: gridctl drain NODE --undo", all.len())
+                }
+            });
+        }
+        let open: Vec<_> = looked_at.iter().filter(|node| !node.info.drained).collect();
+        let among = nodes(open.len());
+        let free = open.iter().map(|node| node.free).max_by_key(|free| (free.cpu, free.memory));
+        let Resources { cpu, memory } = free.unwrap_or_default();
+        let place =
+            if open.len() == 1 { format!("{among} has") } else { format!("the freest of {among} has") };
+        let drained: Vec<String> =
+            large.filter(|node| node.info.drained).map(|node| node.info.node.to_string()).collect();
+        let and = match drained.as_slice() {
+            [] => String::new(),
+            [node] => format!("; node {node} is drained, and takes none"),
+            nodes => format!("; nodes {} are drained, and take none", nodes.join(", ")),
+        };
+        Some(format!(
+            "needs {} and {} of memory; {place} {} and {} free: starts when running tasks end{and}",
+            cores(need.cpu),
+            Bytes(need.memory),
+            cores(cpu),
+            Bytes(memory)
+        ))
+    }
+
+    /// The nodes that answer and may run it.
+    fn looked_at(&self, job: &Job) -> Vec<&Node> {
+        self.nodes.values().filter(|node| node.up && job.accepts(node)).collect()
+    }
+
+    /// Why no node that answers could run a task of the job, however little else ran there; nothing if one could.
+    pub(super) fn impossible(&self, job: &Job) -> Option<String> {
+        let need = job.record.spec.needs();
+        let looked_at = self.looked_at(job);
         let up = self.nodes.values().filter(|node| node.up).count();
         if looked_at.is_empty() {
             let names = job.record.spec.nodes.join(", ");
@@ -88,40 +138,6 @@ impl Home {
                 "needs {cpu} and {memory} of memory on one node; none of {among} has both: ask for less, or join a larger node"
             ));
         }
-        if job.asked as usize >= job.waiting.len() {
-            return Some(format!("asking for room on {among}"));
-        }
-        let large = looked_at.iter().filter(|node| node.info.total.holds(need));
-        if large.clone().all(|node| node.info.drained) {
-            let drained: Vec<_> = large.map(|node| node.info.node).collect();
-            return Some(match drained.as_slice() {
-                [node] => {
-                    format!("the only node that may run it, {node}, is drained: gridctl drain {node} --undo")
-                }
-                all => {
-                    format!("all {} nodes that may run it are drained: gridctl drain NODE --undo", all.len())
-                }
-            });
-        }
-        let open: Vec<_> = looked_at.iter().filter(|node| !node.info.drained).collect();
-        let among = nodes(open.len());
-        let free = open.iter().map(|node| node.free).max_by_key(|free| (free.cpu, free.memory));
-        let Resources { cpu, memory } = free.unwrap_or_default();
-        let place =
-            if open.len() == 1 { format!("{among} has") } else { format!("the freest of {among} has") };
-        let drained: Vec<String> =
-            large.filter(|node| node.info.drained).map(|node| node.info.node.to_string()).collect();
-        let and = match drained.as_slice() {
-            [] => String::new(),
-            [node] => format!("; node {node} is drained, and takes none"),
-            nodes => format!("; nodes {} are drained, and take none", nodes.join(", ")),
-        };
-        Some(format!(
-            "needs {} and {} of memory; {place} {} and {} free: starts when running tasks end{and}",
-            cores(need.cpu),
-            Bytes(need.memory),
-            cores(cpu),
-            Bytes(memory)
-        ))
+        None
     }
 }

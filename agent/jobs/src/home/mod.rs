@@ -50,6 +50,8 @@ pub struct Home {
     queue: BTreeSet<JobId>,
     /// Which jobs of this home wait for the end of each of these, of whichever home.
     followers: BTreeMap<JobId, BTreeSet<JobId>>,
+    /// Jobs that came back from the store, and are to be lined up at the first event.
+    returned: Vec<JobId>,
     /// Jobs of this home whose followers are to be told, if they have ended.
     ended: Vec<JobId>,
     /// When other homes were last asked.
@@ -75,6 +77,7 @@ impl Home {
             jobs: BTreeMap::new(),
             queue: BTreeSet::new(),
             followers: BTreeMap::new(),
+            returned: Vec::new(),
             ended: Vec::new(),
             asked_fates: Duration::ZERO,
             nodes: BTreeMap::new(),
@@ -124,7 +127,7 @@ impl Home {
             job.ended = None;
         }
         self.jobs.insert(id, job);
-        self.line_up(id);
+        self.returned.push(id);
     }
 
     /// Takes an event. Call [`Home::schedule`] after one or several of them.
@@ -134,6 +137,7 @@ impl Home {
             Event::Submit { ticket, spec, origin } => self.submit(now, ticket, spec, origin, &mut actions),
             Event::Kill { job, signal, grace } => self.kill(now, job, signal, grace, &mut actions),
             Event::Hold { job, held } => self.hold(job, held, &mut actions),
+            Event::Gathered { job, inputs } => self.gathered(now, job, inputs, &mut actions),
             Event::Fate { job, fate } => self.learn(now, job, fate, &mut actions),
             Event::Restore { task, number, node } => self.take_back(task, number, node, &mut actions),
             Event::Migrate { task, to, mode } => self.migrate(now, task, to, mode, &mut actions),
@@ -177,9 +181,10 @@ impl Home {
         let (held, unmet) = (spec.hold, spec.after.clone());
         let record = Arc::new(JobRecord { spec, origin, submitted: now.wall, cancelled: None, held, unmet });
         actions.push(Action::Write(Change::Job(id, record.clone())));
-        actions.push(Action::Accepted { ticket, job: id });
-        self.jobs.insert(id, Job::new(record));
-        self.line_up(id);
+        let job = Job::new(record);
+        actions.push(Action::Accepted { ticket, job: id, waits: self.impossible(&job) });
+        self.jobs.insert(id, job);
+        self.line_up(id, actions);
     }
 
     fn kill(
@@ -211,6 +216,7 @@ impl Home {
                 State::Placed { node, .. } | State::Running { node } => {
                     actions.push(Action::Send { to: node, message: ToHost::Signal { run, signal, grace } });
                 }
+                State::Ending { .. } if ends => self.give_up_results(now, run, actions),
                 _ => (),
             }
         }

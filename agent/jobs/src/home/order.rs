@@ -1,11 +1,11 @@
-//! What a job waits for besides room: its release, and the end of other jobs.
+//! What a job waits for besides room: its release, the end of other jobs, and its inputs, if these did not come with it.
 //!
 //! ```text
-//!             jobs of this home: told at their end
-//!   blocked ────────────────────────────────────────▶ in the queue
-//!      │      jobs of other homes: asked for their fate every ASK
-//!      │
-//!      └── one of them ended in another way ─────────▶ done: not started
+//!             jobs of this home: told at their end                        Gathered
+//!   blocked ────────────────────────────────────────────────▶ (gathering ────────▶) in the queue
+//!      │      jobs of other homes: asked for their fate every ASK │
+//!      │                                                          │ they cannot be gathered
+//!      └── one of them ended in another way ──────────────────────┴───────────────▶ done: not started
 //! ```
 //!
 //! What is still to end is written down with the job ([`JobRecord::unmet`]), so that it does not matter whether a job that ended
@@ -19,7 +19,7 @@ use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::spec::Ending;
 use libgrid::status::Outcome;
 
-use super::{Action, Home, Job, State};
+use super::{Action, Home, Job, State, shortened};
 use crate::Now;
 use crate::message::Fate;
 use crate::record::{Change, JobRecord};
@@ -27,7 +27,7 @@ use crate::record::{Change, JobRecord};
 /// How often other homes are asked.
 const ASK: Duration = Duration::from_secs(2);
 
-/// How a task "ends" that is not started because of another job: as of programs that fail before what they are to run begins.
+/// The status of a task that never starts: that of programs such as env(1) that fail before what they are to run begins.
 const NEVER: u8 = 125;
 
 impl Home {
@@ -41,7 +41,7 @@ impl Home {
     }
 
     /// Puts a job that is new, or back from the store, where it belongs.
-    pub(super) fn line_up(&mut self, id: JobId) {
+    pub(super) fn line_up(&mut self, id: JobId, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.get(&id) else { return };
         if job.waiting.is_empty() {
             return;
@@ -53,14 +53,51 @@ impl Home {
                 false => self.asked_fates = Duration::ZERO,
             }
         }
-        self.enqueue(id);
+        self.enqueue(id, actions);
     }
 
     /// Lets nodes be found for the waiting tasks of a job, unless it waits for something else.
-    pub(super) fn enqueue(&mut self, id: JobId) {
+    pub(super) fn enqueue(&mut self, id: JobId, actions: &mut Vec<Action>) {
         self.stirred = true;
-        if self.jobs.get(&id).is_some_and(|job| !job.waiting.is_empty() && !job.is_blocked()) {
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| !job.waiting.is_empty()) else { return };
+        if job.is_blocked() {
+            return;
+        }
+        if !job.lacks_inputs() {
             self.queue.insert(id);
+        } else if !std::mem::replace(&mut job.gathering, true) {
+            let (origin, paths) = (job.record.origin.clone(), job.record.spec.stage_in.clone());
+            actions.push(Action::Gather { job: id, origin, paths });
+        }
+    }
+
+    pub(super) fn gathered(
+        &mut self,
+        now: Now,
+        id: JobId,
+        inputs: Result<u64, String>,
+        actions: &mut Vec<Action>,
+    ) {
+        let job = self.jobs.get_mut(&id).filter(|job| !job.is_done());
+        match (job, inputs) {
+            (Some(job), Ok(number)) => {
+                job.write(id, |record| record.origin.inputs = Some(number), actions);
+                self.enqueue(id, actions);
+            }
+            (Some(_), Err(why)) => self.never_start(now, id, shortened(why), actions),
+            // It was ended meanwhile.
+            (None, Ok(number)) => actions.push(Action::Spent(number)),
+            (None, Err(_)) => (),
+        }
+    }
+
+    /// Ends the waiting tasks of a job.
+    fn never_start(&mut self, now: Now, id: JobId, why: String, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let outcome = Outcome::NotStarted { why, status: NEVER };
+        for index in job.waiting.clone() {
+            let epoch = self.task(id.task(index)).map_or(0, |task| task.epoch);
+            self.done(now, Run { task: id.task(index), epoch }, outcome.clone(), actions);
         }
     }
 
@@ -71,13 +108,16 @@ impl Home {
         job.write(id, |record| record.held = held, actions);
         match held {
             true => drop(self.queue.remove(&id)),
-            false => self.enqueue(id),
+            false => self.enqueue(id, actions),
         }
         actions.push(Action::Changed(id));
     }
 
     /// Lets those go on, or not, that come after jobs of this home that have ended. It may end them, and so on.
     pub(super) fn tell_followers(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for id in std::mem::take(&mut self.returned) {
+            self.line_up(id, actions);
+        }
         while let Some(job) = self.ended.pop() {
             self.learn(now, job, self.fate(job), actions);
         }
@@ -94,16 +134,10 @@ impl Home {
                 continue;
             };
             match fate.stops(after) {
-                Some(why) => {
-                    let never = Outcome::NotStarted { why, status: NEVER };
-                    for index in follower.waiting.clone() {
-                        let epoch = self.task(id.task(index)).map_or(0, |task| task.epoch);
-                        self.done(now, Run { task: id.task(index), epoch }, never.clone(), actions);
-                    }
-                }
+                Some(why) => self.never_start(now, id, why, actions),
                 None => {
                     follower.write(id, |record| record.unmet.retain(|one| one.job != job), actions);
-                    self.enqueue(id);
+                    self.enqueue(id, actions);
                     actions.push(Action::Changed(id));
                 }
             }
@@ -133,7 +167,10 @@ impl Home {
         if job.record.held {
             return Some(format!("is held: gridctl release {id} lets it start"));
         }
-        let after = job.record.unmet.first()?;
+        let Some(after) = job.record.unmet.first() else {
+            let folder = job.record.origin.folder.display();
+            return job.lacks_inputs().then(|| format!("its inputs are gathered from {folder}"));
+        };
         let (other, home) = (after.job, after.job.home);
         let ended = match after.ending {
             Ending::Ok => "has succeeded",
@@ -158,9 +195,14 @@ impl Home {
 }
 
 impl Job {
-    /// Whether its waiting tasks wait for something else than room.
+    /// Whether its waiting tasks wait for somebody's word, or for other jobs.
     pub(super) fn is_blocked(&self) -> bool {
         self.record.held || !self.record.unmet.is_empty()
+    }
+
+    /// Whether its inputs did not come with it, and are not gathered yet.
+    fn lacks_inputs(&self) -> bool {
+        !self.record.spec.stage_in.is_empty() && self.record.origin.inputs.is_none()
     }
 
     /// How many more of its tasks may run at the same time.

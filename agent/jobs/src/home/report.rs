@@ -8,6 +8,7 @@ use libgrid::address::Address;
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::status::{Counts, JobStatus, JobSummary, PAGE, TaskState, TaskStatus};
 
+use super::state::Trouble;
 use super::{Home, Job, State, Task};
 use crate::record::JobRecord;
 
@@ -124,7 +125,7 @@ impl Home {
             counts,
             nodes: nodes.into_iter().collect(),
             exit_status: job.is_done().then_some(exit_status),
-            why: self.explain(id, job),
+            why: self.explain(id, job).or_else(|| stuck(id, job)),
         }
     }
 
@@ -142,6 +143,9 @@ impl Home {
                 let again = if job.record.spec.restart { "starts again elsewhere" } else { "counts as lost" };
                 let why = format!("node {node} does not answer: the task {again} unless it comes back");
                 (TaskState::Running, silent.then_some(why))
+            }
+            State::Ending { node, trouble: Some(trouble), .. } => {
+                (TaskState::Running, Some(format!("ended, but {}", kept(id, trouble, *node))))
             }
             State::Ending { .. } => {
                 (TaskState::Running, Some("ended; its output and results are brought home".into()))
@@ -164,6 +168,26 @@ impl Home {
             address: self.address(task),
         }
     }
+}
+
+/// Why something of a task that ended is not here.
+fn kept(id: TaskId, trouble: &Trouble, node: NodeId) -> String {
+    format!(
+        "{}: node {node} keeps it, and it is tried again until gridctl kill {id} gives it up",
+        trouble.why
+    )
+}
+
+/// Which of the tasks cannot come to their end, and why.
+fn stuck(id: JobId, job: &Job) -> Option<String> {
+    let stuck = |index: &u32| match &job.task(*index)?.state {
+        State::Ending { node, trouble: Some(trouble), .. } => {
+            let task = id.task(*index);
+            Some(format!("{task} ended, but {}", kept(task, trouble, *node)))
+        }
+        _ => None,
+    };
+    job.active.iter().find_map(stuck)
 }
 
 /// Why it waits, with what it waits to go on from.

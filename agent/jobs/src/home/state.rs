@@ -33,11 +33,24 @@ pub(super) enum State {
         node: NodeId,
         end: Box<End>,
         collecting: bool,
+        trouble: Option<Trouble>,
     },
     Done {
         outcome: Outcome,
         at: SystemTime,
     },
+}
+
+/// What a task left cannot be brought home, and stays where it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Trouble {
+    /// Why: a sentence.
+    pub(super) why: String,
+    /// Since when.
+    pub(super) since: Duration,
+    /// The pause before it is tried again, and its end.
+    pub(super) pause: Duration,
+    pub(super) again: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -86,6 +99,8 @@ pub(super) struct Job {
     /// The indices that are neither waiting nor done.
     pub(super) active: BTreeSet<u32>,
     pub(super) ended: Option<SystemTime>,
+    /// Whether its inputs are being gathered.
+    pub(super) gathering: bool,
 }
 
 /// What the home knows of a node.
@@ -119,7 +134,8 @@ impl Job {
         let indices: BTreeSet<u32> = record.spec.indices().collect();
         let first = indices.first().copied().unwrap_or(0);
         let tasks = vec![Task::new(record.cancelled); indices.len()];
-        Self { record, first, tasks, waiting: indices, asked: 0, active: BTreeSet::new(), ended: None }
+        let active = BTreeSet::new();
+        Self { record, first, tasks, waiting: indices, asked: 0, active, ended: None, gathering: false }
     }
 
     pub(super) fn task(&self, index: u32) -> Option<&Task> {

@@ -29,12 +29,17 @@ pub(crate) struct Bench {
     pub(crate) started: BTreeMap<Run, Placement>,
     /// What the home asked other homes.
     pub(crate) fates: Vec<JobId>,
+    /// Whose inputs it wanted gathered.
+    pub(crate) gathers: Vec<JobId>,
+    /// What it let go of.
+    pub(crate) spent: Vec<u64>,
 }
 
 impl Bench {
     pub(crate) fn new(home: Home) -> Self {
         let (jobs, tasks, started) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut bench = Self { home, now: NOW, jobs, tasks, started, fates: Vec::new() };
+        let (fates, gathers, spent) = (Vec::new(), Vec::new(), Vec::new());
+        let mut bench = Self { home, now: NOW, jobs, tasks, started, fates, gathers, spent };
         bench.handle(Event::Node(host()));
         bench
     }
@@ -49,6 +54,8 @@ impl Bench {
                     Action::Write(Change::Job(id, record)) => drop(self.jobs.insert(id, record)),
                     Action::Write(Change::Task(id, record)) => drop(self.tasks.insert(id, *record)),
                     Action::AskFates { jobs, .. } => self.fates.extend(jobs),
+                    Action::Gather { job, .. } => self.gathers.push(job),
+                    Action::Spent(inputs) => self.spent.push(inputs),
                     Action::Send { message: ToHost::Reserve { lease, count, .. }, .. } => {
                         let message = ToHome::Granted { lease, count, free: ROOM };
                         events.push(Event::Message { from: HOST, message });

@@ -146,6 +146,32 @@ fn jobs_of_other_homes_are_asked_for_and_believed() {
 }
 
 #[test]
+fn inputs_that_did_not_come_along_are_gathered_once_when_the_job_may_start() {
+    let mut bench = Bench::new(home());
+    let one = bench.submit(array(1));
+    let waits = bench.submit(after(&["j1.1"]).stage_in(["out/"]).hold());
+    bench.end(first(one));
+    assert!(bench.gathers.is_empty(), "what it is held for may bring more");
+    bench.handle(Event::Hold { job: waits, held: false });
+    bench.handle(Event::Tick);
+    assert_eq!(bench.gathers, [waits]);
+    assert_eq!(why(&bench, waits), "its inputs are gathered from /");
+    let mut bench = bench.restarted();
+    assert_eq!(bench.gathers, [waits, waits], "what an earlier agent gathered may not be whole");
+    bench.handle(Event::Gathered { job: waits, inputs: Ok(7) });
+    assert!(bench.started.contains_key(&first(waits)));
+    assert_eq!(bench.restarted().gathers.len(), 2);
+
+    let mut bench = Bench::new(home());
+    let [lacks, ended] = [(); 2].map(|()| bench.submit(array(1).stage_in(["in"])));
+    bench.handle(Event::Gathered { job: lacks, inputs: Err("there is no in".into()) });
+    assert_eq!(never(&bench, lacks), "there is no in");
+    bench.handle(Event::Kill { job: Selector::Job(ended), signal: 9, grace: None });
+    bench.handle(Event::Gathered { job: ended, inputs: Ok(8) });
+    assert_eq!((bench.spent.as_slice(), bench.started.len()), ([8].as_slice(), 0));
+}
+
+#[test]
 fn a_held_job_starts_nothing_until_it_is_released() {
     let mut bench = Bench::new(home());
     let job = bench.submit(array(4).at_once(2).hold());

@@ -407,8 +407,8 @@ impl Operation<'_> {
         let submission = Submission::new(spec, folder.unwrap_or_else(|_| PathBuf::from("/")));
         let (_, mut nothing) = tokio::io::duplex(1);
         let submitted = submit::submit(Ok(self.grid.clone()), &self.asker.caller, submission, &mut nothing);
-        let job = submitted.await.map_err(refused)?;
-        Ok(Submitted { job: job.as_u64(), ..Submitted::default() })
+        let submitted = submitted.await.map_err(refused)?;
+        Ok(Submitted { job: submitted.job.as_u64(), ..Submitted::default() })
     }
 
     async fn selector(&self, target: Target) -> Result<Selector, Refused> {

@@ -1,30 +1,28 @@
 //! Accepting a job: its inputs go to the spool, then it is written down, then its user is told its name.
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use grid_jobs::record::Origin;
 use libgrid::address::Address;
-use libgrid::control::{Chunk, Failure, Kind, Submission};
-use libgrid::ids::JobId;
+use libgrid::control::{Chunk, Failure, Kind, Submission, Submitted};
 use libgrid::spec::Net;
 use libgrid::units::Bytes;
 use libgrid::wire::stream;
-use tokio::io::AsyncWriteExt;
 
 use super::{Answer, Stream};
 use crate::caller::Caller;
 use crate::fates;
 use crate::grid::Grid;
 use crate::machine;
+use crate::spool;
 
 pub(super) async fn submit<S: Stream>(
     grid: Result<Arc<Grid>, Failure>,
     caller: &Caller,
     submission: Submission,
     client: &mut S,
-) -> Result<JobId, Answer> {
+) -> Result<Submitted, Answer> {
     let accepted = grid.and_then(|grid| {
         caller.may_submit()?;
         check(&grid, &submission).map(|spec| (grid, spec))
@@ -43,7 +41,7 @@ pub(super) async fn submit<S: Stream>(
             return Err(failure.into());
         }
     };
-    let upload = if submission.upload { Some(Upload::receive(&grid, client).await?) } else { None };
+    let upload = if submission.upload { Some(receive(&grid, client).await?) } else { None };
     let origin = Origin {
         owner: caller.owner(),
         uid: caller.uid,
@@ -52,11 +50,11 @@ pub(super) async fn submit<S: Stream>(
         inputs: upload.as_ref().map(|upload| upload.number),
         stdin: submission.input,
     };
-    let job = grid.core.submit(Arc::new(spec), origin).await?;
+    let submitted = grid.core.submit(Arc::new(spec), origin).await?;
     if let Some(upload) = upload {
         upload.keep();
     }
-    Ok(job)
+    Ok(submitted)
 }
 
 /// What a node does that was put out of its VO.
@@ -100,54 +98,20 @@ async fn drain<S: Stream>(client: &mut S) -> Result<(), Answer> {
     Ok(())
 }
 
-/// An archive in the spool, removed again unless its job was accepted.
-struct Upload {
-    number: u64,
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Upload {
-    async fn receive<S: Stream>(grid: &Grid, client: &mut S) -> Result<Self, Answer> {
-        let number = rand::random::<u64>() >> 1;
-        let path = grid.config.spool_dir().join(format!("{number}.tar"));
-        let upload = Self { number, path, kept: false };
-        let failed = |error: io::Error| {
-            let why = format!("the inputs cannot be kept in {}: {error}", grid.config.spool_dir().display());
-            Failure::new(Kind::State, why)
-        };
-        let mut file = create(&upload.path).await.map_err(failed)?;
-        loop {
-            let Chunk(bytes) = stream::read(client).await?;
-            if bytes.is_empty() {
-                break;
-            }
-            let written = match machine::leaves_room(&grid.config.spool_dir(), bytes.len()) {
-                Ok(()) => file.write_all(&bytes).await,
-                full => full,
-            };
-            if let Err(error) = written {
-                drain(client).await?;
-                return Err(failed(error).into());
-            }
+/// Writes what the client sends into an archive in the spool.
+async fn receive<S: Stream>(grid: &Grid, client: &mut S) -> Result<spool::Archive, Answer> {
+    let failed = |error: io::Error| Failure::new(Kind::State, spool::unkept(&grid.config, &error));
+    let mut archive = spool::Archive::create(&grid.config).await.map_err(failed)?;
+    loop {
+        let Chunk(bytes) = stream::read(client).await?;
+        if bytes.is_empty() {
+            break;
         }
-        file.sync_all().await.map_err(failed)?;
-        Ok(upload)
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = std::fs::remove_file(&self.path);
+        if let Err(error) = archive.write(&bytes).await {
+            drain(client).await?;
+            return Err(failed(error).into());
         }
     }
-}
-
-async fn create(path: &Path) -> io::Result<tokio::fs::File> {
-    tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await
+    archive.sync().await.map_err(failed)?;
+    Ok(archive)
 }

@@ -33,6 +33,7 @@ use tracing::warn;
 use super::{Query, remove};
 use crate::config::Config;
 use crate::core::Core;
+use crate::spool;
 use crate::staging::{ARCHIVE, StageError, Staging};
 
 /// How long what nobody needs is kept, in case that somebody does again.
@@ -217,7 +218,7 @@ pub(crate) async fn spooled(config: &Config, core: &Core, job: JobId) -> Result<
         .await
         .map_err(|error| error.to_string())?;
     let number = number.ok_or_else(|| format!("{job} has no inputs"))?;
-    Ok(config.spool_dir().join(format!("{number}.tar")))
+    Ok(spool::path(config, number))
 }
 
 async fn unpack(shims: &Shims, launch: &Launch, archive: &Path) -> Result<(), String> {

@@ -1,5 +1,5 @@
 //! `gridos-shim`: keeps the tasks of one job (`serve`), or handles a task's files as the user whose they are
-//! (`pack`, `unpack`). The agent starts it; it is not meant to be started by hand.
+//! (`gather`, `pack`, `unpack`). The agent starts it; it is not meant to be started by hand.
 
 use std::env;
 use std::ffi::OsString;
@@ -24,6 +24,11 @@ fn main() -> ExitCode {
             serve(Config { socket: first, cgroup_root, cgroup_parent, init }).map(|()| ExitCode::SUCCESS)
         }
         Some("pack") => enter(&first).and_then(|()| pack(&folder(&mut args), &words(args))),
+        Some("gather") => enter(&first).and_then(|()| {
+            let folder = folder(&mut args);
+            let packed = archive::pack_paths(&folder, &words(args), io::stdout().lock());
+            packed.map(|()| ExitCode::SUCCESS).map_err(|error| error.to_string())
+        }),
         Some("unpack") => enter(&first).and_then(|()| {
             let folder = folder(&mut args);
             let unpacked = archive::unpack(&folder, &words(args), io::stdin().lock());
