@@ -60,6 +60,7 @@ pub(crate) fn up(foreground: bool, config: Option<&Path>, json: bool) -> Done {
     if !nix::unistd::geteuid().is_root() {
         bail!("starting the agent takes root: use sudo gridctl up");
     }
+    not_of_a_lab()?;
     let program = beside("gridosd")?;
     let mut arguments = Vec::new();
     if let Some(config) = config {
@@ -91,6 +92,16 @@ pub(crate) fn up(foreground: bool, config: Option<&Path>, json: bool) -> Done {
         Some(vo) => format!("the agent runs, in VO {vo}"),
         None => "the agent runs; next: gridctl vo create NAME, or gridctl join TOKEN".into(),
     })
+}
+
+/// A lab starts the agents of its nodes itself, and again when they end.
+fn not_of_a_lab() -> anyhow::Result<()> {
+    if fs::read_to_string("/proc/1/comm").is_ok_and(|first| first.trim_end() == "gridos-lab") {
+        bail!(
+            "this node is of a lab, which keeps its agent running: gridctl lab kill and heal stop and start the node"
+        );
+    }
+    Ok(())
 }
 
 fn beside(name: &str) -> anyhow::Result<PathBuf> {
@@ -174,6 +185,7 @@ pub(crate) fn down(json: bool) -> Done {
     if !nix::unistd::geteuid().is_root() {
         bail!("stopping the agent takes root: use sudo gridctl down");
     }
+    not_of_a_lab()?;
     if Path::new(UNIT).exists() && Path::new("/run/systemd/system").exists() {
         systemctl(&["disable", "--now", "gridosd.service"])?;
     } else {

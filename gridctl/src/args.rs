@@ -11,6 +11,7 @@ use libgrid::status::MoveMode;
 use libgrid::sys::Door;
 use libgrid::units::{Bytes, Cpus, Span};
 
+use crate::lab::LabCommand;
 use crate::pipe::PipeCommand;
 use crate::process::Target;
 use crate::top::Sort;
@@ -76,6 +77,9 @@ pub(crate) enum Command {
         /// Those that were submitted on other nodes, too
         #[arg(long, short)]
         everywhere: bool,
+        /// Those with tasks on this node, by name or number, wherever they were submitted
+        #[arg(long, value_name = "NODE", conflicts_with_all = ["all", "processes"])]
+        node: Option<String>,
         /// The processes of your jobs instead, with their global ids
         #[arg(long, short, conflicts_with = "all")]
         processes: bool,
@@ -553,87 +557,4 @@ pub(crate) enum Which {
     Stderr,
     /// Both, each to its own
     Both,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum LabCommand {
-    /// Start a grid of N nodes on this machine. Example: sudo gridctl lab up -n 5
-    Up {
-        /// How many nodes
-        #[arg(short, long, default_value_t = 3, value_name = "N")]
-        nodes: u32,
-        /// Cores that each node lends; all of this machine's if absent
-        #[arg(long, value_name = "N")]
-        cores: Option<f64>,
-        /// Memory that each node lends, such as 2G
-        #[arg(long, value_name = "SIZE")]
-        memory: Option<Bytes>,
-        #[command(flatten)]
-        which: Lab,
-    },
-    /// Stop it, and remove all of it. Example: sudo gridctl lab down
-    Down {
-        #[command(flatten)]
-        which: Lab,
-    },
-    /// Tell how its nodes are. Example: sudo gridctl lab status
-    Status {
-        #[command(flatten)]
-        which: Lab,
-    },
-    /// Run a command on a node. Example: sudo gridctl lab exec node2 -- gridctl nodes
-    Exec {
-        /// Such as node2
-        node: String,
-        #[command(flatten)]
-        which: Lab,
-        /// The command
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
-    /// Pull a node's power cord. Example: sudo gridctl lab kill node3
-    Kill {
-        /// Such as node3
-        node: String,
-        #[command(flatten)]
-        which: Lab,
-    },
-    /// Pull a node's network cable. Example: sudo gridctl lab cut node3
-    Cut {
-        /// Such as node3
-        node: String,
-        #[command(flatten)]
-        which: Lab,
-    },
-    /// Undo kill, cut and slow. Example: sudo gridctl lab heal node3
-    Heal {
-        /// Such as node3
-        node: String,
-        #[command(flatten)]
-        which: Lab,
-    },
-    /// Make a node's line slow. Example: sudo gridctl lab slow node3 --delay 25ms --rate 1gbit --loss 0.1%
-    Slow {
-        /// Such as node3
-        node: String,
-        /// Added in each direction
-        #[arg(long, value_name = "TIME")]
-        delay: Option<String>,
-        /// The most in each direction, such as 100mbit
-        #[arg(long, value_name = "RATE")]
-        rate: Option<String>,
-        /// Packets lost at random, such as 0.1%
-        #[arg(long, value_name = "PERCENT")]
-        loss: Option<String>,
-        #[command(flatten)]
-        which: Lab,
-    },
-}
-
-/// Which lab.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Lab {
-    /// The lab's name
-    #[arg(long, default_value = "lab", value_name = "NAME")]
-    pub(crate) lab: String,
 }

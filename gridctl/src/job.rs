@@ -11,9 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use libgrid::GridError;
 use libgrid::blocking::Grid;
 use libgrid::control::{Reply, Request, Stream, Streams, Submitted};
-use libgrid::ids::{JobId, Selector, TaskId};
+use libgrid::ids::{JobId, NodeId, Selector, TaskId};
+use libgrid::node::NodeInfo;
 use libgrid::spec::JobSpec;
-use libgrid::status::{JobStatus, TaskStatus, signal_number};
+use libgrid::status::{JobStatus, JobSummary, TaskStatus, signal_number};
 use libgrid::units::{Bytes, Span};
 use serde::Serialize;
 
@@ -89,22 +90,44 @@ fn not_a_job(path: &Path) -> String {
 
 #[derive(Serialize)]
 struct Listing<'a> {
-    jobs: &'a [libgrid::status::JobSummary],
-    silent: &'a [libgrid::ids::NodeId],
+    jobs: &'a [JobSummary],
+    silent: &'a [NodeId],
 }
 
 pub(crate) fn ps(grid: &mut Grid, all: bool, everywhere: bool, json: bool) -> Done {
-    match grid.ask(&Request::Jobs { everywhere, done: all })? {
-        Reply::Jobs { jobs, silent } if json => show::json(&Listing { jobs: &jobs, silent: &silent }),
-        Reply::Jobs { jobs, silent } => {
-            show::text(show::jobs(&jobs))?;
-            for node in silent {
-                eprintln!("gridctl: node {node} did not answer; its jobs are missing here");
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        _ => Err(GridError::Unexpected.into()),
+    let (jobs, silent) = jobs(grid, all, everywhere)?;
+    show_jobs(&jobs, &silent, json)
+}
+
+/// The jobs that have tasks on a node.
+pub(crate) fn ps_of_node(grid: &mut Grid, node: &str, json: bool) -> Done {
+    let Reply::Nodes(nodes) = grid.ask(&Request::Nodes)? else { return Err(GridError::Unexpected.into()) };
+    let meant = |info: &NodeInfo| info.name == node || info.node.to_string() == node;
+    let Some(number) = nodes.iter().map(|status| &status.info).find(|info| meant(info)).map(|info| info.node)
+    else {
+        bail!("there is no node {node}: see gridctl nodes");
+    };
+    let (mut jobs, silent) = jobs(grid, false, true)?;
+    jobs.retain(|job| job.nodes.contains(&number));
+    show_jobs(&jobs, &silent, json)
+}
+
+fn jobs(grid: &mut Grid, done: bool, everywhere: bool) -> Result<(Vec<JobSummary>, Vec<NodeId>), GridError> {
+    match grid.ask(&Request::Jobs { everywhere, done })? {
+        Reply::Jobs { jobs, silent } => Ok((jobs, silent)),
+        _ => Err(GridError::Unexpected),
     }
+}
+
+fn show_jobs(jobs: &[JobSummary], silent: &[NodeId], json: bool) -> Done {
+    if json {
+        return show::json(&Listing { jobs, silent });
+    }
+    show::text(show::jobs(jobs))?;
+    for node in silent {
+        eprintln!("gridctl: node {node} did not answer; its jobs are missing here");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn status(grid: &mut Grid, job: Selector, (from, failed): (u32, bool), json: bool) -> Done {

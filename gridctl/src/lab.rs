@@ -6,18 +6,101 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
 use grid_lab::{Lab, LabConfig, Machine, Slow};
 use libgrid::blocking::Grid;
 use libgrid::control::{Reply, Request};
-use libgrid::units::Span;
+use libgrid::units::{Bytes, Span};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::agent::patiently;
-use crate::args::LabCommand;
 use crate::{Done, show};
 
 /// How long the agents of a lab have to find each other.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Start a grid of N nodes on this machine. Example: sudo gridctl lab up -n 5
+    Up {
+        /// How many nodes
+        #[arg(short, long, default_value_t = 3, value_name = "N")]
+        nodes: u32,
+        /// Cores that each node lends; all of this machine's if absent
+        #[arg(long, value_name = "N")]
+        cores: Option<f64>,
+        /// Memory that each node lends, such as 2G
+        #[arg(long, value_name = "SIZE")]
+        memory: Option<Bytes>,
+        #[command(flatten)]
+        which: WhichLab,
+    },
+    /// Stop it, and remove all of it. Example: sudo gridctl lab down
+    Down {
+        #[command(flatten)]
+        which: WhichLab,
+    },
+    /// Tell how its nodes are. Example: sudo gridctl lab status
+    Status {
+        #[command(flatten)]
+        which: WhichLab,
+    },
+    /// Run a command on a node. Example: sudo gridctl lab exec node2 -- gridctl nodes
+    Exec {
+        /// Such as node2
+        node: String,
+        #[command(flatten)]
+        which: WhichLab,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Pull a node's power cord. Example: sudo gridctl lab kill node3
+    Kill {
+        /// Such as node3
+        node: String,
+        #[command(flatten)]
+        which: WhichLab,
+    },
+    /// Pull a node's network cable. Example: sudo gridctl lab cut node3
+    Cut {
+        /// Such as node3
+        node: String,
+        #[command(flatten)]
+        which: WhichLab,
+    },
+    /// Undo kill, cut and slow. Example: sudo gridctl lab heal node3
+    Heal {
+        /// Such as node3
+        node: String,
+        #[command(flatten)]
+        which: WhichLab,
+    },
+    /// Make a node's line slow. Example: sudo gridctl lab slow node3 --delay 25ms --rate 1gbit --loss 0.1%
+    Slow {
+        /// Such as node3
+        node: String,
+        /// Added in each direction
+        #[arg(long, value_name = "TIME")]
+        delay: Option<String>,
+        /// The most in each direction, such as 100mbit
+        #[arg(long, value_name = "RATE")]
+        rate: Option<String>,
+        /// Packets lost at random, such as 0.1%
+        #[arg(long, value_name = "PERCENT")]
+        loss: Option<String>,
+        #[command(flatten)]
+        which: WhichLab,
+    },
+}
+
+/// Which lab.
+#[derive(Debug, Args)]
+pub(crate) struct WhichLab {
+    /// The lab's name
+    #[arg(long, default_value = "lab", value_name = "NAME")]
+    pub(crate) lab: String,
+}
 
 pub(crate) fn lab(command: LabCommand, json: bool) -> Done {
     match command {

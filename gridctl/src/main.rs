@@ -86,6 +86,7 @@ fn dispatch(args: Args) -> Done {
         Command::Doctor => agent::doctor(&mut connect()?, json),
         Command::Submit(submit) => job::submit(&mut connect()?, &submit, json),
         Command::Run { options } => run::run(&mut connect()?, &options, json),
+        Command::Ps { node: Some(node), .. } => job::ps_of_node(&mut connect()?, &node, json),
         Command::Ps { all, everywhere, processes: false, .. } => {
             job::ps(&mut connect()?, all, everywhere, json)
         }

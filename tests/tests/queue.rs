@@ -5,13 +5,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use grid_tests::{Grid, Shared, until, with};
+use grid_tests::{Grid, NOBODY, Shared, until, with};
 use libgrid::ids::JobId;
 use libgrid::spec::JobSpec;
 use libgrid::status::TaskState;
 use libgrid::units::{Bytes, Cpus};
-
-const NOBODY: u32 = 65534;
 
 static GRID: Shared = Shared::new();
 
@@ -166,7 +164,14 @@ fn what_can_never_start_is_refused_and_what_cannot_now_is_told() {
         grid.gridctl(1, ["release", &endless.to_string()]).says(&["is not held"]);
         let late = grid.gridctl(3, ["wait", "--timeout", "300ms", &endless.to_string()]);
         assert_eq!((late.status, late.stderr.contains("is not done after 0.3s")), (124, true), "{late:?}");
-        grid.gridctl(1, ["kill", &endless.to_string()]).ok();
+        // Whoever owns a node sees what is there, and whose it is.
+        let other = grid.submit(3, JobSpec { nodes: vec!["node2".into()], ..sh("sleep 1000") });
+        grid.until_running(3, other);
+        let on_node = |name: &str| grid.gridctl(1, ["ps", "--node", name]).ok().to_owned();
+        assert!(on_node("node2").contains(&other.to_string()) && on_node("2").contains("root@node3"));
+        assert!(!on_node("node3").contains(&other.to_string()));
+        grid.gridctl(1, ["ps", "--node", "node9"]).says(&["there is no node node9"]);
+        grid.gridctl(1, ["kill", &endless.to_string(), &other.to_string()]).ok();
 
         let waits = grid.gridctl(1, ["submit", "--cpus", "1000", "--", "true"]);
         let job = waits.ok();
