@@ -13,11 +13,12 @@ const VALID: [&str; 4] = [
      time = \"10m\"\nstage_in = [\"in/\"]\nstage_out = [\"out/*.png\"]\n[env]\nQUALITY = \"high\"\n",
     "command = ['./x', '''a\nb''']\ncpus = 0.25\nmemory = 1073741824\ntime = 1.5\npids = 64\nrestart = false\n\
      log_limit = '1M'\ncheckpoint = 'every=5m'\nnet = 'grid'\nnodes = ['node2', '3']\nenv = { A = '1', \"B C\" = \"\\u00e4\" }\n",
-    "# Simulation\n\ncommand = [\n  './sim', # the program\n  'input.dat',\n]\narray = '7'\ntime = '1h30m'\n",
+    "# Simulation\n\ncommand = [\n  './sim', # the program\n  'input.dat',\n]\narray = '7-9%2'\ntime = '1h30m'\n\
+     after = ['j1.2', 'j3.4:failed', 'j3.5:any']\nhold = true\nsystem_call = true\n",
 ];
 
 /// The fields of a job file.
-const FIELDS: &str = "name command env cpus memory time pids array stage_in stage_out restart log_limit nodes checkpoint net pipes";
+const FIELDS: &str = "name command env cpus memory time pids array stage_in stage_out restart log_limit nodes checkpoint net pipes system_call after hold";
 
 /// The first byte says whether the others are a file, or damage one.
 pub(crate) fn run(data: &[u8]) {
