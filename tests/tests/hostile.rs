@@ -148,10 +148,15 @@ fn a_user_who_holds_many_connections_keeps_nobody_else_out() {
             let go = grid.dir().join("go");
             let script = format!(
                 "import os, socket, subprocess, time\n\
-                 held = [socket.socket(socket.AF_UNIX) for _ in range(256)]\n\
-                 for one in held: one.connect({socket:?})\n\
+                 held, end = [], time.time() + 90\n\
+                 def hold():\n    \
+                     held.append(socket.socket(socket.AF_UNIX))\n    \
+                     held[-1].connect({socket:?})\n\
+                 for _ in range(300): hold()\n\
                  print(subprocess.run([{gridctl:?}, 'nodes'], capture_output=True, text=True).stderr, flush=True)\n\
-                 while not os.path.exists({:?}): time.sleep(0.05)\n",
+                 while time.time() < end and not os.path.exists({:?}):\n    \
+                     hold()\n    \
+                     time.sleep(0.05)\n",
                 go.display().to_string()
             );
             let folder = grid.folder("theirs", NOBODY);
