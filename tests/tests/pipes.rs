@@ -516,6 +516,24 @@ fn a_writer_that_is_faster_than_its_pipe_moves() {
 }
 
 #[test]
+fn a_task_that_waits_for_its_pipe_says_why() {
+    with(
+        "a_task_that_waits_for_its_pipe_says_why",
+        || Grid::up("fifowhy", 2),
+        |grid| {
+            let job = grid.submit(1, sh("cat absent", &[2], "absent:r"));
+            let why = || grid.job(1, job).tasks[0].why.clone().unwrap_or_default();
+            until("it tells", || why().starts_with("its FIFO absent waits: there is no pipe absent"));
+            grid.gridctl(1, ["pipe", "create", "absent"]).ok();
+            until("it waits no longer", || why().is_empty());
+            grid.gridctl_with(2, b"now\n", ["pipe", "write", "absent"]).ok();
+            assert!(grid.wait(1, job).summary.succeeded());
+            assert!(grid.logs(1, job, 0).starts_with("now\n"));
+        },
+    );
+}
+
+#[test]
 fn what_was_written_to_a_pipe_that_is_not_there_yet_waits_for_it() {
     with(
         "what_was_written_to_a_pipe_that_is_not_there_yet_waits_for_it",

@@ -20,7 +20,7 @@
 
 mod carrier;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, chown};
@@ -92,6 +92,8 @@ struct State {
     busy: usize,
     /// Carriers that have not come to their end.
     carriers: usize,
+    /// The pipes that cannot be had now, and why.
+    waits: BTreeMap<String, String>,
 }
 
 /// Something is in a carrier's hand, or may be.
@@ -185,6 +187,12 @@ impl Fifos {
         }
     }
 
+    /// Which pipe the task waits for, and why: a sentence.
+    pub(crate) fn waits(&self, run: Run) -> Option<String> {
+        let state = self.runs.get(&run)?.lock();
+        state.waits.iter().next().map(|(pipe, why)| format!("its FIFO {pipe} waits: {why}"))
+    }
+
     /// Whether something that it wrote is still on its way. [`Query::ClosePipe`] tells of each FIFO that it has come to its end.
     pub(crate) fn is_draining(&self, run: Run) -> bool {
         self.runs.get(&run).is_some_and(|control| control.lock().carriers > 0)
@@ -234,6 +242,7 @@ async fn begin(grid: Arc<Grid>, order: Order) {
                     warn!(%run, pipe = %carrier.pipe, %error, "a FIFO is not served any more");
                 }
             }
+            control.waits_for(&name, None);
             control.lock().carriers -= 1;
             // Fails only when the agent stops.
             let _ = queries.send(Query::ClosePipe { run, name });
@@ -263,6 +272,15 @@ impl Control {
     fn take(self: &Arc<Self>) -> Busy {
         self.lock().busy += 1;
         Busy(Some(self.clone()))
+    }
+
+    /// Why a pipe cannot be had now; nothing once it is.
+    fn waits_for(&self, pipe: &str, why: Option<String>) {
+        let mut state = self.lock();
+        match why {
+            Some(why) => drop(state.waits.insert(pipe.to_owned(), why)),
+            None => drop(state.waits.remove(pipe)),
+        }
     }
 
     /// Whether the task left, and whether it is not here any more.

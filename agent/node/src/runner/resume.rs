@@ -383,7 +383,7 @@ impl Runner {
 
     /// What its user is to know of it.
     pub(super) fn told_of(&self, run: Run, local: &Local) -> Option<String> {
-        self.checkpoints.trouble(run).or_else(|| local.note.clone())
+        self.checkpoints.trouble(run).or_else(|| self.fifos.waits(run)).or_else(|| local.note.clone())
     }
 
     // === what is not needed any more ===

@@ -60,7 +60,7 @@ impl Carrier {
                     node.0
                 }
                 Err(failure) => {
-                    debug!(pipe = %self.pipe, %failure, "it is not to be found yet");
+                    self.waits(&failure);
                     return Ok(None);
                 }
             },
@@ -68,9 +68,14 @@ impl Carrier {
         Ok(Some(PipeName { node: Some(found.to_string()), ..self.pipe.clone() }))
     }
 
+    fn waits(&self, failure: &Failure) {
+        debug!(pipe = %self.pipe, %failure, "it cannot be had yet");
+        self.control.waits_for(&self.pipe.name, Some(failure.message.clone()));
+    }
+
     /// It could not be opened.
     fn failed(&mut self, failure: &Failure) -> io::Result<()> {
-        debug!(pipe = %self.pipe, %failure, "it cannot be opened yet");
+        self.waits(failure);
         // It was removed, and may be made again elsewhere.
         if failure.kind == Kind::Missing { self.hand.note_node(None) } else { Ok(()) }
     }
@@ -83,8 +88,11 @@ impl Carrier {
         loop {
             if let Some(pipe) = self.placed().await? {
                 let mut end = self.end(PipeRequest::WriteFor { pipe, run: self.run, next });
-                match answer(&mut end).await {
-                    Ok(Reply::Pipe(PipeReply::Taken(taken))) => return Ok(Some((end, taken))),
+                match opened(&mut end).await {
+                    Ok(Reply::Pipe(PipeReply::Taken(taken))) => {
+                        self.control.waits_for(&self.pipe.name, None);
+                        return Ok(Some((end, taken)));
+                    }
                     Ok(_) => debug!(pipe = %self.pipe, "it gives another answer"),
                     Err(failure) => self.failed(&failure)?,
                 }
@@ -326,12 +334,13 @@ impl Carrier {
         };
         let (run, began) = (self.run, self.hand.begun());
         let mut end = self.end(PipeRequest::ReadFor { pipe, run, has, began });
-        match timeout(PATIENCE, answer(&mut end)).await {
-            Ok(Ok(_)) => return Ok(Some(end)),
-            Ok(Err(failure)) => self.failed(&failure)?,
-            Err(_) => debug!(pipe = %self.pipe, "it does not answer"),
+        match opened(&mut end).await {
+            Ok(_) => {
+                self.control.waits_for(&self.pipe.name, None);
+                Ok(Some(end))
+            }
+            Err(failure) => self.failed(&failure).map(|()| None),
         }
-        Ok(None)
     }
 }
 
@@ -369,6 +378,12 @@ async fn say(reader: &mut Option<DuplexStream>, last: FromReader) {
     if let Some(mut reader) = reader.take() {
         let _ = stream::write(&mut reader, &last).await;
     }
+}
+
+/// What the pipe's node says to who opens it.
+async fn opened(end: &mut DuplexStream) -> Result<Reply, Failure> {
+    let silent = |_| Failure::new(Kind::Unavailable, format!("its node says nothing for {PATIENCE:?}"));
+    timeout(PATIENCE, answer(end)).await.map_err(silent)?
 }
 
 async fn answer(end: &mut DuplexStream) -> Result<Reply, Failure> {
