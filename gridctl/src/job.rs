@@ -95,7 +95,7 @@ struct Listing<'a> {
 }
 
 pub(crate) fn ps(grid: &mut Grid, all: bool, everywhere: bool, json: bool) -> Done {
-    let (jobs, silent) = jobs(grid, all, everywhere)?;
+    let (jobs, silent) = jobs(grid, Request::Jobs { everywhere, done: all, at: None })?;
     show_jobs(&jobs, &silent, json)
 }
 
@@ -107,13 +107,12 @@ pub(crate) fn ps_of_node(grid: &mut Grid, node: &str, json: bool) -> Done {
     else {
         bail!("there is no node {node}: see gridctl nodes");
     };
-    let (mut jobs, silent) = jobs(grid, false, true)?;
-    jobs.retain(|job| job.nodes.contains(&number));
+    let (jobs, silent) = jobs(grid, Request::Jobs { everywhere: true, done: false, at: Some(number) })?;
     show_jobs(&jobs, &silent, json)
 }
 
-fn jobs(grid: &mut Grid, done: bool, everywhere: bool) -> Result<(Vec<JobSummary>, Vec<NodeId>), GridError> {
-    match grid.ask(&Request::Jobs { everywhere, done })? {
+fn jobs(grid: &mut Grid, request: Request) -> Result<(Vec<JobSummary>, Vec<NodeId>), GridError> {
+    match grid.ask(&request)? {
         Reply::Jobs { jobs, silent } => Ok((jobs, silent)),
         _ => Err(GridError::Unexpected),
     }
@@ -299,7 +298,7 @@ pub(crate) fn exit_code(status: i32) -> ExitCode {
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
-/// Tells once why a job whose tasks have all ended is not done: what they left cannot be brought home.
+/// Tells once why tasks that have ended are not done: what they left cannot be brought home.
 #[derive(Default)]
 pub(crate) struct Stuck {
     told: Option<String>,
@@ -307,7 +306,7 @@ pub(crate) struct Stuck {
 
 impl Stuck {
     pub(crate) fn news<'a>(&mut self, status: &'a JobStatus) -> Option<&'a str> {
-        let why = status.summary.why.as_ref().filter(|_| status.summary.counts.waiting == 0)?;
+        let why = status.summary.why.as_ref().filter(|_| status.summary.stuck > 0)?;
         let is_new = self.told.as_ref() != Some(why);
         self.told = Some(why.clone());
         is_new.then_some(why)
@@ -341,13 +340,20 @@ fn watch(grid: &Grid, job: Selector, until: Option<Instant>) -> anyhow::Result<O
 }
 
 pub(crate) fn hold(grid: &mut Grid, jobs: &[JobId], undo: bool) -> Done {
+    let mut status = ExitCode::SUCCESS;
     for job in jobs {
-        match grid.ask(&Request::Hold { job: *job, undo })? {
-            Reply::Done => (),
-            _ => return Err(GridError::Unexpected.into()),
+        match grid.ask(&Request::Hold { job: *job, undo }) {
+            Ok(Reply::Done) => (),
+            Ok(_) => return Err(GridError::Unexpected.into()),
+            // The others are meant all the same.
+            Err(GridError::Refused(failure)) => {
+                eprintln!("gridctl: {}", show::plain(failure));
+                status = ExitCode::FAILURE;
+            }
+            Err(error) => return Err(error.into()),
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(status)
 }
 
 #[derive(Serialize)]

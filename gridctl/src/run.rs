@@ -98,10 +98,16 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<JobStatus> {
             }
         }
     });
-    until_begun(grid, id);
+    let stuck = Arc::new(AtomicBool::new(false));
+    until_begun(grid, id, stuck.clone());
     let _raw = if terminal { Mode::raw() } else { None };
     // Reads until our input ends; when the task ends first, the process does not wait for it.
-    thread::spawn(move || type_all(keyboard));
+    let path = grid.path().to_owned();
+    let give_up = move || {
+        let _ = Grid::connect_to(&path)
+            .and_then(|mut grid| grid.ask(&Request::Kill { job: Selector::Job(id), signal: SIGINT }));
+    };
+    thread::spawn(move || type_all(keyboard, &stuck, give_up));
     let mut printer = job::Printer::new(task, false);
     let shown =
         grid.logs(task, Streams::Both, true, |stream, offset, bytes| printer.print(stream, offset, bytes));
@@ -143,12 +149,13 @@ fn end_unheard(grid: &Grid, id: JobId) -> anyhow::Result<()> {
 }
 
 /// Waits until the task runs, or has ended, and tells whoever sits there what it waits for.
-fn until_begun(grid: &Grid, id: JobId) {
+fn until_begun(grid: &Grid, id: JobId, is_stuck: Arc<AtomicBool>) {
     let (seen, news) = mpsc::channel();
     let socket = grid.path().to_owned();
     thread::spawn(move || {
         let mut stuck = job::Stuck::default();
         let tell = |status: &JobStatus| {
+            is_stuck.store(status.summary.stuck > 0, Ordering::Relaxed);
             if let Some(why) = stuck.news(status) {
                 // The terminal may be raw.
                 eprint!("gridctl: {}; Ctrl-C, too\r\n", show::plain(why));
@@ -180,12 +187,20 @@ fn until_begun(grid: &Grid, id: JobId) {
     }
 }
 
-fn type_all(mut keyboard: Keyboard) {
+/// What Ctrl-C is where the terminal makes no signal of it (termios(3), VINTR).
+const INTERRUPT: u8 = 3;
+
+/// Types until the task takes no more. Of one that has ended, and is not done, Ctrl-C gives up what it left.
+fn type_all(mut keyboard: Keyboard, stuck: &AtomicBool, give_up: impl Fn()) {
     let mut buffer = [0; 64 << 10];
     let mut stdin = io::stdin().lock();
     loop {
         let input = match stdin.read(&mut buffer) {
             Ok(0) | Err(_) => Input::End,
+            Ok(read) if stuck.load(Ordering::Relaxed) && buffer[..read].contains(&INTERRUPT) => {
+                give_up();
+                continue;
+            }
             Ok(read) => Input::Bytes(buffer[..read].to_vec()),
         };
         if keyboard.send(&input).is_err() {

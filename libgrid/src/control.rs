@@ -80,6 +80,8 @@ pub enum Request {
         everywhere: bool,
         /// Also those that are done.
         done: bool,
+        /// Those alone that have tasks on this node.
+        at: Option<NodeId>,
     },
     /// One job: [`Reply::Job`].
     Job {

@@ -178,8 +178,10 @@ pub struct JobSummary {
     pub nodes: Vec<NodeId>,
     /// The exit status for scripts, once it is done: the highest of its tasks.
     pub exit_status: Option<i32>,
-    /// Why its tasks wait.
+    /// Why its tasks wait, or do not come to their end.
     pub why: Option<String>,
+    /// How many tasks have ended, and left what cannot be brought home: it stays on their nodes, and is tried again.
+    pub stuck: u32,
 }
 
 /// One job in full, with a page of its tasks.

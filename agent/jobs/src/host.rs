@@ -169,7 +169,7 @@ struct Reserved {
 enum Phase {
     Preparing,
     Running(SystemTime),
-    Ended { end: Box<End>, told: Duration },
+    Ended { end: Box<End>, told: Duration, retold: u32 },
     Fenced,
 }
 
@@ -183,7 +183,9 @@ struct Hosted {
     /// Whether it moves here, and is not this node's before it is let go.
     arrives: bool,
     /// The node that may take it away.
-    departs: Option<NodeId>,
+    departs: Option<(NodeId, u32)>,
+    /// Moves of it up to this epoch are over.
+    past: u32,
 }
 
 /// What this node knows of a home whose tasks it runs.
@@ -247,7 +249,9 @@ impl Host {
 
     /// Whether that node may have what is kept of this task here: it is to move there.
     pub fn departs_to(&self, task: TaskId, node: NodeId) -> bool {
-        self.runs.iter().any(|(run, hosted)| run.task == task && hosted.departs == Some(node))
+        self.runs
+            .iter()
+            .any(|(run, hosted)| run.task == task && hosted.departs.is_some_and(|(to, _)| to == node))
     }
 
     /// Whether this run is here, in whatever phase.
@@ -264,6 +268,12 @@ impl Host {
     pub fn running(&self) -> impl Iterator<Item = Run> {
         let alive = |hosted: &Hosted| matches!(hosted.phase, Phase::Preparing | Phase::Running(_));
         self.runs.iter().filter(move |(_, hosted)| alive(hosted)).map(|(run, _)| *run)
+    }
+
+    /// The runs that ended, and whose results their homes do not take for some time now.
+    pub fn kept(&self) -> impl Iterator<Item = Run> {
+        let kept = |hosted: &Hosted| matches!(hosted.phase, Phase::Ended { retold: 2.., .. });
+        self.runs.iter().filter(move |(_, hosted)| kept(hosted)).map(|(run, _)| *run)
     }
 
     /// Takes an event.
@@ -357,23 +367,36 @@ impl Host {
             }
             // Only a job's own home places its tasks.
             ToHost::Start { .. } => (),
+            ToHost::Keeping(runs) => {
+                let gone = |run: &Run| run.task.job.home == from && !self.runs.contains_key(run);
+                let gone: Vec<Run> = runs.into_iter().filter(gone).collect();
+                if !gone.is_empty() {
+                    actions.push(Action::Send { to: from, message: ToHome::Gone(gone) });
+                }
+            }
             ToHost::Signal { run, signal, grace } => {
                 if run.task.job.home == from && self.runs.contains_key(&run) {
                     actions.push(Action::Signal { run, signal, grace });
                 }
             }
-            ToHost::Depart { run, to } => {
-                if let Some(hosted) = self.runs.get_mut(&run).filter(|_| run.task.job.home == from) {
+            ToHost::Depart { run, to, epoch } => {
+                if let Some(hosted) = self.runs.get_mut(&run).filter(|_| run.task.job.home == from)
+                    && epoch > hosted.past
+                {
                     // Told again with each heartbeat, for those that were started since.
-                    if hosted.departs.replace(to) != Some(to) {
+                    if hosted.departs.replace((to, epoch)) != Some((to, epoch)) {
                         actions.push(Action::Depart { run, to });
                     }
                 }
             }
-            ToHost::LetGo(run) => {
+            ToHost::LetGo { run, past } => {
                 if let Some(hosted) = self.runs.get_mut(&run).filter(|_| run.task.job.home == from) {
-                    (hosted.held, hosted.arrives, hosted.departs) = (false, false, None);
-                    actions.push(Action::LetGo(run));
+                    hosted.past = hosted.past.max(past);
+                    // A later move has begun, and may have taken it as it stands here.
+                    if hosted.departs.is_none_or(|(_, epoch)| epoch <= past) {
+                        (hosted.held, hosted.arrives, hosted.departs) = (false, false, None);
+                        actions.push(Action::LetGo(run));
+                    }
                 }
             }
             ToHost::Pulse { seq, fence } => {
@@ -467,7 +490,7 @@ impl Host {
         let was = std::mem::replace(&mut hosted.phase, Phase::Fenced);
         match was {
             Phase::Preparing | Phase::Running(_) => {
-                hosted.phase = Phase::Ended { end: Box::new(end.clone()), told: now.mono };
+                hosted.phase = Phase::Ended { end: Box::new(end.clone()), told: now.mono, retold: 0 };
                 // What it used is free; what it left is kept until the home has it.
                 let needs = std::mem::take(&mut hosted.needs);
                 self.free = self.free.plus(needs);
@@ -546,8 +569,9 @@ impl Host {
             let home = run.task.job.home;
             let since = match &mut hosted.phase {
                 Phase::Running(since) => Some(*since),
-                Phase::Ended { end, told } if now.mono >= *told + RETELL => {
+                Phase::Ended { end, told, retold } if now.mono >= *told + RETELL => {
                     *told = now.mono;
+                    *retold = retold.saturating_add(1);
                     let end = (**end).clone();
                     actions.push(Action::Send { to: home, message: ToHome::Ended { run: *run, end } });
                     None
@@ -578,6 +602,6 @@ impl Host {
 
 impl Hosted {
     fn new(needs: Resources, phase: Phase) -> Self {
-        Self { needs, phase, resumed: None, saved: None, held: false, arrives: false, departs: None }
+        Self { needs, phase, resumed: None, saved: None, held: false, arrives: false, departs: None, past: 0 }
     }
 }

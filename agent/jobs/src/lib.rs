@@ -35,6 +35,13 @@
 //! freeze comes first by at least the margin, whatever the network did, as long as both clocks run at nearly the same
 //! rate. When they meet again, the home answers for each run: go on, or end, because its epoch is over.
 //!
+//! Messages may overtake each other. A word that ends a move names the last one that it is about, so that a run that is to
+//! move on stays held when it comes late ([`message::ToHost::LetGo`]).
+//!
+//! A host without runs of a home sends it no heartbeats, and so does one that lost them. If it is there, the home asks
+//! ([`message::ToHost::Keeping`]), before or instead of giving up a run: what a task left that has ended is not lost because
+//! its node is silent, as long as there is no place for it at home.
+//!
 //! # Crashes
 //!
 //! The home's records are in its store before anything is sent that depends on them. The host keeps no records:

@@ -145,9 +145,17 @@ pub enum ToHost {
         run: Run,
         /// Whereto.
         to: NodeId,
+        /// Of the run that is to be there.
+        epoch: u32,
     },
-    /// A run that is held may run: it has arrived, or does not move after all.
-    LetGo(Run),
+    /// A run that is held may run: it has arrived, or does not move after all. If this comes late, and it is to move once more, it
+    /// stays held.
+    LetGo {
+        /// Which.
+        run: Run,
+        /// Moves for runs up to this epoch are over.
+        past: u32,
+    },
     /// The answer to a heartbeat.
     Pulse {
         /// The heartbeat's number.
@@ -157,6 +165,8 @@ pub enum ToHost {
     },
     /// The end of these runs is written down: forget them.
     Settled(Vec<Run>),
+    /// These runs of mine are with you, as far as I know, and I have not heard of them: [`ToHome::Gone`] tells which are not.
+    Keeping(Vec<Run>),
 }
 
 /// From a host to a home node.

@@ -10,6 +10,8 @@ use libgrid::spec::{After, JobSpec};
 use libgrid::status::{Outcome, Usage};
 use serde::{Deserialize, Serialize};
 
+use crate::message::End;
+
 /// Who submitted a job, and where its results go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
@@ -64,8 +66,21 @@ pub struct TaskRecord {
     pub exported: Option<(u64, NodeId)>,
     /// Where its user wants it back, until it is there.
     pub back: Option<Back>,
+    /// It ended, and what it left cannot be brought home.
+    pub kept: Option<Box<Kept>>,
     /// The number of its address among those that its home gives away, from its first placement to its end.
     pub serial: Option<u16>,
+}
+
+/// How a task ended whose results and output stay on its node, as there is no place for them at home.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// How it ended.
+    pub end: End,
+    /// Since when they stay there.
+    pub since: SystemTime,
+    /// Why: a sentence.
+    pub why: String,
 }
 
 /// A task is to go back to a checkpoint.

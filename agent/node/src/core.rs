@@ -416,6 +416,7 @@ mod tests {
             saved: None,
             exported: None,
             back: None,
+            kept: None,
             serial: None,
         };
         let mut home = Home::new(me, 1, 2, Duration::from_secs(1));

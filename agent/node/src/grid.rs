@@ -290,7 +290,7 @@ impl Grid {
     /// The jobs of this home, by their numbers, as the kernel module tells them.
     pub(crate) async fn jobs(&self) -> Result<Vec<abi::Job>, Failure> {
         let jobs = self.core.look(|view| {
-            let jobs = view.home.summaries(true).into_iter();
+            let jobs = view.home.summaries(true, None).into_iter();
             let told = |job: JobSummary| Some(operations::job(&job, view.home.record(job.id)?.origin.uid));
             jobs.filter_map(told).collect::<Vec<_>>()
         });

@@ -43,8 +43,16 @@ pub(crate) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// How many runs are brought home at once.
 const AT_ONCE: usize = 16;
 
+/// How many of those that could not be before are tried again at once, and for how many jobs inputs are gathered.
+const AGAIN_AT_ONCE: usize = 4;
+const GATHERS: usize = 4;
+
 /// Parts of a stream at most, with gaps between them: a task that went on from an older checkpoint may leave one.
 const SEGMENTS: u32 = 64;
+
+/// How long a helper of this node may do nothing: a file system may hang, and whoever it runs as may stop it. At its end it may
+/// have much to write.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// How long a node may be silent while it sends what a run printed.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -92,11 +100,12 @@ impl Output {
 
     /// Carries out [`Action::Collect`], [`Action::Spent`] and [`Action::Forget`] of the home.
     pub(crate) async fn collect_all(self, mut actions: mpsc::UnboundedReceiver<Action>) {
-        let places = Arc::new(Semaphore::new(AT_ONCE));
+        let [places, again, gathers] =
+            [AT_ONCE, AGAIN_AT_ONCE, GATHERS].map(|many| Arc::new(Semaphore::new(many)));
         while let Some(action) = actions.recv().await {
             match action {
-                Action::Collect { run, node, results, origin } => {
-                    let (output, places) = (self.clone(), places.clone());
+                Action::Collect { run, node, results, origin, again: is_again } => {
+                    let (output, places) = (self.clone(), if is_again { &again } else { &places }.clone());
                     tokio::spawn(async move {
                         let _place = places.acquire().await;
                         let result = output.collect(run, node, results, &origin).await;
@@ -128,7 +137,7 @@ impl Output {
                     });
                 }
                 Action::Gather { job, origin, paths } => {
-                    let (output, places) = (self.clone(), places.clone());
+                    let (output, places) = (self.clone(), gathers.clone());
                     tokio::spawn(async move {
                         let _place = places.acquire().await;
                         let inputs = spool::gather(&output.config, &output.shims, &origin, &paths).await;
@@ -180,10 +189,11 @@ impl Output {
             let kept = match piece {
                 Piece::Output { stream, offset, bytes } => keeper.keep(stream, offset, &bytes),
                 Piece::End => return Collected::Whole,
-                Piece::Failed(why) => Err(why),
+                // Another try would end in the same way.
+                Piece::Failed(why) => return Collected::Missed(why),
             };
-            if let Err(why) = kept {
-                return Collected::Failed(why);
+            if let Err(not_kept) = kept {
+                return not_kept;
             }
         }
     }
@@ -209,27 +219,39 @@ impl Output {
 
     async fn collect_here(&self, run: Run, results: Option<Vec<String>>, origin: &Origin) -> Collected {
         let Some(following) = self.follow(run).await else { return Collected::Unreachable };
-        if let Err(error) = move_logs(&following.folder, &self.kept(run.task)) {
-            return Collected::Failed(format!("its output cannot be kept: {error}"));
-        }
-        let Some(patterns) = results else { return Collected::Whole };
-        let delivered = async {
-            let mut pack = self.pack(&following, &patterns)?;
-            let mut delivery = Delivery::start(&self.shims, origin, &patterns)?;
-            let mut from = pack.stdout.take().ok_or("no pipe to the packer")?;
-            let mut buffer = vec![0; MAX_CHUNK];
-            loop {
-                let read = from.read(&mut buffer).await.map_err(|error| error.to_string())?;
-                if read == 0 {
-                    break;
-                }
-                delivery.write(&buffer[..read]).await?;
-            }
-            let packed = ended(pack, "packing the results failed").await;
-            delivery.finish().await?;
-            packed
+        let delivered = match results {
+            Some(patterns) => self.deliver(&following, &patterns, origin).await,
+            None => Ok(None),
         };
-        delivered.await.map_or_else(Collected::Failed, complete)
+        // The output last: as long as the run is not done, it is read where it ran.
+        let delivered = delivered.and_then(|missed| {
+            let moved = move_logs(&following.folder, &self.kept(run.task));
+            moved.map(|()| missed).map_err(|error| format!("its output cannot be kept: {error}"))
+        });
+        delivered.map_or_else(Collected::Failed, complete)
+    }
+
+    /// Brings results of a run that was here: what is left out.
+    async fn deliver(
+        &self,
+        following: &Following,
+        patterns: &[String],
+        origin: &Origin,
+    ) -> Result<Option<String>, String> {
+        let mut pack = self.pack(following, patterns)?;
+        let mut delivery = Delivery::start(&self.shims, origin, patterns)?;
+        let mut from = pack.stdout.take().ok_or("no pipe to the packer")?;
+        let mut buffer = vec![0; MAX_CHUNK];
+        loop {
+            let read = in_time(from.read(&mut buffer)).await?.map_err(|error| error.to_string())?;
+            if read == 0 {
+                break;
+            }
+            in_time(delivery.write(&buffer[..read])).await??;
+        }
+        let packed = in_time(ended(pack, "packing the results failed")).await?;
+        in_time(delivery.finish()).await??;
+        packed
     }
 
     fn pack(&self, following: &Following, patterns: &[String]) -> Result<Child, String> {
@@ -294,6 +316,11 @@ impl Output {
     }
 }
 
+async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let late = |_| format!("what brings its results home did nothing for {IDLE:?}");
+    tokio::time::timeout(IDLE, work).await.map_err(late)
+}
+
 /// Sends what a folder holds of a stream from `offset` on, and moves the offset.
 pub(crate) async fn send_stored<W: AsyncWrite + Unpin>(
     folder: &Path,
@@ -340,14 +367,14 @@ impl Keeper {
         Self { folder, open: [None, None], left: [(limit.saturating_mul(2), SEGMENTS); 2] }
     }
 
-    fn keep(&mut self, stream: Stream, offset: u64, bytes: &[u8]) -> Result<(), String> {
-        let cannot = |error: io::Error| format!("its output cannot be kept: {error}");
+    fn keep(&mut self, stream: Stream, offset: u64, bytes: &[u8]) -> Result<(), Collected> {
+        let cannot = |error: io::Error| Collected::Failed(format!("its output cannot be kept: {error}"));
         let stream_index = STREAMS.iter().position(|s| *s == stream).unwrap_or(0);
         let (slot, (left, segments)) = (&mut self.open[stream_index], &mut self.left[stream_index]);
         let continues = slot.as_ref().is_some_and(|(end, _)| *end == offset);
         let fits = left.checked_sub(bytes.len() as u64).zip(segments.checked_sub(u32::from(!continues)));
         let Some(fits) = fits else {
-            return Err("its node sends more output than it may keep".into());
+            return Err(Collected::Missed("its node sends more output than it may keep".into()));
         };
         (*left, *segments) = fits;
         if !continues {

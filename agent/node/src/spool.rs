@@ -7,18 +7,24 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
+use grid_jobs::home::Ungathered;
 use grid_jobs::record::Origin;
-use grid_run::spawn::Shims;
+use grid_run::spawn::{MISSED, Shims};
 use libgrid::control::MAX_CHUNK;
 use libgrid::user::User;
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::machine;
 use crate::runner::inputs::said;
+
+/// How long what gathers may bring nothing.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// An archive that is being written, removed again unless it is kept.
 pub(crate) struct Archive {
@@ -45,6 +51,8 @@ impl Archive {
 
     /// It is on the disk when this returns.
     pub(crate) async fn sync(&mut self) -> io::Result<()> {
+        // The last write may still have to fail.
+        self.file.flush().await?;
         self.file.sync_all().await
     }
 
@@ -73,30 +81,39 @@ pub(crate) fn unkept(config: &Config, error: &io::Error) -> String {
 /// Packs files and folders below the folder of a submission, as who submitted: the number of the archive.
 ///
 /// # Errors
-/// A sentence.
+/// What is not there, or what does not work now.
 pub(crate) async fn gather(
     config: &Config,
     shims: &Shims,
     origin: &Origin,
     paths: &[String],
-) -> Result<u64, String> {
-    let unkept = |error: io::Error| unkept(config, &error);
+) -> Result<u64, Ungathered> {
+    let unkept = |error: io::Error| Ungathered::Failed(unkept(config, &error));
+    let failed = |why: String| Ungathered::Failed(format!("the inputs cannot be gathered: {why}"));
     let mut archive = Archive::create(config).await.map_err(unkept)?;
     let mut command = shims.gather(&User::of_machine(origin.uid, origin.gid), &origin.folder, paths);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = Command::from(command).kill_on_drop(true).spawn();
-    let mut child = child.map_err(|error| format!("cannot start {}: {error}", shims.program.display()))?;
-    let mut from = child.stdout.take().ok_or("no pipe to what gathers the inputs")?;
+    let mut child =
+        child.map_err(|error| failed(format!("cannot start {}: {error}", shims.program.display())))?;
+    let mut from = child.stdout.take().ok_or_else(|| failed("there is no pipe".into()))?;
     let mut buffer = vec![0; MAX_CHUNK];
     loop {
-        match from.read(&mut buffer).await.map_err(|error| error.to_string())? {
+        // A file system may hang, and its user may stop it.
+        let read = timeout(SILENCE, from.read(&mut buffer)).await;
+        let read = read.map_err(|_| failed(format!("nothing could be read for {SILENCE:?}")))?;
+        match read.map_err(|error| failed(error.to_string()))? {
             0 => break,
             read => archive.write(&buffer[..read]).await.map_err(unkept)?,
         }
     }
-    let ended = child.wait_with_output().await.map_err(|error| error.to_string())?;
-    if !ended.status.success() {
-        return Err(format!("the inputs cannot be gathered: {}", said(&ended.stderr)));
+    let ended = timeout(SILENCE, child.wait_with_output()).await;
+    let ended = ended.map_err(|_| failed(format!("it did not end for {SILENCE:?}")))?;
+    let ended = ended.map_err(|error| failed(error.to_string()))?;
+    match ended.status.code() {
+        Some(0) => (),
+        Some(code) if code == i32::from(MISSED) => return Err(Ungathered::Absent(said(&ended.stderr))),
+        _ => return Err(failed(said(&ended.stderr))),
     }
     archive.sync().await.map_err(unkept)?;
     let number = archive.number;

@@ -169,6 +169,7 @@ pub(crate) mod tests {
             saved: None,
             exported: None,
             back: None,
+            kept: None,
             serial: Some(9),
         };
         {

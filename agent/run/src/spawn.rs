@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use libgrid::user::User;
 
-/// The exit status of [`Shims::pack`] if something is left out.
+/// The exit status of [`Shims::pack`] if something is left out, and of [`Shims::gather`] if it is not there.
 pub const MISSED: u8 = 3;
 
 /// What the agent needs to start shims.
@@ -59,7 +59,8 @@ impl Shims {
         command
     }
 
-    /// What packs these files and folders below a folder into an archive on its standard output, as this user, all or none.
+    /// What packs these files and folders below a folder into an archive on its standard output, as this user, all or
+    /// none. Its exit status is [`MISSED`] if one that was named is not there.
     pub fn gather(&self, user: &User, folder: &Path, paths: &[String]) -> Command {
         let mut command = self.helper("gather", user);
         command.arg(folder).args(paths).stdin(Stdio::null());

@@ -12,6 +12,7 @@ mod missed;
 mod patterns;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -19,6 +20,9 @@ use std::path::{Component, Path, PathBuf};
 
 pub use self::missed::Missed;
 pub use self::patterns::Patterns;
+
+/// The end of the name of a file that is being unpacked.
+const PARTIAL: &str = ".gridos-part";
 
 /// Packing or unpacking failed.
 ///
@@ -159,7 +163,7 @@ pub fn unpack(base: &Path, wanted: &[String], from: impl Read) -> Result<(), Arc
             tar::EntryType::Directory => make_folder(&target)?,
             tar::EntryType::Regular | tar::EntryType::Symlink => {
                 let mut name = target.file_name().unwrap_or_default().to_owned();
-                name.push(".gridos-part");
+                name.push(PARTIAL);
                 let partial = target.with_file_name(&name);
                 let _ = fs::remove_file(&partial);
                 entry.set_preserve_permissions(false);
@@ -268,6 +272,8 @@ impl<W: Write> Packer<'_, W> {
 
     fn append_file(&mut self, path: &Path) -> Result<(), ArchiveError> {
         match fs::File::open(self.base.join(path)) {
+            // It was found a moment ago, and is gone: as if it had never been.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Ok(mut file) => {
                 let packed = self.archive.append_file(path, &mut file);
                 self.packed(path, packed)
@@ -298,6 +304,8 @@ impl<W: Write> Packer<'_, W> {
                 Err(error) => return self.unreadable(path, error),
             };
             match entry {
+                // Results of another job may be on their way to where these are taken from.
+                (path, _) if self.missed.is_none() && is_partial(&path) => (),
                 (path, kind) if kind.is_symlink() => self.append_link(&path)?,
                 (path, kind) if kind.is_dir() => self.append_folder(&path)?,
                 (path, kind) if kind.is_file() => self.append_file(&path)?,
@@ -322,6 +330,12 @@ impl<W: Write> Packer<'_, W> {
         }
         Ok(())
     }
+}
+
+/// Whether it is what a transfer or an archive has brought so far, beside where it is to be.
+fn is_partial(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    name.ends_with(PARTIAL) || (name.starts_with('.') && name.ends_with(".gridos"))
 }
 
 /// The path without `.`; one that leads out of the folder is refused.

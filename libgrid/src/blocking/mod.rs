@@ -64,6 +64,9 @@ pub struct Moving {
 /// How long an agent may take to come back before whoever waits for something gives up.
 const RESTART: Duration = Duration::from_secs(30);
 
+/// How long an agent may take at least to say how a job is.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+
 /// How often it is tried.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -300,12 +303,13 @@ impl Grid {
         until: Option<Instant>,
         mut seen: impl FnMut(&JobStatus),
     ) -> Result<JobStatus, GridError> {
-        // Zero would mean none.
-        let left = || until.map(|until| (until - Instant::now()).max(Duration::from_millis(1)));
         self.outlast(|own| {
             own.send(&Request::Wait { job })?;
+            // It may be done, however little time is left. Zero would mean none.
+            let mut least = FIRST_WORD;
             loop {
-                own.stream.set_read_timeout(left())?;
+                own.stream.set_read_timeout(until.map(|until| (until - Instant::now()).max(least)))?;
+                least = Duration::from_millis(1);
                 match own.receive()? {
                     Reply::Job(status) => {
                         seen(&status);

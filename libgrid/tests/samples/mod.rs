@@ -123,7 +123,8 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         Request::Submit(Box::new(Submission::new(plain(), "/"))),
         Request::Submit(Box::new(submission(Some(Stdin::Pipe)))),
         Request::Submit(Box::new(submission(Some(Stdin::Terminal { rows: 24, cols: 80 })))),
-        Request::Jobs { everywhere: true, done: false },
+        Request::Jobs { everywhere: true, done: false, at: None },
+        Request::Jobs { everywhere: false, done: true, at: Some(NodeId(3)) },
         Request::Job { job: whole, from: 1000 },
         Request::Wait { job: part },
         Request::Logs { task: job().task(3), streams: Streams::Stdout, from: [0; 2], follow: false },
@@ -459,6 +460,7 @@ fn nodes() -> Vec<NodeStatus> {
 
 fn summary() -> JobSummary {
     JobSummary {
+        stuck: 300,
         id: job(),
         name: "frames".into(),
         owner: "ann@node2".into(),

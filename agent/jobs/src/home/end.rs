@@ -10,14 +10,14 @@ use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{Outcome, Usage};
 
-use super::state::Trouble;
+use super::state::{Pausing, Trouble};
 use super::{Action, Collected, Home, State, shortened};
-use crate::Now;
 use crate::message::{End, ToHost};
 use crate::record::{Back, Change, TaskRecord};
+use crate::{LEASE, MARGIN, Now};
 
-/// The first pause before results that cannot be kept at home are tried again, and the longest.
-const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
+/// How many runs a node is asked about at once.
+const ASKED: usize = 1024;
 
 impl Home {
     pub(super) fn ended(&mut self, now: Now, from: NodeId, run: Run, end: End, actions: &mut Vec<Action>) {
@@ -40,11 +40,11 @@ impl Home {
         let origin = &job.record.origin;
         let collect = end.printed || results.is_some();
         let needs = job.record.spec.needs();
-        let action = Action::Collect { run, node: from, results, origin: origin.clone() };
+        let origin = origin.clone();
         let Some(task) = job.task_mut(run.task.index) else { return };
         let trouble = match &task.state {
             State::Ending { collecting: true, .. } => return,
-            State::Ending { trouble: Some(trouble), .. } if now.mono < trouble.again => return,
+            State::Ending { trouble: Some(trouble), .. } if now.mono < trouble.tried.again => return,
             State::Ending { trouble, .. } => trouble.clone(),
             _ => None,
         };
@@ -59,9 +59,12 @@ impl Home {
             self.stirred = true;
         }
         task.usage = end.usage;
+        // It came to its end before it could be taken back.
+        task.back = None;
         if collect {
+            let again = trouble.is_some();
             task.state = State::Ending { node: from, end: Box::new(end), collecting: true, trouble };
-            actions.push(action);
+            actions.push(Action::Collect { run, node: from, results, origin, again });
             actions.push(Action::Changed(run.task.job));
         } else {
             self.done(now, run, end.outcome, actions);
@@ -71,7 +74,6 @@ impl Home {
     pub(super) fn collected(&mut self, now: Now, run: Run, result: Collected, actions: &mut Vec<Action>) {
         let task = self.jobs.get_mut(&run.task.job).and_then(|job| job.task_mut(run.task.index));
         let Some(task) = task.filter(|task| task.epoch == run.epoch) else { return };
-        let doomed = task.doomed.is_some();
         let State::Ending { end, collecting, trouble, .. } = &mut task.state else { return };
         *collecting = false;
         match result {
@@ -85,38 +87,95 @@ impl Home {
             }
             Collected::Failed(why) => {
                 let before = trouble.take();
-                let since = before.as_ref().map_or(now.mono, |before| before.since);
-                let pause = before.map_or(PAUSE[0], |before| (2 * before.pause).min(PAUSE[1]));
-                let why = shortened(why);
-                *trouble = Some(Trouble { why, since, pause, again: now.mono + pause });
-                if doomed || now.mono >= since + self.retention {
-                    return self.give_up_results(now, run, actions);
+                let since = before.as_ref().map_or(now.wall, |before| before.since);
+                let tried = Pausing::new(now, shortened(why), before.as_ref().map(|before| &before.tried));
+                let news = before.is_none_or(|before| before.tried.why != tried.why);
+                *trouble = Some(Trouble { tried, since });
+                if news {
+                    actions.push(Action::Write(Change::Task(run.task, Box::new(task.record()))));
+                    actions.push(Action::Changed(run.task.job));
                 }
-                actions.push(Action::Changed(run.task.job));
+                if let Some(job) = self.jobs.get(&run.task.job) {
+                    self.stuck.entry(job.record.origin.uid).or_default().insert(run.task);
+                }
+                // The next of its array may run.
+                self.stirred = true;
             }
             Collected::Unreachable => (),
         }
     }
 
+    /// Whether the task has ended, and its results cannot be brought home.
+    pub(super) fn is_stuck(&self, task: TaskId) -> bool {
+        let state = self.task(task).map(|task| &task.state);
+        matches!(state, Some(State::Ending { trouble: Some(_), .. }))
+    }
+
     /// A task is done without what it left, if that cannot be brought home.
     pub(super) fn give_up_results(&mut self, now: Now, run: Run, actions: &mut Vec<Action>) {
-        let Some(State::Ending { end, collecting: false, trouble: Some(trouble), .. }) =
-            self.task(run.task).map(|task| &task.state)
-        else {
-            return;
-        };
-        let outcome = without_results(&end.outcome, trouble.why.clone());
+        let Some(task) = self.task(run.task) else { return };
+        let State::Ending { end, trouble: Some(trouble), .. } = &task.state else { return };
+        let outcome = without_results(&end.outcome, trouble.tried.why.clone());
+        if let Some(job) = self.jobs.get(&run.task.job)
+            && !job.record.spec.stage_out.is_empty()
+        {
+            actions.push(Action::Abandon { run, origin: job.record.origin.clone() });
+        }
         self.done(now, run, outcome, actions);
+    }
+
+    /// Of tasks that ended as long ago as jobs are remembered.
+    pub(super) fn give_up_old_results(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let is_old = |task: &&TaskId| match self.task(**task).map(|task| &task.state) {
+            Some(State::Ending { trouble: Some(trouble), .. }) => {
+                now.wall.duration_since(trouble.since).is_ok_and(|age| age > self.retention)
+            }
+            _ => false,
+        };
+        let old: Vec<TaskId> = self.stuck.values().flatten().filter(is_old).copied().collect();
+        for task in old {
+            if let Some((run, _)) = self.run_of(task) {
+                self.give_up_results(now, run, actions);
+            }
+        }
+    }
+
+    /// A node that lost all that it had of this home sends no heartbeats. If it is there, it is asked.
+    pub(super) fn ask_who_has(&self, now: Now, actions: &mut Vec<Action>) {
+        for (to, node) in self.nodes.iter().filter(|(id, node)| **id != self.me && node.up) {
+            if now.mono < node.heard + LEASE + MARGIN {
+                continue;
+            }
+            let old = |run: &&Run| now.mono >= self.placed_at(**run) + LEASE + MARGIN;
+            let runs: Vec<Run> = node.runs.iter().filter(old).copied().take(ASKED).collect();
+            if !runs.is_empty() {
+                actions.push(Action::Send { to: *to, message: ToHost::Keeping(runs) });
+            }
+        }
+    }
+
+    /// The task is on its way to its end again, or to another beginning.
+    fn comes_loose(&mut self, task: TaskId) {
+        let Some(job) = self.jobs.get(&task.job) else { return };
+        let uid = job.record.origin.uid;
+        if let Some(stuck) = self.stuck.get_mut(&uid) {
+            stuck.remove(&task);
+            if stuck.is_empty() {
+                self.stuck.remove(&uid);
+            }
+        }
     }
 
     /// Writes down how a task ended, and lets its host forget it.
     pub(super) fn done(&mut self, now: Now, run: Run, outcome: Outcome, actions: &mut Vec<Action>) {
         let id = run.task.job;
+        self.comes_loose(run.task);
         let node = self.leave(run);
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let index = run.task.index;
         job.waiting.remove(&index);
         job.active.remove(&index);
+        job.failed |= !outcome.is_success();
         if job.is_done() {
             job.ended = Some(now.wall);
             if self.followers.contains_key(&id) {
@@ -146,6 +205,7 @@ impl Home {
     pub(super) fn lost(&mut self, now: Now, run: Run, actions: &mut Vec<Action>) {
         self.stay(run.task, "it was lost where it ran".into(), actions);
         let Some(node) = self.leave(run) else { return };
+        self.comes_loose(run.task);
         let id = run.task.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let again = job.record.spec.restart && job.record.origin.stdin.is_none();

@@ -44,8 +44,8 @@ pub enum Event {
     Gathered {
         /// For which job.
         job: JobId,
-        /// The number of the archive, or one sentence why there is none.
-        inputs: Result<u64, String>,
+        /// The number of the archive, or why there is none.
+        inputs: Result<u64, Ungathered>,
     },
     /// What came of [`Action::AskFates`].
     Fate {
@@ -118,6 +118,15 @@ pub enum Collected {
     Unreachable,
 }
 
+/// Why inputs were not gathered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ungathered {
+    /// Something of them is not there: a sentence.
+    Absent(String),
+    /// They cannot be read or kept now: a sentence. Somebody may mend that.
+    Failed(String),
+}
+
 /// What a home wants done. Changes are to be durable before anything else of the same batch is carried out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -145,6 +154,8 @@ pub enum Action {
         run: Run,
         /// Where it is.
         node: NodeId,
+        /// Whether it failed before.
+        again: bool,
         /// Whether there are results as well as logs.
         results: Option<Vec<String>>,
         /// Whose folder they go to.

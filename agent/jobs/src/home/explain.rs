@@ -5,6 +5,7 @@ use libgrid::ids::JobId;
 use libgrid::node::Resources;
 use libgrid::units::{Bytes, Cpus};
 
+use super::place::{STUCK, of_job};
 use super::{Home, Job, Node};
 
 /// An amount of cores with its noun.
@@ -26,10 +27,20 @@ impl Home {
         if let Some(blocked) = self.blocked(id, job) {
             return Some(blocked);
         }
-        if job.may_join() == 0 {
+        let stuck = self.stuck.get(&job.record.origin.uid);
+        if let Some(tasks) = stuck.filter(|tasks| tasks.len() >= STUCK)
+            && let Some(first) = tasks.first()
+        {
+            return Some(format!(
+                "results of {} tasks of its owner cannot be brought home: see gridctl status {first}",
+                tasks.len()
+            ));
+        }
+        let stuck = stuck.map_or(0, |tasks| of_job(tasks, id).count());
+        if job.may_join(stuck) == 0 {
             return Some(format!(
                 "{} of its tasks run, as many as its array lets run at once: starts when one of them ends",
-                job.active.len()
+                job.active.len() - stuck
             ));
         }
         if job.lacks_addresses(&self.serials) {

@@ -32,14 +32,14 @@ use libgrid::spec::JobSpec;
 use libgrid::status::Outcome;
 
 use crate::message::{Alive, LeaseId, ToHome, ToHost};
-use crate::record::{Change, JobRecord, Origin, TaskRecord};
+use crate::record::{Change, JobRecord, Kept, Origin, TaskRecord};
 use crate::{LEASE, MARGIN, Now};
 
-pub use self::event::{Action, Collected, Event};
+pub use self::event::{Action, Collected, Event, Ungathered};
 pub use self::moving::Move;
 use self::moving::Moving;
 use self::serials::Serials;
-use self::state::{Asked, Job, Node, State, Task};
+use self::state::{Asked, Job, Node, Pausing, State, Task, Trouble};
 
 /// The home's state machine.
 #[derive(Debug)]
@@ -50,6 +50,10 @@ pub struct Home {
     queue: BTreeSet<JobId>,
     /// Which jobs of this home wait for the end of each of these, of whichever home.
     followers: BTreeMap<JobId, BTreeSet<JobId>>,
+    /// Tasks that ended and whose results cannot be brought home, of each user.
+    stuck: BTreeMap<u32, BTreeSet<TaskId>>,
+    /// Jobs whose inputs could not be gathered.
+    gathering: BTreeSet<JobId>,
     /// Jobs that came back from the store, and are to be lined up at the first event.
     returned: Vec<JobId>,
     /// Jobs of this home whose followers are to be told, if they have ended.
@@ -77,6 +81,8 @@ impl Home {
             jobs: BTreeMap::new(),
             queue: BTreeSet::new(),
             followers: BTreeMap::new(),
+            stuck: BTreeMap::new(),
+            gathering: BTreeSet::new(),
             returned: Vec::new(),
             ended: Vec::new(),
             asked_fates: Duration::ZERO,
@@ -96,6 +102,8 @@ impl Home {
     /// runs counts as heard from just now.
     pub fn restore(&mut self, now: Now, id: JobId, record: Arc<JobRecord>, tasks: Vec<(u32, TaskRecord)>) {
         self.next_serial = self.next_serial.max(id.serial + 1);
+        let uid = record.origin.uid;
+        let mut stuck = Vec::new();
         let mut job = Job::new(record);
         for (index, record) in tasks {
             let Some(task) = job.task_mut(index) else { continue };
@@ -112,11 +120,22 @@ impl Home {
             record.serial.into_iter().for_each(|serial| self.serials.keep(serial));
             if let Some((at, outcome, usage)) = record.ended {
                 task.usage = usage;
+                let failed = !outcome.is_success();
                 task.state = State::Done { outcome, at };
+                job.failed |= failed;
                 job.waiting.remove(&index);
                 job.ended = job.ended.max(Some(at));
             } else if let Some(node) = record.node {
-                task.state = State::Running { node };
+                task.state = match record.kept {
+                    Some(kept) => {
+                        stuck.push(id.task(index));
+                        let Kept { end, since, why } = *kept;
+                        let tried = Pausing { again: now.mono, ..Pausing::new(now, why, None) };
+                        let trouble = Some(Trouble { tried, since });
+                        State::Ending { node, end: Box::new(end), collecting: false, trouble }
+                    }
+                    None => State::Running { node },
+                };
                 job.waiting.remove(&index);
                 job.active.insert(index);
                 let run = Run { task: id.task(index), epoch: record.epoch };
@@ -125,6 +144,9 @@ impl Home {
         }
         if !job.is_done() {
             job.ended = None;
+        }
+        if !stuck.is_empty() {
+            self.stuck.entry(uid).or_default().extend(stuck);
         }
         self.jobs.insert(id, job);
         self.returned.push(id);
@@ -291,6 +313,8 @@ impl Home {
         // Before anything is forgotten that others wait for.
         self.tell_followers(now, actions);
         self.ask_fates(now, actions);
+        self.gather_again(now, actions);
+        self.give_up_old_results(now, actions);
         self.give_up_asking(now, actions);
         self.give_up_moves(now, actions);
         self.believe_overlay();
@@ -298,14 +322,17 @@ impl Home {
         let silent: Vec<Run> = self
             .nodes
             .iter()
-            .filter(|(id, node)| **id != self.me && now.mono >= node.heard + LEASE + MARGIN)
+            .filter(|(id, node)| **id != self.me && node.is_silent(now.mono))
             .flat_map(|(_, node)| node.runs.iter().copied())
+            // What a run left stays there, however long its node is away.
+            .filter(|run| !self.is_stuck(run.task))
             .collect();
         for run in silent {
             if now.mono >= self.placed_at(run) + LEASE + MARGIN {
                 self.lost(now, run, actions);
             }
         }
+        self.ask_who_has(now, actions);
         if now.mono >= self.purged + Duration::from_secs(60) {
             self.purged = now.mono;
             let old = |job: &Job| {

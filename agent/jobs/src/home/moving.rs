@@ -211,7 +211,7 @@ impl Home {
         let arrives = Some(Arrival { node: from, epoch: old, mode: moving.mode });
         let placement = Placement { epoch, arrives, ..task.placement(id.index) };
         let run = Run { task: id, epoch: old };
-        actions.push(Action::Send { to: from, message: ToHost::Depart { run, to } });
+        actions.push(Action::Send { to: from, message: ToHost::Depart { run, to, epoch } });
         let start = ToHost::Start { lease, order: job.order(id.job), tasks: vec![placement] };
         actions.push(Action::Send { to, message: start });
         actions.push(Action::Changed(id.job));
@@ -267,7 +267,7 @@ impl Home {
             node.runs.remove(&old);
         }
         self.node(from, now).runs.insert(run);
-        actions.push(Action::Send { to: from, message: ToHost::LetGo(run) });
+        actions.push(Action::Send { to: from, message: ToHost::LetGo { run, past: run.epoch } });
         actions.push(fence(moving.from, old));
         actions.push(Action::Changed(run.task.job));
         self.stirred = true;
@@ -278,8 +278,8 @@ impl Home {
         let Some(moving) = self.moving.remove(&id) else { return };
         if let Some(task) = self.jobs.get_mut(&id.job).and_then(|job| job.task_mut(id.index)) {
             task.moved = Some(Move::Stayed(why));
-            let run = Run { task: id, epoch: task.epoch };
-            actions.push(Action::Send { to: moving.from, message: ToHost::LetGo(run) });
+            let (run, past) = (Run { task: id, epoch: task.epoch }, task.used);
+            actions.push(Action::Send { to: moving.from, message: ToHost::LetGo { run, past } });
         }
         if let Some(epoch) = moving.epoch {
             actions.push(fence(moving.to, Run { task: id, epoch }));
@@ -313,8 +313,10 @@ impl Home {
 
     /// A heartbeat tells that a task's current run is held.
     pub(super) fn may_go(&self, run: Run, from: NodeId, actions: &mut Vec<Action>) {
-        if !self.moving.contains_key(&run.task) {
-            actions.push(Action::Send { to: from, message: ToHost::LetGo(run) });
+        if !self.moving.contains_key(&run.task)
+            && let Some(past) = self.task(run.task).map(|task| task.used)
+        {
+            actions.push(Action::Send { to: from, message: ToHost::LetGo { run, past } });
         }
     }
 
@@ -322,8 +324,9 @@ impl Home {
     /// letter was lost, or that it was started again since.
     pub(super) fn still_departs(&self, run: Run, from: NodeId, actions: &mut Vec<Action>) {
         let moving = self.moving.get(&run.task).filter(|moving| moving.from == from);
-        if let Some(moving) = moving.filter(|moving| moving.epoch.is_some() && moving.stopped.is_none()) {
-            actions.push(Action::Send { to: from, message: ToHost::Depart { run, to: moving.to } });
+        if let Some(Moving { to, epoch: Some(epoch), stopped: None, .. }) = moving {
+            let message = ToHost::Depart { run, to: *to, epoch: *epoch };
+            actions.push(Action::Send { to: from, message });
         }
     }
 

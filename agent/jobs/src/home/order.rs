@@ -19,7 +19,8 @@ use libgrid::ids::{JobId, NodeId, Run};
 use libgrid::spec::Ending;
 use libgrid::status::Outcome;
 
-use super::{Action, Home, Job, State, shortened};
+use super::state::{Gathering, Pausing};
+use super::{Action, Home, Job, Ungathered, shortened};
 use crate::Now;
 use crate::message::Fate;
 use crate::record::{Change, JobRecord};
@@ -36,7 +37,7 @@ impl Home {
         match self.jobs.get(&job) {
             None => Fate::Unknown,
             Some(job) if !job.is_done() => Fate::Unfinished,
-            Some(job) => Fate::Ended { succeeded: job.succeeded() },
+            Some(job) => Fate::Ended { succeeded: !job.failed },
         }
     }
 
@@ -65,26 +66,50 @@ impl Home {
         }
         if !job.lacks_inputs() {
             self.queue.insert(id);
-        } else if !std::mem::replace(&mut job.gathering, true) {
-            let (origin, paths) = (job.record.origin.clone(), job.record.spec.stage_in.clone());
-            actions.push(Action::Gather { job: id, origin, paths });
+        } else if job.gathering == Gathering::Not {
+            actions.push(job.gather(id));
         }
+    }
+
+    /// Tries to gather again what could not be.
+    pub(super) fn gather_again(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let jobs = &mut self.jobs;
+        self.gathering.retain(|id| {
+            let Some(job) = jobs.get_mut(id).filter(|job| !job.is_done()) else { return false };
+            let Gathering::Failed(tried) = &job.gathering else { return false };
+            if job.is_blocked() || now.mono < tried.again {
+                return true;
+            }
+            actions.push(job.gather(*id));
+            // The reason stays to be seen, and the pause to grow.
+            true
+        });
     }
 
     pub(super) fn gathered(
         &mut self,
         now: Now,
         id: JobId,
-        inputs: Result<u64, String>,
+        inputs: Result<u64, Ungathered>,
         actions: &mut Vec<Action>,
     ) {
         let job = self.jobs.get_mut(&id).filter(|job| !job.is_done());
         match (job, inputs) {
             (Some(job), Ok(number)) => {
+                self.gathering.remove(&id);
                 job.write(id, |record| record.origin.inputs = Some(number), actions);
                 self.enqueue(id, actions);
             }
-            (Some(_), Err(why)) => self.never_start(now, id, shortened(why), actions),
+            (Some(_), Err(Ungathered::Absent(why))) => self.never_start(now, id, shortened(why), actions),
+            (Some(job), Err(Ungathered::Failed(why))) => {
+                let before = match &job.gathering {
+                    Gathering::Failed(before) => Some(before),
+                    _ => None,
+                };
+                job.gathering = Gathering::Failed(Pausing::new(now, shortened(why), before));
+                self.gathering.insert(id);
+                actions.push(Action::Changed(id));
+            }
             // It was ended meanwhile.
             (None, Ok(number)) => actions.push(Action::Spent(number)),
             (None, Err(_)) => (),
@@ -169,7 +194,12 @@ impl Home {
         }
         let Some(after) = job.record.unmet.first() else {
             let folder = job.record.origin.folder.display();
-            return job.lacks_inputs().then(|| format!("its inputs are gathered from {folder}"));
+            return job.lacks_inputs().then(|| match &job.gathering {
+                Gathering::Failed(tried) => {
+                    format!("{}: it is tried again until gridctl kill {id} ends it", tried.why)
+                }
+                _ => format!("its inputs are gathered from {folder}"),
+            });
         };
         let (other, home) = (after.job, after.job.home);
         let ended = match after.ending {
@@ -205,15 +235,22 @@ impl Job {
         !self.record.spec.stage_in.is_empty() && self.record.origin.inputs.is_none()
     }
 
-    /// How many more of its tasks may run at the same time.
-    pub(super) fn may_join(&self) -> usize {
+    /// How many more of its tasks may run at the same time, beside those that have ended and are stuck.
+    pub(super) fn may_join(&self, stuck: usize) -> usize {
         let at_once = self.record.spec.array.and_then(|array| array.at_once());
-        at_once.map_or(usize::MAX, |at_once| (at_once as usize).saturating_sub(self.active.len()))
+        let run = self.active.len() - stuck;
+        at_once.map_or(usize::MAX, |at_once| (at_once as usize).saturating_sub(run))
     }
 
-    fn succeeded(&self) -> bool {
-        let mut outcomes = self.tasks.iter().map(|task| &task.state);
-        outcomes.all(|state| matches!(state, State::Done { outcome, .. } if outcome.is_success()))
+    fn gather(&mut self, id: JobId) -> Action {
+        if let Gathering::Failed(tried) = &mut self.gathering {
+            // Until it is known what comes of this.
+            tried.again = Duration::MAX;
+        } else {
+            self.gathering = Gathering::Begun;
+        }
+        let (origin, paths) = (self.record.origin.clone(), self.record.spec.stage_in.clone());
+        Action::Gather { job: id, origin, paths }
     }
 
     /// Changes its record.

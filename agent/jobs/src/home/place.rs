@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use libgrid::ids::{JobId, NodeId, Run};
+use libgrid::ids::{JobId, NodeId, Run, TaskId};
 use libgrid::node::Resources;
 use libgrid::spec::Net;
 
@@ -31,6 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a node that refused or did not answer is left alone.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How many tasks of a user may have ended somewhere with results that cannot be brought home, before no more are started: what
+/// they left takes room on other nodes.
+pub(super) const STUCK: usize = 64;
+
 /// How long after a `Start` it is sent again, if the host does not tell of the run.
 const RESTART: Duration = Duration::from_secs(2);
 
@@ -47,7 +51,12 @@ impl Home {
                 break;
             }
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            let wanted = job.can_be_placed(&self.serials).saturating_sub(job.asked);
+            let stuck = self.stuck.get(&job.record.origin.uid);
+            if stuck.is_some_and(|tasks| tasks.len() >= STUCK) {
+                continue;
+            }
+            let stuck = stuck.map_or(0, |tasks| of_job(tasks, id).count());
+            let wanted = job.can_be_placed(stuck, &self.serials).saturating_sub(job.asked);
             if wanted == 0 {
                 continue;
             }
@@ -87,8 +96,9 @@ impl Home {
             actions.push(Action::Send { to: from, message: ToHost::Release(lease) });
             return;
         };
-        if count == 0 {
-            node.not_before = now.mono + PAUSE;
+        match count {
+            0 => node.not_before = now.mono + PAUSE,
+            _ => node.granted = now.mono,
         }
         self.stirred = true;
         if let Some(task) = asked.moves {
@@ -97,7 +107,8 @@ impl Home {
         let id = asked.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.asked -= asked.count;
-        let most = count.min(job.can_be_placed(&self.serials)) as usize;
+        let stuck = self.stuck.get(&job.record.origin.uid).map_or(0, |tasks| of_job(tasks, id).count());
+        let most = count.min(job.can_be_placed(stuck, &self.serials)) as usize;
         let taken = job.choose(from, most, |node| is_up(&self.nodes, node), now);
         if taken.is_empty() {
             if count > 0 {
@@ -212,11 +223,11 @@ impl Task {
 impl Job {
     /// How many of the waiting tasks could run if there were room: its array lets so many run at once, and each has an address,
     /// or gets one that is left, if it is to have any.
-    fn can_be_placed(&self, serials: &Serials) -> u32 {
+    fn can_be_placed(&self, stuck: usize, serials: &Serials) -> u32 {
         if self.is_blocked() {
             return 0;
         }
-        let waiting = self.waiting.len().min(self.may_join());
+        let waiting = self.waiting.len().min(self.may_join(stuck));
         (match self.record.spec.net {
             Net::Host => waiting,
             Net::Grid => waiting.min(self.addressed() + serials.free()),
@@ -272,6 +283,11 @@ impl Job {
         let number = node.info.node.to_string();
         names.is_empty() || names.iter().any(|name| *name == node.info.name || *name == number)
     }
+}
+
+/// Those of a set that are of one job.
+pub(super) fn of_job(tasks: &BTreeSet<TaskId>, job: JobId) -> impl Iterator<Item = &TaskId> {
+    tasks.range(job.task(0)..=job.task(u32::MAX))
 }
 
 fn is_up(nodes: &BTreeMap<NodeId, Node>, node: NodeId) -> bool {

@@ -8,6 +8,7 @@ use libgrid::address::Address;
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::status::{Counts, JobStatus, JobSummary, PAGE, TaskState, TaskStatus};
 
+use super::place::of_job;
 use super::state::Trouble;
 use super::{Home, Job, State, Task};
 use crate::record::JobRecord;
@@ -18,9 +19,14 @@ impl Home {
         self.jobs.get(&job).map(|job| job.record.clone())
     }
 
-    /// All jobs in the order of their submission; those that are done only with `done`.
-    pub fn summaries(&self, done: bool) -> Vec<JobSummary> {
-        let wanted = self.jobs.iter().filter(|(_, job)| done || !job.is_done());
+    /// All jobs in the order of their submission; those that are done only with `done`; with `at` those that have tasks there.
+    pub fn summaries(&self, done: bool, at: Option<NodeId>) -> Vec<JobSummary> {
+        let there = at.map(|at| {
+            let runs = self.nodes.get(&at).into_iter().flat_map(|node| &node.runs);
+            runs.map(|run| run.task.job).collect::<BTreeSet<JobId>>()
+        });
+        let there = |id: &JobId| there.as_ref().is_none_or(|jobs| jobs.contains(id));
+        let wanted = self.jobs.iter().filter(|(id, job)| (done || !job.is_done()) && there(id));
         wanted.map(|(id, job)| self.summary(*id, job)).collect()
     }
 
@@ -114,6 +120,8 @@ impl Home {
                 }
             }
         }
+        let stuck = self.stuck.get(&job.record.origin.uid).map_or(0, |tasks| of_job(tasks, id).count());
+        let stuck = u32::try_from(stuck).unwrap_or(u32::MAX);
         let nodes: BTreeSet<NodeId> =
             job.active.iter().filter_map(|index| job.task(*index)?.state.node()).collect();
         JobSummary {
@@ -125,7 +133,19 @@ impl Home {
             counts,
             nodes: nodes.into_iter().collect(),
             exit_status: job.is_done().then_some(exit_status),
-            why: self.explain(id, job).or_else(|| stuck(id, job)),
+            why: self.stuck(id, job).or_else(|| self.explain(id, job)),
+            stuck,
+        }
+    }
+
+    /// Why tasks of a job that ended do not come to their end.
+    fn stuck(&self, id: JobId, job: &Job) -> Option<String> {
+        let task = *of_job(self.stuck.get(&job.record.origin.uid)?, id).next()?;
+        match &job.task(task.index)?.state {
+            State::Ending { node, trouble: Some(trouble), .. } => {
+                Some(format!("{task} ended, but {}", kept(task, trouble, *node)))
+            }
+            _ => None,
         }
     }
 
@@ -174,20 +194,8 @@ impl Home {
 fn kept(id: TaskId, trouble: &Trouble, node: NodeId) -> String {
     format!(
         "{}: node {node} keeps it, and it is tried again until gridctl kill {id} gives it up",
-        trouble.why
+        trouble.tried.why
     )
-}
-
-/// Which of the tasks cannot come to their end, and why.
-fn stuck(id: JobId, job: &Job) -> Option<String> {
-    let stuck = |index: &u32| match &job.task(*index)?.state {
-        State::Ending { node, trouble: Some(trouble), .. } => {
-            let task = id.task(*index);
-            Some(format!("{task} ended, but {}", kept(task, trouble, *node)))
-        }
-        _ => None,
-    };
-    job.active.iter().find_map(stuck)
 }
 
 /// Why it waits, with what it waits to go on from.

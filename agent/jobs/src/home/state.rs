@@ -9,9 +9,9 @@ use libgrid::node::{NodeInfo, Resources, Tier};
 use libgrid::status::{Outcome, Usage};
 
 use super::moving::Move;
-use crate::Now;
 use crate::message::{End, LeaseId};
-use crate::record::{Back, JobRecord, TaskRecord};
+use crate::record::{Back, JobRecord, Kept, TaskRecord};
+use crate::{LEASE, MARGIN, Now};
 
 /// How long a task that was lost waits for the node that has its checkpoint, if that is there, before it begins anew on another
 /// one. The host needs some seconds to free what the lost run took; a node that fills up meanwhile may take longer.
@@ -44,13 +44,9 @@ pub(super) enum State {
 /// What a task left cannot be brought home, and stays where it is.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Trouble {
-    /// Why: a sentence.
-    pub(super) why: String,
+    pub(super) tried: Pausing,
     /// Since when.
-    pub(super) since: Duration,
-    /// The pause before it is tried again, and its end.
-    pub(super) pause: Duration,
-    pub(super) again: Duration,
+    pub(super) since: SystemTime,
 }
 
 #[derive(Clone, Debug)]
@@ -87,6 +83,27 @@ pub(super) struct Task {
     pub(super) serial: Option<u16>,
 }
 
+/// How far the gathering of inputs is that did not come along.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Gathering {
+    /// It has not begun.
+    #[default]
+    Not,
+    Begun,
+    /// It failed, and is tried again.
+    Failed(Pausing),
+}
+
+/// Something is tried again after a pause.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Pausing {
+    /// Why: a sentence.
+    pub(super) why: String,
+    /// How long, and until when.
+    pub(super) pause: Duration,
+    pub(super) again: Duration,
+}
+
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) record: Arc<JobRecord>,
@@ -99,8 +116,10 @@ pub(super) struct Job {
     /// The indices that are neither waiting nor done.
     pub(super) active: BTreeSet<u32>,
     pub(super) ended: Option<SystemTime>,
-    /// Whether its inputs are being gathered.
-    pub(super) gathering: bool,
+    /// Whether one of its tasks did not succeed.
+    pub(super) failed: bool,
+    /// Its inputs, if they are to be gathered.
+    pub(super) gathering: Gathering,
 }
 
 /// What the home knows of a node.
@@ -116,6 +135,8 @@ pub(super) struct Node {
     pub(super) runs: BTreeSet<Run>,
     /// When its last heartbeat came.
     pub(super) heard: Duration,
+    /// When the last reservation was granted there: the `Start` that uses it lets all our tasks there go on.
+    pub(super) granted: Duration,
 }
 
 #[derive(Debug)]
@@ -129,13 +150,34 @@ pub(super) struct Asked {
     pub(super) at: Duration,
 }
 
+/// The first pause before something is tried again, and the longest.
+const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
+
+impl Pausing {
+    /// It failed now, and may have before.
+    pub(super) fn new(now: Now, why: String, before: Option<&Self>) -> Self {
+        let pause = before.map_or(PAUSE[0], |before| (2 * before.pause).min(PAUSE[1]));
+        Self { why, pause, again: now.mono + pause }
+    }
+}
+
 impl Job {
     pub(super) fn new(record: Arc<JobRecord>) -> Self {
         let indices: BTreeSet<u32> = record.spec.indices().collect();
         let first = indices.first().copied().unwrap_or(0);
         let tasks = vec![Task::new(record.cancelled); indices.len()];
         let active = BTreeSet::new();
-        Self { record, first, tasks, waiting: indices, asked: 0, active, ended: None, gathering: false }
+        Self {
+            record,
+            first,
+            tasks,
+            waiting: indices,
+            asked: 0,
+            active,
+            ended: None,
+            failed: false,
+            gathering: Gathering::default(),
+        }
     }
 
     pub(super) fn task(&self, index: u32) -> Option<&Task> {
@@ -178,7 +220,14 @@ impl Task {
     pub(super) fn record(&self) -> TaskRecord {
         let Self { epoch, used, started, saved, exported, back, serial, .. } = *self;
         let node = self.state.node();
-        TaskRecord { epoch, used, node, started, ended: None, saved, exported, back, serial }
+        let kept = match &self.state {
+            State::Ending { end, trouble: Some(trouble), .. } => {
+                let (end, since, why) = ((**end).clone(), trouble.since, trouble.tried.why.clone());
+                Some(Box::new(Kept { end, since, why }))
+            }
+            _ => None,
+        };
+        TaskRecord { epoch, used, node, started, ended: None, saved, exported, back, kept, serial }
     }
 
     /// The only node to wait for, if there is one and it is up: where its checkpoint is, for [`FAITHFUL`] after it was lost;
@@ -220,6 +269,12 @@ impl Node {
             not_before: Duration::ZERO,
             runs: BTreeSet::new(),
             heard: now,
+            granted: now,
         }
+    }
+
+    /// Whether its tasks of ours have stopped by now, wherever they are, as nothing of it came for so long.
+    pub(super) fn is_silent(&self, now: Duration) -> bool {
+        now >= self.heard.max(self.granted) + LEASE + MARGIN
     }
 }

@@ -3,4 +3,5 @@
 
 mod addresses;
 mod bench;
+mod leases;
 mod order;

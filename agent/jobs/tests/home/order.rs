@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use grid_jobs::home::{Event, Home};
+use grid_jobs::home::{Collected, Event, Home, Ungathered};
 use grid_jobs::message::Fate;
 use libgrid::ids::{JobId, NodeId, Run, Selector};
 use libgrid::spec::JobSpec;
-use libgrid::status::{JobStatus, Outcome};
+use libgrid::status::{JobStatus, Outcome, TaskState};
 
 use crate::bench::{Bench, ME, array, home};
 
@@ -164,11 +164,99 @@ fn inputs_that_did_not_come_along_are_gathered_once_when_the_job_may_start() {
 
     let mut bench = Bench::new(home());
     let [lacks, ended] = [(); 2].map(|()| bench.submit(array(1).stage_in(["in"])));
-    bench.handle(Event::Gathered { job: lacks, inputs: Err("there is no in".into()) });
+    bench.handle(Event::Gathered { job: lacks, inputs: Err(Ungathered::Absent("there is no in".into())) });
     assert_eq!(never(&bench, lacks), "there is no in");
     bench.handle(Event::Kill { job: Selector::Job(ended), signal: 9, grace: None });
     bench.handle(Event::Gathered { job: ended, inputs: Ok(8) });
     assert_eq!((bench.spent.as_slice(), bench.started.len()), ([8].as_slice(), 0));
+}
+
+#[test]
+fn inputs_that_cannot_be_gathered_are_tried_again_and_the_reason_is_told() {
+    let mut bench = Bench::new(home());
+    let job = bench.submit(array(1).stage_in(["in"]));
+    bench.handle(Event::Gathered { job, inputs: Err(Ungathered::Failed("no room".into())) });
+    assert_eq!(why(&bench, job), "no room: it is tried again until gridctl kill j1.1 ends it");
+    for (seconds, tries) in [(4, 1), (1, 2), (60, 2)] {
+        bench.now.mono += Duration::from_secs(seconds);
+        bench.handle(Event::Tick);
+        assert_eq!(bench.gathers.len(), tries);
+    }
+    bench.handle(Event::Gathered { job, inputs: Err(Ungathered::Failed("no room".into())) });
+    for (seconds, tries) in [(9, 2), (1, 3)] {
+        bench.now.mono += Duration::from_secs(seconds);
+        bench.handle(Event::Tick);
+        assert_eq!(bench.gathers.len(), tries, "the pause grows");
+    }
+    bench.handle(Event::Gathered { job, inputs: Ok(7) });
+    assert!(bench.started.contains_key(&first(job)));
+    bench.now.mono += Duration::from_secs(1000);
+    bench.handle(Event::Tick);
+    assert_eq!(bench.gathers.len(), 3);
+}
+
+/// A run ends and there is no place for what it left.
+fn stick(bench: &mut Bench, run: Run) {
+    bench.end(run);
+    bench.handle(Event::Collected { run, result: Collected::Failed("no room".into()) });
+}
+
+#[test]
+fn results_without_a_place_outlast_the_silence_of_their_node_and_a_restart_of_their_home() {
+    let mut bench = Bench::new(home());
+    let job = bench.submit(array(3).at_once(2).stage_out(["x"]));
+    stick(&mut bench, first(job));
+    let told = "j1.1/0 ended, but no room: node 2 keeps it, and it is tried again until gridctl kill j1.1/0 gives it up";
+    assert_eq!((why(&bench, job).as_str(), status(&bench, job).summary.stuck), (told, 1));
+    assert_eq!(bench.started.len(), 3, "it takes no place of its array");
+    let mut bench = bench.restarted();
+    assert_eq!((why(&bench, job).as_str(), status(&bench, job).summary.stuck), (told, 1));
+    bench.now.mono += Duration::from_secs(60);
+    bench.handle(Event::Tick);
+    let tasks = status(&bench, job).tasks;
+    assert!(tasks[0].state == TaskState::Running && tasks[1].state != TaskState::Running, "{tasks:?}");
+    assert!(
+        !bench.started.contains_key(&Run { epoch: 2, ..first(job) }),
+        "it has run, and runs no second time"
+    );
+    // Its node tells of its end again, and now there is room.
+    bench.end(first(job));
+    bench.handle(Event::Collected { run: first(job), result: Collected::Whole });
+    let status = status(&bench, job);
+    assert_eq!((status.summary.stuck, status.tasks[0].outcome.clone()), (0, Some(Outcome::Exited(0))));
+}
+
+#[test]
+fn results_without_a_place_are_given_up_with_their_task_or_when_they_are_old() {
+    let mut bench = Bench::new(Home::new(ME, 7, 1, Duration::from_secs(60)));
+    let job = bench.submit(array(3).stage_out(["x"]));
+    let run = |index| Run { task: job.task(index), epoch: 1 };
+    // A signal that it got while it ran is no word about its results.
+    bench.handle(Event::Kill { job: Selector::Task(job.task(2)), signal: 15, grace: None });
+    (0..3).for_each(|index| stick(&mut bench, run(index)));
+    assert_eq!(status(&bench, job).summary.stuck, 3);
+    bench.handle(Event::Kill { job: Selector::Task(job.task(0)), signal: 15, grace: None });
+    let outcome = |bench: &Bench, index: usize| status(bench, job).tasks[index].outcome.clone();
+    assert_eq!(outcome(&bench, 0), Some(Outcome::ResultsLost { why: "no room".into() }));
+    bench.now.wall += Duration::from_secs(61);
+    bench.handle(Event::Tick);
+    assert_eq!(outcome(&bench, 1), Some(Outcome::ResultsLost { why: "no room".into() }));
+    assert!(status(&bench, job).summary.is_done());
+}
+
+#[test]
+fn a_user_whose_results_find_no_place_starts_no_more_until_some_do() {
+    let mut bench = Bench::new(home());
+    let job = bench.submit(array(64).stage_out(["x"]));
+    (0..64).for_each(|index| stick(&mut bench, Run { task: job.task(index), epoch: 1 }));
+    let next = bench.submit(array(1));
+    assert_eq!(
+        why(&bench, next),
+        "results of 64 tasks of its owner cannot be brought home: see gridctl status j1.1/0"
+    );
+    assert!(!bench.started.contains_key(&first(next)));
+    bench.handle(Event::Kill { job: Selector::Task(job.task(5)), signal: 9, grace: None });
+    assert!(bench.started.contains_key(&first(next)));
 }
 
 #[test]

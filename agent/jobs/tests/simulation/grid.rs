@@ -94,6 +94,8 @@ pub(crate) struct Grid {
     pub(crate) machines: BTreeMap<NodeId, Machine>,
     pub(crate) flying: Vec<(Duration, NodeId, NodeId, Wire)>,
     pub(crate) loss: f64,
+    /// How often there is no room for results.
+    pub(crate) full: f64,
     pub(crate) task_time: Duration,
     /// How often each task was seen to end by itself.
     pub(crate) finished: BTreeMap<TaskId, u32>,
@@ -134,6 +136,7 @@ impl Grid {
             machines: (1..=nodes).map(|number| (NodeId(number), machine())).collect(),
             flying: Vec::new(),
             loss,
+            full: 0.0,
             task_time: Duration::from_secs(3),
             finished: BTreeMap::new(),
             starts: BTreeMap::new(),
@@ -377,7 +380,11 @@ impl Grid {
         for (_, id, run, node) in ready {
             let reachable = id == node || !(self.machines[&id].cut || self.machines[&node].cut);
             let there = reachable && self.machines[&node].shims.contains_key(&run);
-            let result = if there { home::Collected::Whole } else { home::Collected::Unreachable };
+            let result = match there {
+                true if self.rng.random_bool(self.full) => home::Collected::Failed("no room".into()),
+                true => home::Collected::Whole,
+                false => home::Collected::Unreachable,
+            };
             self.home(id, home::Event::Collected { run, result });
         }
         let (ready, coming): (Vec<_>, Vec<_>) =
@@ -549,7 +556,7 @@ impl Grid {
     pub(crate) fn undone(&self) -> String {
         let status = |id: &NodeId| {
             let (home, _) = self.machines[id].agent.as_ref()?;
-            Some(format!("{:?}", home.summaries(false)))
+            Some(format!("{:?}", home.summaries(false, None)))
         };
         self.machines.keys().filter_map(status).collect::<Vec<_>>().join("\n")
     }

@@ -285,9 +285,10 @@ fn a_user_takes_a_task_back_to_an_earlier_checkpoint() {
 #[test]
 fn no_task_runs_twice_at_once_whatever_happens() {
     let (mut moved, mut followed) = (0, 0);
-    for seed in 0..150 {
+    for seed in 0..600 {
         let mut grid = Grid::new(seed, 5, 0.02);
         grid.task_time = Duration::from_secs(3 + seed % 3 * 4);
+        grid.full = 0.2;
         grid.step();
         for _ in 0..600 {
             let id = NodeId(grid.rng.random_range(1..=5));
@@ -336,7 +337,7 @@ fn no_task_runs_twice_at_once_whatever_happens() {
             grid.step();
         }
         grid.machines.values_mut().for_each(|machine| machine.cut = false);
-        grid.loss = 0.0;
+        (grid.loss, grid.full) = (0.0, 0.0);
         grid.finish(1200);
         moved += grid.moved;
     }

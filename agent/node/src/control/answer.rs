@@ -200,7 +200,7 @@ async fn local<S: Stream>(
 ) -> Result<(), Answer> {
     let reply = match request {
         Request::Nodes => Reply::Nodes(nodes(grid)),
-        Request::Jobs { everywhere, done } => jobs(grid, caller, everywhere, done).await?,
+        Request::Jobs { everywhere, done, at } => jobs(grid, caller, everywhere, (done, at)).await?,
         Request::Job { job, from } => {
             let status = grid.core.look(move |view| view.home.status(job, from)).await?;
             let mut status = status.ok_or_else(|| missing(job))?;
@@ -356,8 +356,13 @@ async fn hold(grid: &Arc<Grid>, job: JobId, held: bool) -> Result<(), Answer> {
     Err(Failure::new(Kind::State, why).into())
 }
 
-async fn jobs(grid: &Arc<Grid>, caller: &Caller, everywhere: bool, done: bool) -> Result<Reply, Answer> {
-    let mut jobs = grid.core.look(move |view| view.home.summaries(done)).await?;
+async fn jobs(
+    grid: &Arc<Grid>,
+    caller: &Caller,
+    everywhere: bool,
+    (done, at): (bool, Option<NodeId>),
+) -> Result<Reply, Answer> {
+    let mut jobs = grid.core.look(move |view| view.home.summaries(done, at)).await?;
     let mut silent = Vec::new();
     if everywhere {
         silent = grid.members.down();
@@ -367,7 +372,7 @@ async fn jobs(grid: &Arc<Grid>, caller: &Caller, everywhere: bool, done: bool) -
             .into_iter()
             .map(|node| {
                 let (grid, caller) = (grid.clone(), caller.clone());
-                (node, tokio::spawn(async move { list(&grid, &caller, node, done).await }))
+                (node, tokio::spawn(async move { list(&grid, &caller, node, (done, at)).await }))
             })
             .collect();
         for (node, listing) in asked {
@@ -383,8 +388,13 @@ async fn jobs(grid: &Arc<Grid>, caller: &Caller, everywhere: bool, done: bool) -
     Ok(Reply::Jobs { jobs, silent })
 }
 
-async fn list(grid: &Grid, caller: &Caller, node: NodeId, done: bool) -> Option<Vec<JobSummary>> {
-    let request = Box::new(Request::Jobs { everywhere: false, done });
+async fn list(
+    grid: &Grid,
+    caller: &Caller,
+    node: NodeId,
+    (done, at): (bool, Option<NodeId>),
+) -> Option<Vec<JobSummary>> {
+    let request = Box::new(Request::Jobs { everywhere: false, done, at });
     let asked = peers::Request::Control { caller: caller.clone(), request };
     let answer = tokio::time::timeout(LIST, async {
         let mut duplex = grid.peers.ask(node, &asked).await.ok()?;

@@ -118,6 +118,16 @@ pub(super) async fn drain<S: Stream>(
         let reply = Reply::Relocated { task: run.task, moved, stayed };
         stream::write(client, &Response::Ok(reply)).await?;
     }
+    let kept = match undo {
+        true => Vec::new(),
+        false => grid.core.look(|view| view.host.kept().collect::<Vec<Run>>()).await?,
+    };
+    for run in kept {
+        let why =
+            "it has ended, and its results are here until its home can take them: gridctl status tells why";
+        let reply = Reply::Relocated { task: run.task, moved: None, stayed: Some(why.into()) };
+        stream::write(client, &Response::Ok(reply)).await?;
+    }
     Ok(stream::write(client, &Response::Ok(Reply::Done)).await?)
 }
 

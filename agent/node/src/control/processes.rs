@@ -34,7 +34,7 @@ pub(super) async fn of(grid: &Arc<Grid>, of: Selector) -> Result<Reply, Answer> 
 pub(super) async fn all(grid: &Arc<Grid>, caller: &Caller, everywhere: bool) -> Result<Reply, Answer> {
     let own = caller.clone();
     let runs = grid.core.look(move |view| {
-        let jobs: Vec<JobId> = view.home.summaries(false).into_iter().map(|job| job.id).collect();
+        let jobs: Vec<JobId> = view.home.summaries(false, None).into_iter().map(|job| job.id).collect();
         let owned = |job: &JobId| view.home.record(*job).is_some_and(|record| own.owns(job, &record).is_ok());
         jobs.into_iter().filter(owned).flat_map(|job| view.home.running(job)).collect::<Vec<_>>()
     });

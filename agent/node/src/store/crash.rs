@@ -127,6 +127,7 @@ fn a_crash_at_any_write_loses_nothing_that_was_committed() {
             saved: None,
             exported: None,
             back: None,
+            kept: None,
             serial: None,
         };
         let tasks = (0..TASKS).map(|index| Change::Task(id.task(index), Box::new(record.clone())));

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use grid_run::shim::{self, Config};
 use grid_run::spawn;
-use libgrid::archive;
+use libgrid::archive::{self, ArchiveError};
 use libgrid::user::User;
 
 fn main() -> ExitCode {
@@ -26,8 +26,14 @@ fn main() -> ExitCode {
         Some("pack") => enter(&first).and_then(|()| pack(&folder(&mut args), &words(args))),
         Some("gather") => enter(&first).and_then(|()| {
             let folder = folder(&mut args);
-            let packed = archive::pack_paths(&folder, &words(args), io::stdout().lock());
-            packed.map(|()| ExitCode::SUCCESS).map_err(|error| error.to_string())
+            match archive::pack_paths(&folder, &words(args), io::stdout().lock()) {
+                Ok(()) => Ok(ExitCode::SUCCESS),
+                Err(absent @ ArchiveError::Absent { .. }) => {
+                    eprintln!("{absent}");
+                    Ok(ExitCode::from(spawn::MISSED))
+                }
+                Err(error) => Err(error.to_string()),
+            }
         }),
         Some("unpack") => enter(&first).and_then(|()| {
             let folder = folder(&mut args);
