@@ -7,8 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use grid_tests::{Grid, NOBODY, Shared, until, with};
+use libgrid::control::NodeState;
 use libgrid::ids::JobId;
 
 static GRID: Shared = Shared::new();
@@ -145,6 +147,18 @@ fn results_that_cannot_be_kept_stay_on_their_node_until_they_can() {
                     let words = ["Permission denied", &folder.display().to_string(), "gridctl kill"];
                     assert!(words.iter().all(|word| why.contains(word)), "{why}");
                 }
+                // What it printed can be read all the same.
+                assert_eq!(grid.logs(1, job_of(&kept), 0), "printed\n");
+                if node == "node2" {
+                    // A node that is silent for long loses nothing that it keeps, and nothing runs again.
+                    grid.machine(2).cut().unwrap();
+                    until("node 2 is down", || {
+                        grid.nodes_at(1).iter().any(|node| node.state != NodeState::Up)
+                    });
+                    std::thread::sleep(Duration::from_secs(8));
+                    grid.machine(2).heal().unwrap();
+                    grid.until_up(1, 2);
+                }
                 let waited = grid.gridctl(1, ["wait", "--timeout", "1s", &kept]);
                 assert_eq!(waited.status, 124, "{waited:?}");
                 assert!(waited.stderr.contains("Permission denied"), "{waited:?}");
@@ -159,6 +173,7 @@ fn results_that_cannot_be_kept_stay_on_their_node_until_they_can() {
                 assert_eq!(grid.gridctl(1, ["wait", &kept]).status, 0);
                 assert_eq!(fs::read_to_string(folder.join("x")).unwrap(), "result\n");
                 assert_eq!(grid.logs(1, job_of(&kept), 0), "printed\n");
+                assert_eq!(grid.job(1, job_of(&kept)).tasks[0].epoch, 1, "it ran once");
                 let names: Vec<_> =
                     fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
                 assert_eq!(names, ["x"], "nothing else stays");

@@ -80,6 +80,33 @@ fn run_talks_both_ways_and_hands_signals_on() {
 }
 
 #[test]
+fn ctrl_c_gives_up_results_that_find_no_place() {
+    with("ctrl_c_gives_up_results_that_find_no_place", grid, |grid| {
+        for node in ["node1", "node2"] {
+            let folder = grid.folder(&format!("gone-{node}"), 0);
+            let mut command = grid.machine(1).exec("setsid");
+            command.args(["--ctty", "--wait"]).arg(grid_tests::program("gridctl")).current_dir(&folder);
+            command.args(["run", "--cpus", "0.1", "--node", node, "--stage-out", "x", "--", "sh", "-c"]);
+            command.arg("echo begun; read line; echo result > x");
+            let mut terminal = Terminal::start(&mut command, 24, 200);
+            terminal.until_shown("begun");
+            std::fs::remove_dir(&folder).unwrap();
+            std::fs::write(&folder, "no folder").unwrap();
+            terminal.type_in("\r");
+            terminal.until_shown("/0 ended, but its results cannot be brought to");
+            terminal.until_shown("Ctrl-C, too");
+            terminal.type_in("\x03");
+            assert_eq!(terminal.wait(), 74, "{}", terminal.screen());
+            assert!(
+                terminal.screen().contains("ran, but its results are not all here"),
+                "{}",
+                terminal.screen()
+            );
+        }
+    });
+}
+
+#[test]
 fn run_on_a_terminal_is_like_ssh() {
     with("run_on_a_terminal_is_like_ssh", grid, |grid| {
         for node in ["node1", "node2"] {
