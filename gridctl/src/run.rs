@@ -107,7 +107,8 @@ fn attend(grid: &Grid, id: JobId, terminal: bool) -> anyhow::Result<JobStatus> {
         let _ = Grid::connect_to(&path)
             .and_then(|mut grid| grid.ask(&Request::Kill { job: Selector::Job(id), signal: SIGINT }));
     };
-    thread::spawn(move || type_all(keyboard, &stuck, give_up));
+    // Where the terminal makes a signal of Ctrl-C, that does it.
+    thread::spawn(move || type_all(keyboard, terminal.then_some(&*stuck), give_up));
     let mut printer = job::Printer::new(task, false);
     let shown =
         grid.logs(task, Streams::Both, true, |stream, offset, bytes| printer.print(stream, offset, bytes));
@@ -191,13 +192,16 @@ fn until_begun(grid: &Grid, id: JobId, is_stuck: Arc<AtomicBool>) {
 const INTERRUPT: u8 = 3;
 
 /// Types until the task takes no more. Of one that has ended, and is not done, Ctrl-C gives up what it left.
-fn type_all(mut keyboard: Keyboard, stuck: &AtomicBool, give_up: impl Fn()) {
+fn type_all(mut keyboard: Keyboard, stuck: Option<&AtomicBool>, give_up: impl Fn()) {
     let mut buffer = [0; 64 << 10];
     let mut stdin = io::stdin().lock();
     loop {
         let input = match stdin.read(&mut buffer) {
             Ok(0) | Err(_) => Input::End,
-            Ok(read) if stuck.load(Ordering::Relaxed) && buffer[..read].contains(&INTERRUPT) => {
+            Ok(read)
+                if stuck.is_some_and(|stuck| stuck.load(Ordering::Relaxed))
+                    && buffer[..read].contains(&INTERRUPT) =>
+            {
                 give_up();
                 continue;
             }

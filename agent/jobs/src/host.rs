@@ -28,6 +28,12 @@ const RETELL: Duration = Duration::from_secs(2);
 /// How long a task stays frozen, waiting for a home node that does not come back.
 const ORPHAN: Duration = Duration::from_secs(24 * 3600);
 
+/// How long results are kept for a home of which nothing is heard.
+const KEPT: Duration = Duration::from_secs(8 * 24 * 3600);
+
+/// A pause between two heartbeats that is none of ours: the machine slept, and has to hear of others again first.
+const SLEPT: Duration = Duration::from_secs(60);
+
 /// The most reservations and runs that one home node can have here at once.
 const MOST: usize = 20_000;
 
@@ -193,6 +199,8 @@ struct Hosted {
 struct Contact {
     /// When the last message was sent that the home is known to have received, if this agent knows.
     at: Option<Duration>,
+    /// Since when it is waited for: this agent began, or the machine woke up.
+    since: Duration,
     /// When the heartbeats were sent that are not answered yet, by number.
     unanswered: BTreeMap<u64, Duration>,
 }
@@ -479,7 +487,7 @@ impl Host {
         self.free = self.free.minus(needs);
         self.runs.insert(run, Hosted::new(needs, Phase::Running(started)));
         // How old the last contact is, only the shim knows; it holds on to its own deadline until we renew it.
-        self.contacts.entry(run.task.job.home).or_default();
+        self.contacts.entry(run.task.job.home).or_default().since = now.mono;
         if let Some(end) = end {
             self.ended(now, run, end, actions);
         }
@@ -562,6 +570,9 @@ impl Host {
         if now.mono < self.beat + HEARTBEAT {
             return;
         }
+        if now.mono > self.beat + SLEPT {
+            self.contacts.values_mut().for_each(|contact| contact.since = now.mono);
+        }
         self.beat = now.mono;
         let mut homes: BTreeMap<NodeId, Vec<Alive>> = BTreeMap::new();
         let mut orphans = BTreeSet::new();
@@ -579,7 +590,9 @@ impl Host {
                 _ => None,
             };
             let contact = self.contacts.entry(home).or_default();
-            if home != self.me && contact.at.is_some_and(|at| now.mono > at + ORPHAN) {
+            let patience = if matches!(hosted.phase, Phase::Ended { .. }) { KEPT } else { ORPHAN };
+            let last = contact.at.map_or(contact.since, |at| at.max(contact.since));
+            if home != self.me && now.mono > last + patience {
                 orphans.insert(*run);
             }
             let Hosted { resumed, saved, held, .. } = *hosted;

@@ -129,11 +129,14 @@ impl Grid {
         let (collects, collects_end) = mpsc::unbounded_channel();
         let outlets = Outlets { letters, runner: actions, collector: collects };
         let total = core::lent(&config);
-        let adopted = found.kept.iter().map(|kept| {
+        let adopted = found.kept.iter().flat_map(|kept| {
             let limits = (Bytes(kept.limits.memory), kept.time.map(Span));
-            let end = kept.end.clone().map(|end| runner::end_of(end, limits));
+            let fenced = kept.end.as_ref().is_some_and(runner::is_fenced);
+            let end = kept.end.clone().filter(|_| !fenced).map(|end| runner::end_of(end, limits));
             let (run, needs, started) = (kept.run, kept.limits, kept.started);
-            host::Event::Adopted { run, needs, started, held: kept.held, end }
+            let adopted = host::Event::Adopted { run, needs, started, held: kept.held, end };
+            // That is no end of the task's own.
+            std::iter::once(adopted).chain(fenced.then_some(host::Event::Gone(run)))
         });
         let recovered = core::Recovered {
             adopted: adopted.collect(),

@@ -43,9 +43,11 @@ pub(crate) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// How many runs are brought home at once.
 const AT_ONCE: usize = 16;
 
-/// How many of those that could not be before are tried again at once, and for how many jobs inputs are gathered.
+/// How many of those that could not be before are tried again at once; for how many jobs inputs are gathered, and of how many runs
+/// parts of results dropped.
 const AGAIN_AT_ONCE: usize = 4;
 const GATHERS: usize = 4;
+const ABANDONS: usize = 4;
 
 /// Parts of a stream at most, with gaps between them: a task that went on from an older checkpoint may leave one.
 const SEGMENTS: u32 = 64;
@@ -100,8 +102,8 @@ impl Output {
 
     /// Carries out [`Action::Collect`], [`Action::Spent`] and [`Action::Forget`] of the home.
     pub(crate) async fn collect_all(self, mut actions: mpsc::UnboundedReceiver<Action>) {
-        let [places, again, gathers] =
-            [AT_ONCE, AGAIN_AT_ONCE, GATHERS].map(|many| Arc::new(Semaphore::new(many)));
+        let [places, again, gathers, abandons] =
+            [AT_ONCE, AGAIN_AT_ONCE, GATHERS, ABANDONS].map(|many| Arc::new(Semaphore::new(many)));
         while let Some(action) = actions.recv().await {
             match action {
                 Action::Collect { run, node, results, origin, again: is_again } => {
@@ -129,7 +131,7 @@ impl Output {
                     let _ = self.queries.send(Query::Cut { task, number });
                 }
                 Action::Abandon { run, origin } => {
-                    let (output, places) = (self.clone(), places.clone());
+                    let (output, places) = (self.clone(), abandons.clone());
                     tokio::spawn(async move {
                         let _place = places.acquire().await;
                         let user = User::of_machine(origin.uid, origin.gid);
@@ -165,9 +167,15 @@ impl Output {
             return self.collect_here(run, results, origin).await;
         }
         // The output first: it is small, and results that cannot be had are told when it is here.
-        match self.fetch_output(run, node).await {
-            Collected::Whole => self.fetch_results(run, node, results, origin).await,
-            other => other,
+        let missed = match self.fetch_output(run, node).await {
+            Collected::Whole => None,
+            Collected::Missed(why) => Some(why),
+            other => return other,
+        };
+        match (self.fetch_results(run, node, results, origin).await, missed) {
+            (Collected::Whole, Some(why)) => Collected::Missed(why),
+            (Collected::Missed(results), Some(why)) => Collected::Missed(format!("{why}; {results}")),
+            (results, _) => results,
         }
     }
 
@@ -180,7 +188,7 @@ impl Output {
         let Some(limit) = record.ok().flatten().map(|record| record.spec.log_limit.0) else {
             return Collected::Unreachable;
         };
-        let mut keeper = Keeper::new(self.kept(run.task), limit);
+        let mut keeper = Keeper::new(self.job_logs(job).join(format!(".{}", run.task.index)), limit);
         loop {
             let piece = match tokio::time::timeout(SILENCE, stream::read(&mut from)).await {
                 Ok(Ok(piece)) => piece,
@@ -188,7 +196,10 @@ impl Output {
             };
             let kept = match piece {
                 Piece::Output { stream, offset, bytes } => keeper.keep(stream, offset, &bytes),
-                Piece::End => return Collected::Whole,
+                Piece::End => {
+                    let kept = keeper.finish(&self.kept(run.task));
+                    return kept.map_or_else(|not_kept| not_kept, |()| Collected::Whole);
+                }
                 // Another try would end in the same way.
                 Piece::Failed(why) => return Collected::Missed(why),
             };
@@ -218,7 +229,10 @@ impl Output {
     }
 
     async fn collect_here(&self, run: Run, results: Option<Vec<String>>, origin: &Origin) -> Collected {
-        let Some(following) = self.follow(run).await else { return Collected::Unreachable };
+        let Some(following) = self.follow(run).await else {
+            // It was ended before it had a place.
+            return Collected::Missed("what it left is not on this node any more".into());
+        };
         let delivered = match results {
             Some(patterns) => self.deliver(&following, &patterns, origin).await,
             None => Ok(None),
@@ -361,10 +375,23 @@ struct Keeper {
 
 impl Keeper {
     fn new(folder: PathBuf, limit: u64) -> Self {
-        // What an earlier try left is written over; what it had more of is dropped.
+        // What an earlier try left.
         let _ = fs::remove_dir_all(&folder);
         // What was there before such a gap may be as much again.
         Self { folder, open: [None, None], left: [(limit.saturating_mul(2), SEGMENTS); 2] }
+    }
+
+    /// Gives what came its place, where an earlier try may have put the same.
+    fn finish(self, place: &Path) -> Result<(), Collected> {
+        let cannot = |error: io::Error| Collected::Failed(format!("its output cannot be kept: {error}"));
+        if !self.folder.exists() {
+            return Ok(());
+        }
+        match fs::remove_dir_all(place) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
+            _ => (),
+        }
+        fs::rename(&self.folder, place).map_err(cannot)
     }
 
     fn keep(&mut self, stream: Stream, offset: u64, bytes: &[u8]) -> Result<(), Collected> {

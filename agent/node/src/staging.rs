@@ -24,7 +24,7 @@
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grid_transfer::mover::{self, Order, Report, Spread, Within};
 use grid_transfer::session::Trouble;
@@ -53,6 +53,9 @@ const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)
 /// How long the other node may say nothing. Movers that look through what an earlier try left say nothing meanwhile; a
 /// node that is gone is noticed by the link.
 const SILENCE: Duration = Duration::from_secs(120);
+
+/// How long nothing may move: a file system may hang, and whoever a mover runs as may stop it.
+const STALL: Duration = Duration::from_secs(300);
 
 /// What is moved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -167,7 +170,8 @@ impl Staging {
         let order = Order::Discard { within: Within::Everything, target: below_root(folder), spread };
         let mut pause = PAUSE[0];
         for _ in 0..TRIES {
-            match self.carry_out(&user, &order).await {
+            let dropped = tokio::time::timeout(SILENCE, self.carry_out(&user, &order)).await;
+            match dropped.unwrap_or_else(|_| Err(Trouble::lasting("it does not end"))) {
                 Ok(()) => return,
                 // Its mover has not noticed yet.
                 Err(trouble) if trouble.retry => tokio::time::sleep(pause).await,
@@ -224,15 +228,24 @@ impl Staging {
         let ticket = self.copies.tickets.issue(prepared).map_err(|failure| told(failure, 0))?;
         let asked = self.peers.ask(from, &Request::Stage { what, ticket }).await;
         let mut duplex = asked.map_err(|error| StageError::Unreachable(error.to_string()))?;
+        let (mut so_far, mut moved) = ((0, 0), Instant::now());
         loop {
-            let broken = |why: String| StageError::Interrupted {
+            let broken = |why: String, bytes| StageError::Interrupted {
                 why: format!("the connection to node {from} broke: {why}"),
                 bytes,
             };
             let response = tokio::time::timeout(SILENCE, stream::read::<Response, _>(&mut duplex)).await;
-            let response = response.map_err(|_| broken(format!("it said nothing for {SILENCE:?}")))?;
-            match response.map_err(|error| broken(error.to_string()))? {
-                Ok(Reply::Copying(progress)) => bytes = progress.bytes,
+            let response = response.map_err(|_| broken(format!("it said nothing for {SILENCE:?}"), bytes))?;
+            match response.map_err(|error| broken(error.to_string(), bytes))? {
+                Ok(Reply::Copying(progress)) => {
+                    bytes = progress.bytes;
+                    let now = (progress.bytes, progress.of_items);
+                    if std::mem::replace(&mut so_far, now) != now {
+                        moved = Instant::now();
+                    } else if moved.elapsed() > STALL {
+                        return Err(broken(format!("nothing moved for {STALL:?}"), bytes));
+                    }
+                }
                 Ok(Reply::Copied(landed)) => return Ok(landed),
                 Ok(_) => return Err(StageError::Lasting(format!("node {from} answers something else"))),
                 Err(failure) => return Err(told(failure, bytes)),

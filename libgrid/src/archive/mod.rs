@@ -89,8 +89,10 @@ pub fn pack_paths(base: &Path, paths: &[String], to: impl Write) -> Result<(), A
     let mut packer = Packer { archive: builder(to), base, missed: None };
     for path in paths {
         let relative = clean(Path::new(path))?;
-        if !base.join(&relative).exists() {
-            return Err(ArchiveError::Absent { path: path.into(), base: base.to_owned() });
+        match base.join(&relative).try_exists() {
+            Ok(true) => (),
+            Ok(false) => return Err(ArchiveError::Absent { path: path.into(), base: base.to_owned() }),
+            Err(error) => packer.unreadable(&relative, error)?,
         }
         packer.append(&relative)?;
     }
@@ -335,7 +337,8 @@ impl<W: Write> Packer<'_, W> {
 /// Whether it is what a transfer or an archive has brought so far, beside where it is to be.
 fn is_partial(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    name.ends_with(PARTIAL) || (name.starts_with('.') && name.ends_with(".gridos"))
+    let hidden = [".gridos", ".gridos-journal"].iter().any(|end| name.ends_with(end));
+    name.ends_with(PARTIAL) || (name.starts_with('.') && hidden)
 }
 
 /// The path without `.`; one that leads out of the folder is refused.

@@ -16,6 +16,8 @@ use crate::message::{End, ToHost};
 use crate::record::{Back, Change, TaskRecord};
 use crate::{LEASE, MARGIN, Now};
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// How many runs a node is asked about at once.
 const ASKED: usize = 1024;
 
@@ -88,9 +90,10 @@ impl Home {
             Collected::Failed(why) => {
                 let before = trouble.take();
                 let since = before.as_ref().map_or(now.wall, |before| before.since);
+                let met = before.as_ref().map_or(now.mono, |before| before.met);
                 let tried = Pausing::new(now, shortened(why), before.as_ref().map(|before| &before.tried));
                 let news = before.is_none_or(|before| before.tried.why != tried.why);
-                *trouble = Some(Trouble { tried, since });
+                *trouble = Some(Trouble { tried, since, met });
                 if news {
                     actions.push(Action::Write(Change::Task(run.task, Box::new(task.record()))));
                     actions.push(Action::Changed(run.task.job));
@@ -100,6 +103,9 @@ impl Home {
                 }
                 // The next of its array may run.
                 self.stirred = true;
+                if self.task(run.task).is_some_and(|task| task.unwanted) {
+                    self.give_up_results(now, run, actions);
+                }
             }
             Collected::Unreachable => (),
         }
@@ -128,7 +134,9 @@ impl Home {
     pub(super) fn give_up_old_results(&mut self, now: Now, actions: &mut Vec<Action>) {
         let is_old = |task: &&TaskId| match self.task(**task).map(|task| &task.state) {
             Some(State::Ending { trouble: Some(trouble), .. }) => {
+                // A clock that was set forward is no reason.
                 now.wall.duration_since(trouble.since).is_ok_and(|age| age > self.retention)
+                    && now.mono > trouble.met + self.retention.min(DAY)
             }
             _ => false,
         };
@@ -213,7 +221,11 @@ impl Home {
             actions.push(Action::Abandon { run, origin: job.record.origin.clone() });
         }
         let Some(task) = job.task_mut(run.task.index) else { return };
-        task.state = State::Waiting;
+        // How it ended is known of one that left what could not be brought home.
+        let ended = match std::mem::replace(&mut task.state, State::Waiting) {
+            State::Ending { end, trouble: Some(_), .. } => Some(end.outcome),
+            _ => None,
+        };
         task.started = None;
         task.resumed = None;
         task.lost = now.mono;
@@ -223,7 +235,11 @@ impl Home {
         }
         // One that is to go on from a checkpoint was not lost, but taken away.
         if !again && task.back.is_none() {
-            return self.done(now, run, Outcome::NodeLost { node }, actions);
+            let outcome = match ended {
+                Some(outcome) => without_results(&outcome, format!("node {node} has lost what it left")),
+                None => Outcome::NodeLost { node },
+            };
+            return self.done(now, run, outcome, actions);
         }
         let record = task.record();
         job.active.remove(&run.task.index);

@@ -131,7 +131,7 @@ impl Home {
                         stuck.push(id.task(index));
                         let Kept { end, since, why } = *kept;
                         let tried = Pausing { again: now.mono, ..Pausing::new(now, why, None) };
-                        let trouble = Some(Trouble { tried, since });
+                        let trouble = Some(Trouble { tried, since, met: now.mono });
                         State::Ending { node, end: Box::new(end), collecting: false, trouble }
                     }
                     None => State::Running { node },
@@ -238,7 +238,12 @@ impl Home {
                 State::Placed { node, .. } | State::Running { node } => {
                     actions.push(Action::Send { to: node, message: ToHost::Signal { run, signal, grace } });
                 }
-                State::Ending { .. } if ends => self.give_up_results(now, run, actions),
+                State::Ending { .. } if ends => {
+                    if let Some(task) = self.jobs.get_mut(&id).and_then(|job| job.task_mut(index)) {
+                        task.unwanted = true;
+                    }
+                    self.give_up_results(now, run, actions);
+                }
                 _ => (),
             }
         }

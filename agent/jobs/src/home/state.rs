@@ -45,8 +45,9 @@ pub(super) enum State {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Trouble {
     pub(super) tried: Pausing,
-    /// Since when.
+    /// Since when, for people and over restarts; and since when for this agent, as clocks may be set.
     pub(super) since: SystemTime,
+    pub(super) met: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +78,8 @@ pub(super) struct Task {
     pub(super) resumed: Option<u64>,
     /// When its last run was lost.
     pub(super) lost: Duration,
+    /// Its user ended it once more after its end: what it left need not be brought home.
+    pub(super) unwanted: bool,
     /// What came of its last move.
     pub(super) moved: Option<Move>,
     /// As in [`TaskRecord::serial`].
@@ -211,6 +214,7 @@ impl Task {
             exports_to: None,
             resumed: None,
             lost: Duration::ZERO,
+            unwanted: false,
             moved: None,
             serial: None,
         }

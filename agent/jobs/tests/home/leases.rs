@@ -1,12 +1,14 @@
 //! When a run counts as lost, and when one that is held may go: what the simulation found out of many thousand seeds.
 
+use std::time::Duration;
+
 use grid_jobs::home::{Action, Event};
 use grid_jobs::host::{self, Host};
-use grid_jobs::message::{Alive, ToHome, ToHost};
+use grid_jobs::message::{Alive, End, ToHome, ToHost};
 use grid_jobs::{LEASE, MARGIN};
 use libgrid::ids::{NodeId, Run};
 use libgrid::node::Resources;
-use libgrid::status::Outcome;
+use libgrid::status::{Outcome, Usage};
 
 use crate::bench::{Bench, HOST, ME, NOW, array, home};
 
@@ -47,6 +49,38 @@ fn a_host_says_which_runs_it_does_not_have() {
     assert_eq!(actions, [host::Action::Send { to: ME, message: ToHome::Gone(vec![run(1)]) }]);
     // To nobody but their home.
     assert!(host.handle(NOW, host::Event::Message { from: NodeId(7), message }).is_empty());
+}
+
+/// A task that ended is kept for days; one that runs, for a day, but not because its machine slept for that long.
+#[test]
+fn a_home_that_stays_away_loses_what_runs_after_a_day_and_what_ended_after_eight() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let mut host = Host::new(HOST, Resources { cpu: 4000, memory: 1 << 30 });
+    let run = |index| Run { task: format!("j1.1/{index}").parse().unwrap(), epoch: 1 };
+    let (mut now, end) = (NOW, End { outcome: Outcome::Exited(0), usage: Usage::default(), printed: true });
+    host.handle(now, adopted(run(0), false));
+    host.handle(now, adopted(run(1), false));
+    host.handle(now, host::Event::Ended { run: run(1), end });
+    // It sleeps for a week; heartbeats are a minute apart from then on.
+    now.mono += 7 * 24 * HOUR;
+    let mut until = |hours: u32| {
+        let mut over = Vec::new();
+        for _ in 0..hours * 60 {
+            for action in host.handle(now, host::Event::Tick) {
+                match action {
+                    host::Action::Fence(run) | host::Action::Forget(run) => over.push(run),
+                    _ => (),
+                }
+            }
+            now.mono += HOUR / 60;
+        }
+        over.dedup();
+        over
+    };
+    assert_eq!(until(24), []);
+    assert_eq!(until(1), [run(0)]);
+    assert!(!until(24 * 6).contains(&run(1)));
+    assert!(until(24).contains(&run(1)));
 }
 
 fn adopted(run: Run, held: bool) -> host::Event {

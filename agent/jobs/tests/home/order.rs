@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use grid_jobs::home::{Collected, Event, Home, Ungathered};
-use grid_jobs::message::Fate;
+use grid_jobs::message::{Fate, ToHome};
 use libgrid::ids::{JobId, NodeId, Run, Selector};
 use libgrid::spec::JobSpec;
 use libgrid::status::{JobStatus, Outcome, TaskState};
 
-use crate::bench::{Bench, ME, array, home};
+use crate::bench::{Bench, HOST, ME, array, home};
 
 fn after(jobs: &[&str]) -> JobSpec {
     jobs.iter().fold(JobSpec::command(["x"]), |spec, job| spec.after(job.parse().unwrap()))
@@ -240,8 +240,41 @@ fn results_without_a_place_are_given_up_with_their_task_or_when_they_are_old() {
     assert_eq!(outcome(&bench, 0), Some(Outcome::ResultsLost { why: "no room".into() }));
     bench.now.wall += Duration::from_secs(61);
     bench.handle(Event::Tick);
+    assert_eq!(outcome(&bench, 1), None, "it was the clock that was set");
+    bench.now.mono += Duration::from_secs(61);
+    bench.handle(Event::Tick);
     assert_eq!(outcome(&bench, 1), Some(Outcome::ResultsLost { why: "no room".into() }));
     assert!(status(&bench, job).summary.is_done());
+}
+
+#[test]
+fn a_second_kill_while_results_are_brought_home_gives_them_up_if_there_is_no_place() {
+    let mut bench = Bench::new(home());
+    let job = bench.submit(array(2).stage_out(["x"]));
+    let run = |index| Run { task: job.task(index), epoch: 1 };
+    bench.end(run(0));
+    bench.handle(Event::Kill { job: Selector::Task(job.task(0)), signal: 15, grace: None });
+    bench.handle(Event::Collected { run: run(0), result: Collected::Failed("no room".into()) });
+    let outcome = |bench: &Bench, index: usize| status(bench, job).tasks[index].outcome.clone();
+    assert_eq!(outcome(&bench, 0), Some(Outcome::ResultsLost { why: "no room".into() }));
+    // If there is, they come.
+    bench.end(run(1));
+    bench.handle(Event::Kill { job: Selector::Task(job.task(1)), signal: 15, grace: None });
+    bench.handle(Event::Collected { run: run(1), result: Collected::Whole });
+    assert_eq!(outcome(&bench, 1), Some(Outcome::Exited(0)));
+}
+
+#[test]
+fn of_a_run_that_is_lost_with_what_it_left_the_end_is_known() {
+    let mut bench = Bench::new(home());
+    let [again, once] = [true, false].map(|restart| bench.submit(array(1).stage_out(["x"]).restart(restart)));
+    [again, once].into_iter().for_each(|job| stick(&mut bench, first(job)));
+    let gone = ToHome::Gone(vec![first(again), first(once)]);
+    bench.handle(Event::Message { from: HOST, message: gone });
+    assert!(bench.started.contains_key(&Run { epoch: 2, ..first(again) }));
+    let outcome = status(&bench, once).tasks[0].outcome.clone();
+    assert_eq!(outcome, Some(Outcome::ResultsLost { why: "node 2 has lost what it left".into() }));
+    assert_eq!(status(&bench, again).summary.stuck, 0);
 }
 
 #[test]

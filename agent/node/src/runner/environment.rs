@@ -50,6 +50,11 @@ pub(super) fn environment(
     env
 }
 
+/// Whether it ended because it was to be nowhere any more, which is no end of its task.
+pub(crate) fn is_fenced(end: &Ending) -> bool {
+    end.how == How::Fenced
+}
+
 /// What the shim saw, in the terms of users.
 pub(crate) fn end_of(end: Ending, (memory, time): (Bytes, Option<Span>)) -> End {
     let outcome = match end.how {

@@ -44,8 +44,8 @@ use tracing::warn;
 
 use self::ahead::{Leaving, Moves};
 pub(crate) use self::ahead::{Outset, Taker};
-pub(crate) use self::environment::end_of;
 use self::environment::environment;
+pub(crate) use self::environment::{end_of, is_fenced};
 use self::inputs::Inputs;
 pub(crate) use self::keyboard::Keyboard;
 pub(crate) use self::moving::{Departing, Departure, Surveyed};
@@ -282,11 +282,14 @@ impl Runner {
     fn signal(&mut self, run: Run, signal: i32, grace: Option<Duration>) {
         let at = self.backlog.iter().position(|(waiting, ..)| *waiting == run);
         let waits = self.resuming.contains_key(&run) && !self.runs.contains_key(&run);
-        if at.is_none() && !waits {
+        let staging =
+            self.runs.get(&run).and_then(|local| local.staging.clone().filter(|_| local.shim.is_none()));
+        if at.is_none() && !waits && staging.is_none() {
             return self.tell(run, ToShim::Signal { run, signal, grace });
         }
         // It has no processes: what would end a program that handles nothing ends it before it begins.
         if home::ENDING.contains(&signal) {
+            staging.inspect(|staging| staging.abort());
             at.map(|at| self.backlog.remove(at));
             self.resuming.remove(&run);
             self.end_unstarted(run, Outcome::Killed(signal));

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use grid_jobs::host;
-use grid_run::protocol::{FromShim, How, Launch, ToShim};
+use grid_run::protocol::{FromShim, Launch, ToShim};
 use libgrid::ids::{JobId, Run};
 use libgrid::sys::abi::Op;
 use libgrid::units::{Bytes, Span};
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::shim::{self, ShimId};
-use super::{Local, Runner, end_of};
+use super::{Local, Runner, end_of, is_fenced};
 use crate::calls::Called;
 use crate::control::operations::Asked;
 use crate::core::{deadline, first_lease};
@@ -77,7 +77,7 @@ impl Runner {
             if !kept.restoring {
                 self.find_fifos(run);
             }
-            let fenced = kept.end.is_some_and(|end| end.how == How::Fenced);
+            let fenced = kept.end.as_ref().is_some_and(is_fenced);
             if fenced || (kept.held && !kept.restoring) {
                 self.fifos.leaves(run);
             }
@@ -190,7 +190,7 @@ impl Runner {
                 if !end.group_kept {
                     local.slot.forget_group();
                 }
-                let event = if local.fenced {
+                let event = if local.fenced || is_fenced(&end) {
                     host::Event::Gone(run)
                 } else {
                     host::Event::Ended { run, end: end_of(end, local.limits) }

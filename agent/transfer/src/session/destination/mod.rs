@@ -72,8 +72,7 @@ pub struct ReceiveOrder {
 pub fn receive(control: &UnixStream, order: &ReceiveOrder) -> Result<Landed, Trouble> {
     let result = Destination::begin(control, order).and_then(|(destination, mut reader, listener)| {
         let result = destination.run(control, &mut reader, listener.as_ref());
-        // Results are tried again, however they failed, until somebody gives them up.
-        if matches!(&result, Err(trouble) if !trouble.retry && order.spread.is_none()) {
+        if matches!(&result, Err(trouble) if !trouble.retry) {
             destination.landing.discard();
         }
         result
