@@ -149,6 +149,8 @@ pub enum Action {
         run: Run,
         /// Whereto.
         to: NodeId,
+        /// Of the run that is to be there: to no other it is given.
+        epoch: u32,
     },
     /// Let a run go that is held.
     LetGo(Run),
@@ -390,10 +392,11 @@ impl Host {
             ToHost::Depart { run, to, epoch } => {
                 if let Some(hosted) = self.runs.get_mut(&run).filter(|_| run.task.job.home == from)
                     && epoch > hosted.past
+                    && hosted.departs.is_none_or(|(_, known)| known <= epoch)
                 {
                     // Told again with each heartbeat, for those that were started since.
                     if hosted.departs.replace((to, epoch)) != Some((to, epoch)) {
-                        actions.push(Action::Depart { run, to });
+                        actions.push(Action::Depart { run, to, epoch });
                     }
                 }
             }

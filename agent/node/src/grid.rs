@@ -378,7 +378,7 @@ impl Grid {
     }
 
     /// That node takes over a run that is here, if the run's home says so.
-    pub(crate) async fn depart(&self, run: Run, to: NodeId) -> Departing {
+    pub(crate) async fn depart(&self, run: Run, to: (NodeId, u32)) -> Departing {
         let departure = moving::ask(&self.queries, |reply| Query::Depart { run, to, reply }).await;
         departure.unwrap_or_else(|| Departure::Failed(core::Stopping.to_string()).into())
     }

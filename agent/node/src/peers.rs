@@ -114,8 +114,8 @@ pub(crate) enum Request {
     Rounds(Run),
     /// The next of them; that with this number, from 1.
     Round { run: Run, round: u32 },
-    /// The asker takes a run over, as the home told both.
-    Depart(Run),
+    /// The asker takes a run over, as its own of this epoch, as the home told both.
+    Depart { run: Run, epoch: u32 },
     /// Which of these tasks are done, so that their checkpoints are of no more use.
     Finished(Vec<TaskId>),
     /// A token's bearer wants in.

@@ -153,8 +153,8 @@ async fn answer_node(
             answer_once(&mut duplex, &moved).await
         }
         // Only whom the job's home named gets it.
-        Request::Depart(run) => {
-            let Departing { departure, luggage } = grid.depart(run, node).await;
+        Request::Depart { run, epoch } => {
+            let Departing { departure, luggage } = grid.depart(run, (node, epoch)).await;
             stream::write(&mut duplex, &departure).await?;
             if let Some(luggage) = luggage {
                 runner::luggage::send(luggage, &mut duplex).await?;

@@ -95,7 +95,7 @@ fn a_run_that_moves_on_is_not_let_go_by_a_late_word_of_the_move_before() {
     host.handle(NOW, adopted(run, true));
     let mut say = |message| host.handle(NOW, host::Event::Message { from: ME, message });
     let departs = say(ToHost::Depart { run, to: NodeId(3), epoch: 3 });
-    assert_eq!(departs, [host::Action::Depart { run, to: NodeId(3) }]);
+    assert_eq!(departs, [host::Action::Depart { run, to: NodeId(3), epoch: 3 }]);
     assert!(say(ToHost::LetGo { run, past: 2 }).is_empty(), "node 3 may have it as it stands here");
     assert_eq!(say(ToHost::LetGo { run, past: 3 }), [host::Action::LetGo(run)]);
     assert!(say(ToHost::Depart { run, to: NodeId(3), epoch: 3 }).is_empty(), "that move is over");

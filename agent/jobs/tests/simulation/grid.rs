@@ -40,8 +40,8 @@ pub(crate) struct Process {
     pub(crate) saved: u64,
     /// It stands still, because it moves.
     pub(crate) held: bool,
-    /// The node that may take it away.
-    pub(crate) departs: Option<NodeId>,
+    /// The node that may take it away, and for which run.
+    pub(crate) departs: Option<(NodeId, u32)>,
 }
 
 /// A task on its way to a machine.
@@ -303,9 +303,9 @@ impl Grid {
                     self.host(id, host::Event::Started { run, at, resumed });
                     resumed.into_iter().for_each(|number| self.host(id, host::Event::Saved { run, number }));
                 }
-                host::Action::Depart { run, to } => {
+                host::Action::Depart { run, to, epoch } => {
                     if let Some(process) = machine.shims.get_mut(&run) {
-                        process.departs = Some(to);
+                        process.departs = Some((to, epoch));
                     }
                 }
                 host::Action::LetGo(run) => {

@@ -34,11 +34,12 @@ impl Grid {
             let there = self.machines.get_mut(&arrival.node).unwrap();
             let alive = there.agent.is_some() && reachable && copy.is_none();
             let process = there.shims.get_mut(&old).filter(|process| alive && !process.ended);
-            if process.as_ref().is_some_and(|process| process.departs != Some(to)) && now < coming.until {
+            let taker = Some((to, run.epoch));
+            if process.as_ref().is_some_and(|process| process.departs != taker) && now < coming.until {
                 self.coming.push(Coming { at: now + STEP, ..coming });
                 continue;
             }
-            match process.filter(|process| process.departs == Some(to)) {
+            match process.filter(|process| process.departs == taker) {
                 Some(process) => {
                     process.held = true;
                     let copy =

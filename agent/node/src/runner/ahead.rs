@@ -175,7 +175,7 @@ impl Runner {
         let Taker { node: to, addresses, invitation } = to;
         let folder = self.moves.leaves(run);
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
-        let local = self.runs.get_mut(&run).filter(|local| local.departs == Some(to));
+        let local = self.runs.get_mut(&run).filter(|local| local.departs.is_some_and(|(node, _)| node == to));
         let local = local.ok_or_else(|| Outset::NotYet("its home has not said that it moves".into()))?;
         if local.resuming.is_some() {
             return Err(Outset::NotYet("its memory is still on its way here".into()));
@@ -407,7 +407,7 @@ impl Coming {
         };
         let coming = async {
             let (departed, duplex) = tokio::select! {
-                departed = super::moving::depart(&self.peers, self.old, self.node) => departed?,
+                departed = super::moving::depart(&self.peers, self.old, (self.node, self.run.epoch)) => departed?,
                 never = telling => never,
             };
             let bytes = departed.luggage.ok_or_else(|| {

@@ -101,7 +101,7 @@ struct Local {
     typed: watch::Sender<Typed>,
     fenced: bool,
     /// The node that may take it away.
-    departs: Option<NodeId>,
+    departs: Option<(NodeId, u32)>,
     /// Its memory, on its way there.
     leaving: Option<Leaving>,
     /// Or in rounds.
@@ -254,7 +254,7 @@ impl Runner {
             Action::Launch { run, order, placement } => self.backlog.push_back((run, order, placement)),
             Action::Signal { run, signal, grace } => self.signal(run, signal, grace),
             Action::Fence(run) => self.fence(run),
-            Action::Depart { run, to } => self.may_depart(run, to),
+            Action::Depart { run, to, epoch } => self.may_depart(run, (to, epoch)),
             Action::LetGo(run) => self.let_go(run),
             Action::Lease { home, until } => {
                 self.leases.insert(home, deadline(until));

@@ -187,7 +187,7 @@ impl Runner {
     // === from here ===
 
     /// The home says who may take it.
-    pub(super) fn may_depart(&mut self, run: Run, to: NodeId) {
+    pub(super) fn may_depart(&mut self, run: Run, to: (NodeId, u32)) {
         self.end_rounds(run);
         if let Some(local) = self.runs.get_mut(&run) {
             local.departs = Some(to);
@@ -195,10 +195,11 @@ impl Runner {
     }
 
     /// Another node asks for it.
-    pub(super) fn depart(&mut self, run: Run, to: NodeId, reply: oneshot::Sender<Departing>) {
+    pub(super) fn depart(&mut self, run: Run, (to, epoch): (NodeId, u32), reply: oneshot::Sender<Departing>) {
         let wait = |why: &str| Departing::from(Departure::NotYet(why.to_owned()));
         let departs = self.runs.get(&run).and_then(|local| local.departs);
-        if departs != Some(to) {
+        // What an earlier move allowed may be over, and the word of it on its way.
+        if departs != Some((to, epoch)) {
             return drop(reply.send(wait("its home has not said that it moves")));
         }
         if !self.fifos.may_leave(run) {
@@ -285,9 +286,9 @@ impl Runner {
         };
         let into = self.checkpoints.unpacked(run);
         tokio::spawn(async move {
-            let stopped = async || match depart(&peers, old, arrival.node).await {
+            let stopped = async || match depart(&peers, old, (arrival.node, run.epoch)).await {
                 // Of the try before.
-                Err(NotDeparted::NotAhead(_)) => depart(&peers, old, arrival.node).await,
+                Err(NotDeparted::NotAhead(_)) => depart(&peers, old, (arrival.node, run.epoch)).await,
                 departed => departed,
             };
             let ahead = match arrival.mode {
@@ -391,13 +392,17 @@ impl From<NotDeparted> for String {
     }
 }
 
-/// Asks the source until the task stands still.
-pub(super) async fn depart(peers: &Peers, run: Run, node: NodeId) -> Result<(Departed, Duplex), NotDeparted> {
+/// Asks the source until the task stands still. `epoch` is that of the run to be.
+pub(super) async fn depart(
+    peers: &Peers,
+    run: Run,
+    (node, epoch): (NodeId, u32),
+) -> Result<(Departed, Duplex), NotDeparted> {
     let mut until = Instant::now() + PATIENCE;
     loop {
         let asked = async {
             let mut duplex =
-                peers.ask(node, &Request::Depart(run)).await.map_err(|error| error.to_string())?;
+                peers.ask(node, &Request::Depart { run, epoch }).await.map_err(|error| error.to_string())?;
             let departure = stream::read::<Departure, _>(&mut duplex).await;
             departure.map(|departure| (departure, duplex)).map_err(|error| error.to_string())
         };

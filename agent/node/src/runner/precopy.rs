@@ -137,7 +137,7 @@ impl Runner {
     }
 
     fn departs_to(&self, run: Run, to: NodeId) -> bool {
-        self.runs.get(&run).is_some_and(|local| local.departs == Some(to))
+        self.runs.get(&run).is_some_and(|local| local.departs.is_some_and(|(node, _)| node == to))
     }
 
     /// It asks for the next one.
@@ -254,7 +254,8 @@ impl Coming {
         };
         let coming = async {
             let rounds = self.take_rounds(&folder.0, &came).await?;
-            let (departed, duplex) = super::moving::depart(&self.peers, self.old, self.node).await?;
+            let (departed, duplex) =
+                super::moving::depart(&self.peers, self.old, (self.node, self.run.epoch)).await?;
             Ok((rounds, departed, duplex))
         };
         let (rounds, departed, duplex) = tokio::select! {

@@ -42,7 +42,7 @@ pub(crate) enum Query {
     /// What would stop a run of another node from going on here.
     Fits { run: Run, there: Box<Surveyed>, reply: oneshot::Sender<Vec<Obstacle>> },
     /// That node asks for a run that is to move there.
-    Depart { run: Run, to: NodeId, reply: oneshot::Sender<Departing> },
+    Depart { run: Run, to: (NodeId, u32), reply: oneshot::Sender<Departing> },
     /// What came of asking for a run that is to move here.
     Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
     /// That node asks for the memory of a run that is to move there, while it runs.
