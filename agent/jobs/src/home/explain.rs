@@ -5,7 +5,7 @@ use libgrid::ids::JobId;
 use libgrid::node::Resources;
 use libgrid::units::{Bytes, Cpus};
 
-use super::place::{STUCK, of_job};
+use super::place::STUCK;
 use super::{Home, Job, Node};
 
 /// An amount of cores with its noun.
@@ -27,8 +27,7 @@ impl Home {
         if let Some(blocked) = self.blocked(id, job) {
             return Some(blocked);
         }
-        let stuck = self.stuck.get(&job.record.origin.uid);
-        if let Some(tasks) = stuck.filter(|tasks| tasks.len() >= STUCK)
+        if let Some(tasks) = self.stuck.get(&job.record.origin.uid).filter(|tasks| tasks.len() >= STUCK)
             && let Some(first) = tasks.first()
         {
             return Some(format!(
@@ -36,7 +35,7 @@ impl Home {
                 tasks.len()
             ));
         }
-        let stuck = stuck.map_or(0, |tasks| of_job(tasks, id).count());
+        let stuck = job.stuck(id, &self.stuck).count();
         if job.may_join(stuck) == 0 {
             return Some(format!(
                 "{} of its tasks run, as many as its array lets run at once: starts when one of them ends",

@@ -4,9 +4,11 @@
 //!             jobs of this home: told at their end                        Gathered
 //!   blocked ────────────────────────────────────────────────▶ (gathering ────────▶) in the queue
 //!      │      jobs of other homes: asked for their fate every ASK │
-//!      │                                                          │ they cannot be gathered
+//!      │                                                          │ one is not there
 //!      └── one of them ended in another way ──────────────────────┴───────────────▶ done: not started
 //! ```
+//!
+//! Inputs that are there and cannot be read or kept now are tried again, for as long as the job is wanted.
 //!
 //! What is still to end is written down with the job ([`JobRecord::unmet`]), so that it does not matter whether a job that ended
 //! is forgotten before the one that came after it has found a node.

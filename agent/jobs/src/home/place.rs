@@ -51,11 +51,10 @@ impl Home {
                 break;
             }
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            let stuck = self.stuck.get(&job.record.origin.uid);
-            if stuck.is_some_and(|tasks| tasks.len() >= STUCK) {
+            if self.stuck.get(&job.record.origin.uid).is_some_and(|tasks| tasks.len() >= STUCK) {
                 continue;
             }
-            let stuck = stuck.map_or(0, |tasks| of_job(tasks, id).count());
+            let stuck = job.stuck(id, &self.stuck).count();
             let wanted = job.can_be_placed(stuck, &self.serials).saturating_sub(job.asked);
             if wanted == 0 {
                 continue;
@@ -107,7 +106,7 @@ impl Home {
         let id = asked.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.asked -= asked.count;
-        let stuck = self.stuck.get(&job.record.origin.uid).map_or(0, |tasks| of_job(tasks, id).count());
+        let stuck = job.stuck(id, &self.stuck).count();
         let most = count.min(job.can_be_placed(stuck, &self.serials)) as usize;
         let taken = job.choose(from, most, |node| is_up(&self.nodes, node), now);
         if taken.is_empty() {
@@ -257,6 +256,16 @@ impl Job {
         own.chain(free).copied().take(count).collect()
     }
 
+    /// Which of its tasks are among those of each user that have ended, and whose results cannot be brought home.
+    pub(super) fn stuck<'a>(
+        &self,
+        id: JobId,
+        all: &'a BTreeMap<u32, BTreeSet<TaskId>>,
+    ) -> impl Iterator<Item = TaskId> + use<'a> {
+        let tasks = all.get(&self.record.origin.uid).into_iter();
+        tasks.flat_map(move |tasks| tasks.range(id.task(0)..=id.task(u32::MAX)).copied())
+    }
+
     pub(super) fn order(&self, id: JobId) -> Order {
         let origin = &self.record.origin;
         Order {
@@ -283,11 +292,6 @@ impl Job {
         let number = node.info.node.to_string();
         names.is_empty() || names.iter().any(|name| *name == node.info.name || *name == number)
     }
-}
-
-/// Those of a set that are of one job.
-pub(super) fn of_job(tasks: &BTreeSet<TaskId>, job: JobId) -> impl Iterator<Item = &TaskId> {
-    tasks.range(job.task(0)..=job.task(u32::MAX))
 }
 
 fn is_up(nodes: &BTreeMap<NodeId, Node>, node: NodeId) -> bool {

@@ -8,7 +8,6 @@ use libgrid::address::Address;
 use libgrid::ids::{JobId, NodeId, Run, Selector, TaskId};
 use libgrid::status::{Counts, JobStatus, JobSummary, PAGE, TaskState, TaskStatus};
 
-use super::place::of_job;
 use super::state::Trouble;
 use super::{Home, Job, State, Task};
 use crate::record::JobRecord;
@@ -120,7 +119,7 @@ impl Home {
                 }
             }
         }
-        let stuck = self.stuck.get(&job.record.origin.uid).map_or(0, |tasks| of_job(tasks, id).count());
+        let stuck = job.stuck(id, &self.stuck).count();
         let stuck = u32::try_from(stuck).unwrap_or(u32::MAX);
         let nodes: BTreeSet<NodeId> =
             job.active.iter().filter_map(|index| job.task(*index)?.state.node()).collect();
@@ -140,7 +139,7 @@ impl Home {
 
     /// Why tasks of a job that ended do not come to their end.
     fn stuck(&self, id: JobId, job: &Job) -> Option<String> {
-        let task = *of_job(self.stuck.get(&job.record.origin.uid)?, id).next()?;
+        let task = job.stuck(id, &self.stuck).next()?;
         match &job.task(task.index)?.state {
             State::Ending { node, trouble: Some(trouble), .. } => {
                 Some(format!("{task} ended, but {}", kept(task, trouble, *node)))
