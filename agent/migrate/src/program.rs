@@ -17,6 +17,7 @@ use grid_transfer::session::{self, Line, Listener};
 use libgrid::{sentence, wire};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::kernel::pace::{self, Awake};
 use crate::order::{Order, Report};
 use crate::track::{self, TrackError};
 use crate::{PageSink, PageStore, Tracker, held, hide, lazy};
@@ -41,6 +42,12 @@ const HELD: Duration = Duration::from_secs(600);
 
 /// For the rest of the memory to be filled in.
 const FILL: Duration = Duration::from_secs(3600);
+
+/// For a task to stand still in a machine that does not sleep. It takes a tenth of that.
+const AWAKE: Duration = Duration::from_secs(1);
+
+/// For a look at all of its memory to be less urgent than what follows it.
+const LESS_URGENT: Duration = Duration::from_millis(50);
 
 /// A folder that is removed when this is dropped.
 struct Folder(PathBuf);
@@ -130,6 +137,8 @@ fn dump(
     steps: &Steps,
 ) -> Result<(), String> {
     let failed = |error: TrackError| sentence(&error);
+    // Where there is no such thing, all is slower, and no worse.
+    let _awake = Awake::hold(AWAKE);
     tracker.round(sink).map_err(failed)?;
     steps.tell(Step::Go)?;
     // CRIU has a limit of its own.
@@ -141,7 +150,11 @@ fn dump(
     steps.tell(Step::Sent)?;
     // The kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the destination lets
     // nothing go.
-    match hidden.holds() {
+    let holds = std::thread::scope(|scope| {
+        let look = pace::behind(scope, LESS_URGENT, || hidden.holds())?;
+        look.join().unwrap_or_else(|_| Err(io::Error::other("the look at them failed")))
+    });
+    match holds {
         Ok(true) => sink.end().map_err(|error| sentence(&error))?,
         Ok(false) => return Err("the flags of its mappings changed in the same moment: try again".into()),
         Err(error) => return Err(format!("its mappings cannot be looked at: {error}")),
@@ -197,6 +210,8 @@ fn receive(
         }
         go_on(&mut shown)?;
     }
+    // It stands still over there.
+    let awake = Awake::hold(AWAKE);
     // An agent that is gone from here on may come back: the restore is the shim's.
     let (served, end) = UnixStream::pair().map_err(|error| format!("cannot be served: {error}"))?;
     let serving = std::thread::spawn({
@@ -215,7 +230,7 @@ fn receive(
     let mut gone: Option<Instant> = None;
     let left = || is_gone(control) && gone.get_or_insert_with(Instant::now).elapsed() > LEFT;
     let steps = accept(&steps, PATIENCE, left)?;
-    let filled = fill(&steps, serving, &served);
+    let filled = fill(&steps, serving, &served, awake);
     if let Err(why) = &filled {
         steps.fail(why);
     }
@@ -226,6 +241,7 @@ fn fill(
     steps: &Steps,
     serving: std::thread::JoinHandle<Result<lazy::Filling, String>>,
     served: &UnixStream,
+    awake: io::Result<Awake>,
 ) -> Result<(), String> {
     steps.tell(Step::Sent)?;
     // An engine that ends before its CRIU has come for memory gave up; whoever waits for CRIU ends with this process.
@@ -237,6 +253,7 @@ fn fill(
     let filling = serving.join().map_err(|_| "its memory cannot be served".to_owned())??;
     // An engine that is gone has let it go, or ended it.
     let _ = steps.expect(Step::Go);
+    drop(awake);
     match filling.wait(FILL)? {
         Some(_) => steps.tell(Step::Filled),
         None => Err(format!("its memory was not there after {} s", FILL.as_secs())),

@@ -23,6 +23,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+/// Processes that are not worth a thread of their own.
+const FEW: usize = 4;
+
 /// What a task may have though its user could not open it.
 pub(super) struct Given {
     /// File systems of the kernel's own, whose files have no names.
@@ -49,6 +52,25 @@ impl Given {
     fn has(&self, meta: &Metadata) -> bool {
         self.nameless.contains(&meta.dev()) || self.files.contains(&(meta.dev(), meta.ino()))
     }
+}
+
+/// Whether processes, which have not run yet, are what the task of this user may be. They stand still meanwhile, so each
+/// processor looks at some of them.
+///
+/// # Errors
+/// What the first of them would have been.
+pub(super) fn check_all(pids: &[i32], uid: u32, given: &Given) -> Result<(), String> {
+    let most = std::thread::available_parallelism().map_or(1, usize::from);
+    let some = |pids: &[i32]| pids.iter().try_for_each(|pid| check(*pid, uid, given));
+    std::thread::scope(|scope| {
+        let mut parts = pids.chunks(pids.len().div_ceil(most).max(FEW));
+        let own = parts.next().unwrap_or_default();
+        let others: Vec<_> = parts.map(|part| scope.spawn(move || some(part))).collect();
+        others.into_iter().fold(some(own), |checked, other| {
+            let other = other.join().unwrap_or_else(|_| Err("a process cannot be looked at".into()));
+            checked.and(other)
+        })
+    })
 }
 
 /// Whether a process, which has not run yet, is what the task of this user may be.

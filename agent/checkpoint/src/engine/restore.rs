@@ -239,6 +239,8 @@ impl Place<'_> {
         let connections = order.connections;
         options.connections(connections);
         let (uid, hold, outside) = (order.uid, order.hold, outside.another()?);
+        let runs = memory.as_ref().map(Steps::another).transpose();
+        let runs = runs.map_err(|error| format!("cannot keep the line to its memory: {error}"))?;
         let given = Given::new(streams).map_err(|error| format!("cannot look at what is given: {error}"))?;
         let shim = shim.try_clone().map_err(|error| format!("cannot speak to the shim: {error}"))?;
         let (begun, bytes) = (Instant::now(), size(&path_of(&images)));
@@ -250,14 +252,12 @@ impl Place<'_> {
                 return Ok(());
             }
             // They have their users by now, and are stopped before their first instruction.
-            let checked = processes.iter().try_for_each(|pid| harmless::check(*pid, uid, &given));
+            let checked = harmless::check_all(&processes, uid, &given);
             let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
             // Before that, the source must not be given up.
             let checked =
                 checked.and_then(|()| memory.as_ref().map_or(Ok(()), |steps| steps.expect(Step::Sent)));
             let held = checked.and_then(|()| if hold { wait(&shim, done()) } else { Ok(()) });
-            // Its memory may be filled in as a whole now. Who does that takes an end of the line for the same.
-            let _ = memory.as_ref().filter(|_| held.is_ok()).map(|steps| steps.tell(Step::Go));
             held.inspect_err(|why| {
                 // CRIU would let them go all the same. Their end is that of the namespace, and of this process.
                 outside.tell::<()>(Err(why.clone()));
@@ -268,6 +268,8 @@ impl Place<'_> {
         };
         let log = path_of(&work).join(LOG);
         let restored = options.restore(service, Box::new(hook));
+        // Its memory may be filled in as a whole now that it runs. Who does that takes an end of the line for the same.
+        let _ = runs.filter(|_| restored.is_ok()).map(|steps| steps.tell(Step::Go));
         restored.map(drop).map_err(|failure| explain("restore", failure, &log))
     }
 }

@@ -1,6 +1,7 @@
 //! What the kernel is asked: mappings, written pages, faults.
 
 pub(crate) mod maps;
+pub(crate) mod pace;
 pub(crate) mod pagemap;
 pub(crate) mod tree;
 pub(crate) mod uffd;

@@ -74,6 +74,9 @@ use crate::staging::Staging;
 /// How many tasks are being started at once; others wait without taking a place. Enough to keep every shim busy.
 const STARTING: usize = 64;
 
+/// How long a task that stood still to move lies here after its move.
+const GIVE_WAY: Duration = Duration::from_millis(100);
+
 struct Local {
     slot: Slot,
     shim: Option<ShimId>,
@@ -102,6 +105,8 @@ struct Local {
     fenced: bool,
     /// The node that may take it away.
     departs: Option<(NodeId, u32)>,
+    /// It stands still, to be taken away.
+    held: bool,
     /// Its memory, on its way there.
     leaving: Option<Leaving>,
     /// Or in rounds.
@@ -411,7 +416,16 @@ impl Runner {
             self.slots.reserve(self.checkpoints.uids());
         }
         if local.shim.is_some() {
-            self.tell(run, ToShim::Fence(run));
+            if !std::mem::take(&mut local.held) {
+                return self.tell(run, ToShim::Fence(run));
+            }
+            // What goes on elsewhere shall not wait for a processor that is busy giving back all of its memory here.
+            let queries = self.queries.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(GIVE_WAY).await;
+                // The runner ends only with the agent.
+                let _ = queries.send(Query::EndHeld(run));
+            });
         } else {
             // Still staging: it never starts.
             if let Some(staging) = local.staging.take() {
@@ -511,6 +525,7 @@ impl Local {
             typed: watch::Sender::new(Typed::default()),
             fenced: false,
             departs: None,
+            held: false,
             leaving: None,
             rounds: None,
             address: None,

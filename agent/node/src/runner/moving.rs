@@ -237,7 +237,7 @@ impl Runner {
     /// A task stands still, here or before its first instruction here.
     pub(super) fn held(&mut self, message: FromShim) {
         let FromShim::Held { run, folder, done } = message else { return };
-        let Some(local) = self.runs.get(&run) else { return };
+        let Some(local) = self.runs.get_mut(&run) else { return };
         if local.resuming.is_some() {
             self.identify(run);
             return self.core.host(host::Event::Held(run));
@@ -247,6 +247,7 @@ impl Runner {
             self.fifos.stays(run);
             return self.tell(run, ToShim::LetGo(run));
         }
+        local.held = true;
         self.core.host(host::Event::Held(run));
         self.checkpoints.dumped(run, &folder, Ok(done), self.used(run));
     }
@@ -254,7 +255,7 @@ impl Runner {
     /// It does not move, or has arrived.
     pub(super) fn let_go(&mut self, run: Run) {
         if let Some(local) = self.runs.get_mut(&run) {
-            local.departs = None;
+            (local.departs, local.held) = (None, false);
             local.leaving = None;
         }
         self.end_rounds(run);

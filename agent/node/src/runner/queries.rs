@@ -45,6 +45,8 @@ pub(crate) enum Query {
     Depart { run: Run, to: (NodeId, u32), reply: oneshot::Sender<Departing> },
     /// What came of asking for a run that is to move here.
     Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
+    /// One that went on elsewhere is to be ended.
+    EndHeld(Run),
     /// That node asks for the memory of a run that is to move there, while it runs.
     Pages { run: Run, to: Taker, reply: oneshot::Sender<Outset> },
     /// The memory of a run that is to move here is on its way, and so is its local user.
@@ -155,6 +157,7 @@ impl Runner {
             Query::Survey { run, reply } => self.survey(run, reply),
             Query::Fits { run, there, reply } => self.fits(run, *there, reply),
             Query::Depart { run, to, reply } => self.depart(run, to, reply),
+            Query::EndHeld(run) => self.tell(run, ToShim::Fence(run)),
             Query::Departed { run, from, departed } => self.departed(run, from, departed),
             Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
             Query::Comes { run, uid } => self.comes(run, uid),
