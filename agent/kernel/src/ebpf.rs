@@ -6,6 +6,7 @@
 //! ```text
 //!   folder/marks, gpids, orders, limits, serials, ends     maps
 //!   folder/HASH/fork, exit, list, connections             links, of the programs with this hash
+//!   folder/HASH/mappings                                  one of them, for who asks about one process
 //!   folder/traffic-HASH/...                               those of `traffic.rs`, which share the marks
 //! ```
 //!
@@ -33,7 +34,7 @@ use crate::serials::{BLOCK, Serials};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/processes.bpf.o"));
 
 const MAPS: [&str; 6] = ["marks", "gpids", "orders", "limits", "serials", "ends"];
-const LINKS: [&str; 4] = ["fork", "exit", "list", "connections"];
+const PINS: [&str; 5] = ["fork", "exit", "list", "connections", "mappings"];
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS: i64 = 0xcafe_4a11;
@@ -156,6 +157,7 @@ pub struct Health {
 pub(crate) struct Programs {
     list: PathBuf,
     connections: PathBuf,
+    mappings: PathBuf,
     gpids: HashMap<MapData, u64, u32>,
     orders: HashMap<MapData, u32, Mark>,
     limits: Array<MapData, Limit>,
@@ -169,7 +171,7 @@ impl Programs {
     pub(crate) fn open(folder: &Path, node: NodeId, serials: Serials) -> Result<Self, LoadError> {
         mount(folder)?;
         let own = folder.join(hash(OBJECT));
-        if !LINKS.iter().all(|link| own.join(link).exists()) {
+        if !PINS.iter().all(|pin| own.join(pin).exists()) {
             let _trimmed = Trimmed;
             // With the former maps, if they still fit.
             if let Err(first) = load(folder, &own, &serials) {
@@ -184,6 +186,7 @@ impl Programs {
         let mut programs = Self {
             list: own.join("list"),
             connections: own.join("connections"),
+            mappings: own.join("mappings"),
             gpids: Map::HashMap(pinned("gpids")?).try_into()?,
             orders: Map::HashMap(pinned("orders")?).try_into()?,
             limits: Map::Array(pinned("limits")?).try_into()?,
@@ -229,6 +232,11 @@ impl Programs {
             }
         }
         Ok(all)
+    }
+
+    /// Where the iterator over the mappings of a process is pinned.
+    pub(crate) fn mappings(&self) -> &Path {
+        &self.mappings
     }
 
     /// Marks processes, and lists all.
@@ -342,7 +350,7 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
             ebpf.map_mut("limits").ok_or_else(|| missing("limits"))?.try_into()?;
         limits.set(0, Limit { node: 0, end: end.into() }, 0)?;
     }
-    attach(folder, own, |pin| {
+    attach(folder, own, |pins| {
         for (name, program, tracepoint) in
             [("fork", "on_fork", "sched_process_fork"), ("exit", "on_exit", "sched_process_exit")]
         {
@@ -350,12 +358,12 @@ fn load(folder: &Path, own: &Path, serials: &Serials) -> Result<(), LoadError> {
                 ebpf.program_mut(program).ok_or_else(|| missing(program))?.try_into()?;
             program.load(tracepoint, &btf)?;
             let link = program.attach()?;
-            pin(program.take_link(link)?.into(), name)?;
+            pins.link(program.take_link(link)?.into(), name)?;
         }
         for (name, kind) in [("list", "task"), ("connections", "task_file")] {
-            pin(iterator(&mut ebpf, name, kind, &btf)?, name)?;
+            pins.link(iterator(&mut ebpf, name, kind, &btf)?, name)?;
         }
-        Ok(())
+        pins.iterator(&mut ebpf, "mappings", "task_vma", &btf)
     })
 }
 
@@ -382,22 +390,42 @@ pub(crate) fn open_object(
 
 /// Attaches an iterator, which runs when its link is read.
 pub(crate) fn iterator(ebpf: &mut Ebpf, name: &str, kind: &str, btf: &Btf) -> Result<FdLink, LoadError> {
-    let iterator: &mut Iter = ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?;
-    iterator.load(kind, btf)?;
+    let iterator = loaded(ebpf, name, kind, btf)?;
     let link = iterator.attach()?;
     let link = iterator.take_link(link)?.try_into();
     link.map_err(|error: LinkError| LoadError::Pin(error.to_string()))
+}
+
+fn loaded<'e>(ebpf: &'e mut Ebpf, name: &str, kind: &str, btf: &Btf) -> Result<&'e mut Iter, LoadError> {
+    let iterator: &mut Iter = ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?;
+    iterator.load(kind, btf)?;
+    Ok(iterator)
 }
 
 pub(crate) fn missing(what: &str) -> LoadError {
     LoadError::Pin(format!("{what} is not in the object"))
 }
 
-/// Fills `own`, a folder of links, all or none, in place of those of another release.
+/// A folder of what is to outlive this process.
+pub(crate) struct Pins<'p>(&'p Path);
+
+impl Pins<'_> {
+    pub(crate) fn link(&self, link: FdLink, name: &str) -> Result<(), LoadError> {
+        link.pin(self.0.join(name)).map(drop).map_err(|error| LoadError::Pin(error.to_string()))
+    }
+
+    /// An iterator that is attached by who asks it, of one process.
+    fn iterator(&self, ebpf: &mut Ebpf, name: &str, kind: &str, btf: &Btf) -> Result<(), LoadError> {
+        let pinned = loaded(ebpf, name, kind, btf)?.pin(self.0.join(name));
+        pinned.map_err(|error| LoadError::Pin(error.to_string()))
+    }
+}
+
+/// Fills `own`, all or nothing, in place of what is there of another release.
 pub(crate) fn attach(
     folder: &Path,
     own: &Path,
-    links: impl FnOnce(&dyn Fn(FdLink, &str) -> Result<(), LoadError>) -> Result<(), LoadError>,
+    fill: impl FnOnce(&Pins<'_>) -> Result<(), LoadError>,
 ) -> Result<(), LoadError> {
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -407,10 +435,7 @@ pub(crate) fn attach(
     let part = folder.join("part");
     remove(&part).and_then(|()| remove(own)).map_err(at(own))?;
     fs::DirBuilder::new().mode(0o700).create(&part).map_err(at(&part))?;
-    let pin = |link: FdLink, name: &str| {
-        link.pin(part.join(name)).map(drop).map_err(|error| LoadError::Pin(error.to_string()))
-    };
-    links(&pin).inspect_err(|_| drop(remove(&part)))?;
+    fill(&Pins(&part)).inspect_err(|_| drop(remove(&part)))?;
     fs::rename(&part, own).map_err(at(own))?;
     // What stands before the hash says of which object they are.
     let kind = |path: &Path| Some(path.file_name()?.to_str()?.rsplit_once('-')?.0.to_owned());

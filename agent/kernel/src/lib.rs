@@ -212,6 +212,15 @@ impl Processes {
         }
     }
 
+    /// Where an eBPF iterator is pinned that tells the mappings of one process (`iter/task_vma`, as `struct mapping` of
+    /// `kmod/bpf/processes.bpf.c`), if there is eBPF.
+    pub fn mappings(&self) -> Option<&Path> {
+        match &self.way {
+            Way::Ebpf(ebpf) => Some(ebpf.programs.mappings()),
+            Way::Stack { .. } => None,
+        }
+    }
+
     /// Why packets are not counted by address, where there is eBPF; nothing if they are.
     pub fn lacks_traffic(&self) -> Option<&str> {
         match &self.way {

@@ -97,15 +97,15 @@ impl Meter {
 fn load(folder: &Path, own: &Path, group: &Path) -> Result<(), LoadError> {
     let (btf, mut ebpf) = ebpf::open_object(OBJECT, folder, &MAPS)?;
     let group = File::open(group).map_err(|source| LoadError::Folder { path: group.into(), source })?;
-    ebpf::attach(folder, own, |pin| {
-        pin(made(&mut ebpf, &group).or_else(|_| traced(&mut ebpf, &btf))?, "made")?;
-        pin(ebpf::iterator(&mut ebpf, "find", "task_file", &btf)?, "find")?;
+    ebpf::attach(folder, own, |pins| {
+        pins.link(made(&mut ebpf, &group).or_else(|_| traced(&mut ebpf, &btf))?, "made")?;
+        pins.link(ebpf::iterator(&mut ebpf, "find", "task_file", &btf)?, "find")?;
         for (name, way) in [("leaves", CgroupSkbAttachType::Egress), ("comes", CgroupSkbAttachType::Ingress)]
         {
             let program: &mut CgroupSkb = ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?;
             program.load()?;
             let link = program.attach(&group, way, MODE)?;
-            pin(program.take_link(link)?.try_into().map_err(unpinned)?, name)?;
+            pins.link(program.take_link(link)?.try_into().map_err(unpinned)?, name)?;
         }
         Ok(())
     })

@@ -36,6 +36,8 @@ pub enum Order {
         addresses: Vec<IpAddr>,
         /// What it said.
         invitation: Invitation,
+        /// An eBPF iterator over the mappings of a process, if there is one.
+        mappings: Option<PathBuf>,
     },
     /// Take it, and give it to the processes that CRIU makes.
     Receive {

@@ -17,7 +17,7 @@ use grid_transfer::session::{self, Line, Listener};
 use libgrid::{sentence, wire};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::kernel::pace::{self, Awake};
+use crate::kernel::awake::Awake;
 use crate::order::{Order, Report};
 use crate::track::{self, TrackError};
 use crate::{PageSink, PageStore, Tracker, held, hide, lazy};
@@ -45,9 +45,6 @@ const FILL: Duration = Duration::from_secs(3600);
 
 /// For a task to stand still in a machine that does not sleep. It takes a tenth of that.
 const AWAKE: Duration = Duration::from_secs(1);
-
-/// For a look at all of its memory to be less urgent than what follows it.
-const LESS_URGENT: Duration = Duration::from_millis(50);
 
 /// A folder that is removed when this is dropped.
 struct Folder(PathBuf);
@@ -79,9 +76,10 @@ pub fn serve(control: &UnixStream) -> bool {
     let result = wire::read::<Order>(&mut &*control)
         .map_err(|error| format!("there is no order: {error}"))
         .and_then(|order| match order {
-            Order::Send { folder, root, addresses, invitation } => {
+            Order::Send { folder, root, addresses, invitation, mappings } => {
                 let line = session::connect(&addresses, &invitation, || !is_gone(control));
-                line.map_err(|trouble| trouble.why).and_then(|line| send(folder, root, control, line))
+                let line = line.map_err(|trouble| trouble.why);
+                line.and_then(|line| send(folder, root, mappings.as_deref(), control, line))
             }
             Order::Receive { folder, limit, ports } => receive(folder, limit, ports, control),
         });
@@ -98,7 +96,13 @@ fn tell(control: &UnixStream, report: &Report) -> Result<(), String> {
 
 // === the source ===
 
-fn send(folder: PathBuf, root: i32, control: &UnixStream, mut line: Line) -> Result<(), String> {
+fn send(
+    folder: PathBuf,
+    root: i32,
+    mappings: Option<&Path>,
+    control: &UnixStream,
+    mut line: Line,
+) -> Result<(), String> {
     let failed = |error: TrackError| sentence(&error);
     // Without it, dumps are slower, and no worse.
     let _perf = held::keep_perf_ready();
@@ -114,10 +118,10 @@ fn send(folder: PathBuf, root: i32, control: &UnixStream, mut line: Line) -> Res
         before = Some(round);
     }
     let folder = Folder::make(folder)?;
-    let mappings = folder.0.join(memory::MAPPINGS);
+    let kept = folder.0.join(memory::MAPPINGS);
     let hidden = write_library(&folder.0.join(memory::LIBRARY))
-        .and_then(|()| DirBuilder::new().mode(0o700).create(&mappings))
-        .and_then(|()| tracker.hide(&mappings))
+        .and_then(|()| DirBuilder::new().mode(0o700).create(&kept))
+        .and_then(|()| tracker.hide(&kept, mappings))
         .map_err(|error| format!("the dump cannot be prepared: {error}"))?;
     let listener = folder.listen(memory::SOCKET)?;
     tell(control, &Report::Ready)?;
@@ -148,13 +152,9 @@ fn dump(
     tracker.send_rest(listed, sink).map_err(failed)?;
     steps.expect(Step::Written)?;
     steps.tell(Step::Sent)?;
-    // The kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the destination lets
-    // nothing go.
-    let holds = std::thread::scope(|scope| {
-        let look = pace::behind(scope, LESS_URGENT, || hidden.holds())?;
-        look.join().unwrap_or_else(|_| Err(io::Error::other("the look at them failed")))
-    });
-    match holds {
+    // Without eBPF the kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the
+    // destination lets nothing go.
+    match hidden.holds() {
         Ok(true) => sink.end().map_err(|error| sentence(&error))?,
         Ok(false) => return Err("the flags of its mappings changed in the same moment: try again".into()),
         Err(error) => return Err(format!("its mappings cannot be looked at: {error}")),

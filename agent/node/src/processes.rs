@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -109,6 +110,11 @@ impl Processes {
     /// Why packets are not counted, where there is eBPF; nothing if they are.
     pub(crate) fn lacks_traffic(&self) -> Option<String> {
         self.kernel().lacks_traffic().map(Into::into)
+    }
+
+    /// Where the kernel tells the mappings of a process by eBPF, if it does.
+    pub(crate) fn mappings(&self) -> Option<PathBuf> {
+        self.kernel().mappings().map(Into::into)
     }
 
     /// Whether ids are the kernel module's.

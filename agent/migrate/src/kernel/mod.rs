@@ -1,7 +1,8 @@
 //! What the kernel is asked: mappings, written pages, faults.
 
+pub(crate) mod awake;
+pub(crate) mod flags;
 pub(crate) mod maps;
-pub(crate) mod pace;
 pub(crate) mod pagemap;
 pub(crate) mod tree;
 pub(crate) mod uffd;

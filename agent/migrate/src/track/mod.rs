@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::hide::Hidden;
+use crate::kernel::flags::Flags;
 use crate::kernel::{PAGE, Range, pagemap, tree};
 use crate::pages::{PageSink, SinkError};
 use process::Process;
@@ -247,13 +248,16 @@ impl Tracker {
     }
 
     /// Prepares a dump from which the tracked processes' pages are hidden, in an empty folder that CRIU can reach. A round
-    /// should follow: it takes some milliseconds for each GiB.
+    /// should follow: it takes some milliseconds for each GiB. `mappings`: where an eBPF iterator over the mappings of a process
+    /// is pinned, if there is one.
     ///
     /// # Errors
     /// Where a process cannot be looked at, or the folder cannot be written.
-    pub fn hide(&self, folder: &Path) -> io::Result<Hidden> {
+    pub fn hide(&self, folder: &Path, mappings: Option<&Path>) -> io::Result<Hidden> {
         let numbers = self.processes.iter().map(|process| (process.pid, process.image_pid));
-        Hidden::prepare(&self.proc, numbers, folder)
+        // Without it, or where the kernel refuses it, `smaps` says as much, and takes longer for it.
+        let flags = mappings.and_then(|pinned| Flags::open(pinned).ok());
+        Hidden::prepare(&self.proc, numbers, folder, flags)
     }
 
     /// Lets go of the processes; as dropping it does.

@@ -36,7 +36,7 @@ impl Dump {
                 let folder = rig.folder.path().join("hidden");
                 fs::create_dir_all(&folder).unwrap();
                 fs::write(folder.join("preload.so"), hide::LIBRARY).unwrap();
-                Kind::Hidden { hidden: tracker.hide(&folder).unwrap(), folder }
+                Kind::Hidden { hidden: tracker.hide(&folder, None).unwrap(), folder }
             }
         };
         Self { kind, criu: None }

@@ -197,7 +197,8 @@ impl Runner {
         let root = root.ok_or_else(|| Outset::Not("it has ended".into()))?;
         let queries = self.queries.clone();
         let tell = move |report| drop(queries.send(Query::Ahead { run, report }));
-        let order = Order::Send { folder: folder.clone(), root, addresses, invitation };
+        let mappings = self.processes.mappings();
+        let order = Order::Send { folder: folder.clone(), root, addresses, invitation, mappings };
         let pages = Pages::start(folder, order, tell).map_err(|error| not(&error))?;
         info!(%run, %to, resident, "memory_sent_ahead");
         let small = apart <= MOST_IN_MEMORY;
