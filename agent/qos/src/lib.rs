@@ -236,6 +236,17 @@ impl Group {
         }
     }
 
+    /// Changes the most processor time, in thousandths of a core; none at all is no limit.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    pub fn limit_cpu(&self, cpu: Option<u32>) -> Result<(), CgroupError> {
+        match self.version {
+            Version::V1(_) => v1::limit_cpu(&self.folders, cpu),
+            Version::V2(_) => v2::limit_cpu(&self.folders[0], cpu),
+        }
+    }
+
     /// What the group used so far. What cannot be read counts as not counted.
     pub fn used(&self) -> Used {
         match self.version {

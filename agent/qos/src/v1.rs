@@ -50,9 +50,8 @@ pub(crate) fn create(folders: &[PathBuf], limits: Limits) -> Result<(), CgroupEr
         file::make_folder(folder)?;
     }
     let shares = (u64::from(limits.cpu) * 1024 / 1000).clamp(2, 262_144);
-    let quota = u64::from(limits.cpu).div_ceil(1000) * PERIOD;
     file::write(&folders[CPU].join("cpu.shares"), &shares.to_string())?;
-    file::write_if_there(&folders[CPU].join("cpu.cfs_quota_us"), &quota.to_string())?;
+    limit_cpu(folders, Some(limits.cpu))?;
     let memory = limits.memory.to_string();
     let with_swap = folders[MEMORY].join("memory.memsw.limit_in_bytes");
     // Absent where swap is not accounted. It must never be below the limit without swap, which may rise here.
@@ -61,6 +60,11 @@ pub(crate) fn create(folders: &[PathBuf], limits: Limits) -> Result<(), CgroupEr
     file::write_if_there(&with_swap, &memory)?;
     reset(folders)?;
     file::write(&folders[PIDS].join("pids.max"), &limits.pids.to_string())
+}
+
+pub(crate) fn limit_cpu(folders: &[PathBuf], cpu: Option<u32>) -> Result<(), CgroupError> {
+    let quota = cpu.map_or("-1".into(), |cpu| (u64::from(cpu).div_ceil(1000) * PERIOD).to_string());
+    file::write_if_there(&folders[CPU].join("cpu.cfs_quota_us"), &quota)
 }
 
 /// What a task may leave in its group, in page cache, without the next one noticing; in bytes.
@@ -117,6 +121,8 @@ mod tests {
         let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
         assert_eq!(read("cpu/grid/t1/cpu.shares"), "1536");
         assert_eq!(read("cpu/grid/t1/cpu.cfs_quota_us"), "200000");
+        groups.group("t1").limit_cpu(None).unwrap();
+        assert_eq!(read("cpu/grid/t1/cpu.cfs_quota_us"), "-1");
         assert_eq!(read("memory/grid/t1/memory.limit_in_bytes"), "67108864");
         assert_eq!(read("pids/grid/t1/pids.max"), "10");
         assert_eq!(groups.names().unwrap(), ["t1"]);

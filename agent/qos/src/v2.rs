@@ -74,14 +74,18 @@ pub(crate) fn create(folder: &Path, limits: Limits) -> Result<(), CgroupError> {
     file::make_folder(folder)?;
     // A core weighs 100, the kernel's default for a group.
     let weight = (limits.cpu / 10).clamp(1, 10_000);
-    let quota = u64::from(limits.cpu).div_ceil(1000) * PERIOD;
     file::write(&folder.join("cpu.weight"), &weight.to_string())?;
-    file::write(&folder.join("cpu.max"), &format!("{quota} {PERIOD}"))?;
+    limit_cpu(folder, Some(limits.cpu))?;
     file::write(&folder.join("memory.max"), &limits.memory.to_string())?;
     file::write_if_there(&folder.join("memory.swap.max"), "0")?;
     // A task without one of its processes is no task any more.
     file::write_if_there(&folder.join("memory.oom.group"), "1")?;
     file::write(&folder.join("pids.max"), &limits.pids.to_string())
+}
+
+pub(crate) fn limit_cpu(folder: &Path, cpu: Option<u32>) -> Result<(), CgroupError> {
+    let quota = cpu.map_or("max".into(), |cpu| (u64::from(cpu).div_ceil(1000) * PERIOD).to_string());
+    file::write(&folder.join("cpu.max"), &format!("{quota} {PERIOD}"))
 }
 
 pub(crate) fn freeze(folder: &Path, frozen: bool) -> Result<(), CgroupError> {
@@ -122,6 +126,10 @@ mod tests {
         let folder = root.path().join("grid/t1");
         let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
         assert_eq!((read("cpu.weight"), read("cpu.max")), ("50".into(), "100000 100000".into()));
+        group.limit_cpu(None).unwrap();
+        assert_eq!(read("cpu.max"), "max 100000");
+        group.limit_cpu(Some(2500)).unwrap();
+        assert_eq!(read("cpu.max"), "300000 100000");
         assert_eq!((read("memory.max"), read("pids.max")), ("1048576".into(), "3".into()));
 
         fs::write(folder.join("io.stat"), "8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=5 wbytes=0\n")

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::{SysconfVar, sysconf};
 
 /// Processes that are not worth a thread of their own.
 const FEW: usize = 4;
@@ -60,7 +61,8 @@ impl Given {
 /// # Errors
 /// What the first of them would have been.
 pub(super) fn check_all(pids: &[i32], uid: u32, given: &Given) -> Result<(), String> {
-    let most = std::thread::available_parallelism().map_or(1, usize::from);
+    let most =
+        sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().map_or(1, |number| number.max(1) as usize);
     let some = |pids: &[i32]| pids.iter().try_for_each(|pid| check(*pid, uid, given));
     std::thread::scope(|scope| {
         let mut parts = pids.chunks(pids.len().div_ceil(most).max(FEW));

@@ -92,6 +92,10 @@ pub(super) fn launch(
         launch.folder.file_name().and_then(|name| name.to_str()).ok_or("the task's folder has no name")?;
     let ready = if launch.group_ready { cgroups.reuse(name).ok() } else { None };
     let group = ready.map_or_else(|| cgroups.create(name, limits), Ok).map_err(|error| error.to_string())?;
+    if launch.hold {
+        // CRIU makes it as fast as it can, and nothing of it runs before its limit is back. With the limit it takes longer.
+        let _ = group.limit_cpu(None);
+    }
     if let Some(network) = network.as_mut().filter(|_| launch.restore.is_none()) {
         // The program finds it open.
         network.open();

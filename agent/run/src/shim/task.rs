@@ -290,6 +290,10 @@ impl Task {
     /// Lets it go that is held; `frozen` as all are here now.
     pub(super) fn let_go(&mut self, frozen: bool) {
         let Some(worker) = self.worker.as_mut().filter(|worker| worker.held.is_some()) else { return };
+        if let Some(live) = &self.live {
+            // Its weight holds in any case.
+            let _ = live.group.limit_cpu(Some(self.launch.limits.cpu));
+        }
         worker.let_go();
         self.freeze(frozen);
     }
@@ -312,7 +316,8 @@ impl Task {
             (usage.read, usage.written) = (used.read, used.written);
         }
         let how = self.how(read_records(&live.status), used.oom_kills);
-        let group_kept = live.group.is_as_new(&used);
+        // One that came by a move may be without its limit yet.
+        let group_kept = !self.launch.hold && live.group.is_as_new(&used);
         if !group_kept {
             // Its processes are all reaped; a group that stays all the same is swept up by the agent's next start.
             let _ = live.group.remove();
