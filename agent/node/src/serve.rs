@@ -178,7 +178,7 @@ async fn answer_node(
             let (round, folder) = grid.round(run, node, round).await;
             stream::write(&mut duplex, &round).await?;
             if let Some(folder) = folder {
-                runner::luggage::send_folder(folder, None, (), &mut duplex).await?;
+                runner::luggage::send_folder(folder, &mut duplex).await?;
             }
             finish(&mut duplex).await
         }

@@ -2,6 +2,9 @@
 //!
 //! It is packed as it is sent and unpacked as it comes, so that nothing of it is held in memory. What comes makes folders and
 //! files below one folder and nothing else, and no more of them than was said.
+//!
+//! The task stands still meanwhile, and the most of it is pages of libraries: compressed quickly, they are a tenth, and cost both
+//! agents a third of what it takes to encrypt and send them as they are.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -19,42 +22,57 @@ use crate::control::Stream;
 /// Bytes that are passed on at once.
 const PIECE: usize = 256 << 10;
 
+/// Of zstd: half a gigabyte in a second.
+const LEVEL: i32 = 1;
+
+/// How far back what is compressed may refer, as a power of two: what the sender's level needs, and no more memory than that.
+const MOST_WINDOW: u32 = 21;
+
 /// Files and folders of a checkpoint at most: CRIU writes a few for each process.
 const MOST_ENTRIES: usize = 1 << 18;
 
-/// Sends all of a task but its memory.
+/// Sends all of a task but its memory, compressed.
 pub(crate) async fn send(luggage: Luggage, to: &mut impl Stream) -> io::Result<()> {
-    let (folder, images) = (luggage.folder.clone(), luggage.images.clone());
-    send_folder(folder, images, luggage, to).await
+    let pack = move |end| {
+        let packed = zstd::Encoder::new(end, LEVEL)
+            .and_then(|end| archive(end, &luggage.folder, luggage.images.as_deref()))
+            .and_then(zstd::Encoder::finish);
+        // What it keeps here may go.
+        drop(luggage);
+        packed.map(drop)
+    };
+    send_packed(pack, to).await
 }
 
-/// Sends a folder, and one of images; `keep` is dropped when they are packed. The links in them stay behind.
-pub(crate) async fn send_folder(
-    folder: PathBuf,
-    images: Option<PathBuf>,
-    keep: impl Send + 'static,
+/// Sends a folder.
+pub(crate) async fn send_folder(folder: PathBuf, to: &mut impl Stream) -> io::Result<()> {
+    send_packed(move |end| archive(end, &folder, None).map(drop), to).await
+}
+
+/// Sends what this writes.
+async fn send_packed(
+    pack: impl FnOnce(StdStream) -> io::Result<()> + Send + 'static,
     to: &mut impl Stream,
 ) -> io::Result<()> {
     let (from, end) = UnixStream::pair()?;
     let end = blocking_end(end)?;
-    let packing = tokio::task::spawn_blocking(move || {
-        let packed = (|| {
-            let mut archive = tar::Builder::new(io::BufWriter::with_capacity(PIECE, end));
-            archive.follow_symlinks(false);
-            // Or what has holes would be of a kind of its own.
-            archive.sparse(false);
-            pack(&mut archive, &folder, Path::new(""))?;
-            if let Some(images) = &images {
-                archive.append_dir(memory::IMAGES, images)?;
-                pack(&mut archive, images, Path::new(memory::IMAGES))?;
-            }
-            archive.into_inner()?.into_inner().map(drop).map_err(io::IntoInnerError::into_error)
-        })();
-        drop(keep);
-        packed
-    });
+    let packing = tokio::task::spawn_blocking(move || pack(end));
     tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), to).await?;
     packing.await.map_err(io::Error::other)?
+}
+
+/// Packs a folder, and one of images. The links in them stay behind.
+fn archive<W: io::Write>(to: W, folder: &Path, images: Option<&Path>) -> io::Result<W> {
+    let mut archive = tar::Builder::new(io::BufWriter::with_capacity(PIECE, to));
+    archive.follow_symlinks(false);
+    // Or what has holes would be of a kind of its own.
+    archive.sparse(false);
+    pack(&mut archive, folder, Path::new(""))?;
+    if let Some(images) = images {
+        archive.append_dir(memory::IMAGES, images)?;
+        pack(&mut archive, images, Path::new(memory::IMAGES))?;
+    }
+    archive.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)
 }
 
 /// Packs what is in a folder, below this name.
@@ -81,7 +99,12 @@ pub(super) async fn take(
     bytes: u64,
 ) -> io::Result<Unpacked> {
     let (into, images) = (into.to_owned(), images.map(Path::to_owned));
-    receive(from, move |end| unpack(end, &into, images.as_deref(), number, bytes)).await
+    receive(from, move |end| {
+        let mut end = zstd::Decoder::new(end)?;
+        end.window_log_max(MOST_WINDOW)?;
+        unpack(end, &into, images.as_deref(), number, bytes)
+    })
+    .await
 }
 
 /// Takes what comes, as this unpacks it.
@@ -100,7 +123,7 @@ pub(super) async fn receive<T: Send + 'static>(
 
 /// Into this folder; the images to another, if there is one for them.
 fn unpack(
-    from: StdStream,
+    from: impl io::Read,
     into: &Path,
     images: Option<&Path>,
     number: u64,
