@@ -57,6 +57,44 @@ fn what_a_task_used_before_it_moved_counts() {
     });
 }
 
+/// The most processor time of the control group that a process is in, as the kernel has it.
+fn quota(pid: i32) -> String {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let read = |root: &str, path: &str, file: &str| {
+        fs::read_to_string(Path::new(root).join(path.trim_start_matches('/')).join(file)).ok()
+    };
+    let quotas = groups.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        match controllers {
+            "" => read("/sys/fs/cgroup", path, "cpu.max"),
+            _ => {
+                let has_cpu = controllers.split(',').any(|name| name == "cpu");
+                has_cpu.then(|| read("/sys/fs/cgroup/cpu", path, "cpu.cfs_quota_us")).flatten()
+            }
+        }
+    });
+    quotas.last().expect("it has a limit")
+}
+
+#[test]
+fn a_task_that_has_moved_is_limited_as_before() {
+    with("a_task_that_has_moved_is_limited_as_before", shared, |grid: &Arc<Grid>| {
+        if !moves(grid) {
+            return;
+        }
+        let job = begin(grid, 2, spec(grid, &programs::memory(8)));
+        let quota_on = |node| quota(until_some("its process is found", || process(grid, node, job)));
+        let before = quota_on(2);
+        assert!(before.starts_with(|first: char| first.is_ascii_digit()), "{before}");
+        for (to, mode) in [(3, MoveMode::Hybrid), (2, MoveMode::StopAndCopy)] {
+            hop_by(grid, 1, job, to, mode);
+            // It is told that it has moved as soon as it may go there.
+            until("its limit is back", || quota_on(to) == before);
+        }
+        verdict(grid, job, "memory");
+    });
+}
+
 #[test]
 fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
     let config = GridConfig::new("a_drained_node", 3);
