@@ -63,7 +63,7 @@ fn quota(pid: i32) -> String {
     let read = |root: &str, path: &str, file: &str| {
         fs::read_to_string(Path::new(root).join(path.trim_start_matches('/')).join(file)).ok()
     };
-    let quotas = groups.lines().filter_map(|line| {
+    let mut quotas = groups.lines().filter_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
         match controllers {
             "" => read("/sys/fs/cgroup", path, "cpu.max"),
@@ -73,7 +73,7 @@ fn quota(pid: i32) -> String {
             }
         }
     });
-    quotas.last().expect("it has a limit")
+    quotas.next().expect("it has a limit")
 }
 
 #[test]
