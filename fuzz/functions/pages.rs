@@ -118,7 +118,7 @@ fn shuffled(mut pieces: Vec<Piece>, edits: &[u8]) -> Vec<Piece> {
 /// Whether the store accepts the stream. If it does, it has what the stream says.
 fn stream(bytes: &[u8]) -> bool {
     let store = PageStore::new(LIMIT);
-    let (result, held) = peak(|| store.receive(bytes));
+    let (result, held) = peak(|| store.receive(bytes, std::io::sink()));
     let slabs = 1 + (LIMIT as usize / PAGE).min(bytes.len() / PAGE);
     let most = AT_ONCE + slabs * SLAB + LIMIT as usize + FOR_EACH_BYTE * bytes.len();
     assert!(held <= most, "a stream of {} bytes took {held} bytes of memory, over {most}", bytes.len());
@@ -171,7 +171,7 @@ fn said(mut from: &[u8]) -> BTreeMap<(i32, u64), Option<Vec<u8>>> {
                 }
             }
             Record::End => return all,
-            Record::Begin { .. } | Record::Round => (),
+            Record::Begin { .. } | Record::Round | Record::Files(_) => (),
         }
     }
 }

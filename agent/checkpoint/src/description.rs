@@ -12,7 +12,7 @@ use crate::order::{External, Streams};
 use crate::preflight::needs::Needs;
 
 /// Changes with the meaning of a checkpoint's files.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The name of its file.
 const NAME: &str = "task";

@@ -13,7 +13,7 @@
 //! | name | what |
 //! | --- | --- |
 //! | `images/` | what CRIU writes: processes, memory, descriptors; and its logs |
-//! | `work.tar`, `tmp.tar`, `shm.tar` | the task's working folder, its `/tmp` and its `/dev/shm`, read while it was stopped |
+//! | `work.files`, `tmp.files`, `shm.files` | the task's working folder, its `/tmp` and its `/dev/shm` ([`files`]), read while it was stopped |
 //! | `rounds/` | of a task that moves by pre-copy: what was written of its memory before ([`rounds`]) |
 //! | `task` | [`Description`]; written last: without it, a folder is no checkpoint |
 //!
@@ -51,6 +51,7 @@
 
 pub mod description;
 pub mod engine;
+pub mod files;
 pub mod filter;
 pub mod images;
 pub mod installation;

@@ -21,8 +21,11 @@
 //! 4. When they run and [`PageStore::wait_complete`] says that nothing is missing, the source is ended ([`held::commit`], [`hide::end`]). Up to then,
 //!    it can be let go again at any time.
 //!
+//! Files on a disk travel along, in rounds of their own (`files.rs`).
+//!
 //! Whatever is given up leaves the processes at the source as they were.
 
+mod files;
 pub mod held;
 pub mod hide;
 mod kernel;

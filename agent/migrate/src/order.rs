@@ -3,13 +3,15 @@
 //! ```text
 //!   agent ── Order ──▶
 //!        ◀── Report::Listens ─ at the destination: what the source has to know
+//!   agent ── Place ──▶ at the destination: where its files go
 //!        ◀── Report::Came ──── at the destination: how much has come
+//!        ◀── Report::Files ─── at the destination: all of them are there
 //!        ◀── Report::Round ─── at the source, as often as it has gone through the memory
 //!        ◀── Report::Ready ─── at the source: the task can be dumped
 //!        ◀── Report::Failed, or the end
 //! ```
 //!
-//! One order a process, on its standard input, a Unix socket. The memory goes from the one process to the other, over a data
+//! One order a process, on its standard input, a Unix socket. Memory and files go from the one process to the other, over a data
 //! connection of their own ([`grid_transfer::session::Line`]). While it is not at the destination as a whole, an agent that is
 //! gone is one that gave up: the task runs on. Afterwards, the process at the destination outlives it.
 
@@ -38,6 +40,8 @@ pub enum Order {
         invitation: Invitation,
         /// An eBPF iterator over the mappings of a process, if there is one.
         mappings: Option<PathBuf>,
+        /// Its files.
+        files: Place,
     },
     /// Take it, and give it to the processes that CRIU makes.
     Receive {
@@ -48,6 +52,15 @@ pub enum Order {
         /// The TCP ports that it may listen on, the first and the last.
         ports: Option<(u16, u16)>,
     },
+}
+
+/// Where the files of a task are. At the destination it follows the order, when it is known there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The folder of the task's working folder, `work`, and its `/tmp`, `tmp`.
+    pub folder: PathBuf,
+    /// Whose they are.
+    pub uid: u32,
 }
 
 /// How far it is.
@@ -67,6 +80,8 @@ pub enum Report {
     },
     /// The task may be stopped.
     Ready,
+    /// All of its files have come, and it stands still over there.
+    Files,
     /// It cannot be: a sentence. The task at the source runs on.
     Failed(String),
 }

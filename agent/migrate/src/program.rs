@@ -1,4 +1,4 @@
-//! What the program `gridos-pages` does: it sends the memory of a task that runs, or takes it.
+//! What the program `gridos-pages` does: it sends the memory and the files of a task that runs, or takes them.
 //!
 //! It is a process of its own, as it holds a task's memory, or its processes' write protection, longer than an agent may live.
 
@@ -8,17 +8,21 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use grid_checkpoint::files::Unsure;
 use grid_checkpoint::memory::{self, Step, Steps};
 use grid_transfer::session::{self, Line, Listener};
 use libgrid::{sentence, wire};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::files::{self, Reader, Writer};
 use crate::kernel::awake::Awake;
 use crate::order::{Order, Report};
+use crate::store::ReceiveError;
 use crate::track::{self, TrackError};
 use crate::{PageSink, PageStore, Tracker, held, hide, lazy};
 
@@ -76,10 +80,11 @@ pub fn serve(control: &UnixStream) -> bool {
     let result = wire::read::<Order>(&mut &*control)
         .map_err(|error| format!("there is no order: {error}"))
         .and_then(|order| match order {
-            Order::Send { folder, root, addresses, invitation, mappings } => {
+            Order::Send { folder, root, addresses, invitation, mappings, files } => {
+                let files = Reader::start(&files)?;
                 let line = session::connect(&addresses, &invitation, || !is_gone(control));
                 let line = line.map_err(|trouble| trouble.why);
-                line.and_then(|line| send(folder, root, mappings.as_deref(), control, line))
+                line.and_then(|line| send(folder, root, mappings.as_deref(), files, control, line))
             }
             Order::Receive { folder, limit, ports } => receive(folder, limit, ports, control),
         });
@@ -91,6 +96,8 @@ pub fn serve(control: &UnixStream) -> bool {
 }
 
 fn tell(control: &UnixStream, report: &Report) -> Result<(), String> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = ONE.lock();
     wire::write(&mut &*control, report).map_err(|_| "the agent gave up".to_owned())
 }
 
@@ -100,6 +107,7 @@ fn send(
     folder: PathBuf,
     root: i32,
     mappings: Option<&Path>,
+    files: Reader,
     control: &UnixStream,
     mut line: Line,
 ) -> Result<(), String> {
@@ -110,7 +118,8 @@ fn send(
     let mut sink = PageSink::new(&mut line).map_err(|error| sentence(&error))?;
     let mut before = None;
     for _ in 0..MOST_ROUNDS {
-        let round = tracker.round(&mut sink).map_err(failed)?;
+        let mut round = tracker.round(&mut sink).map_err(failed)?;
+        round.bytes += send_files(&files, root, &mut sink)?;
         tell(control, &Report::Round { bytes: round.bytes })?;
         if before.is_some_and(|before| !track::goes_on(&before, &round, SMALL)) {
             break;
@@ -127,15 +136,24 @@ fn send(
     tell(control, &Report::Ready)?;
     let steps = accept(&listener, PATIENCE, || is_gone(control))?;
     // The engine hears of whatever goes wrong from here on, and lets the task run on.
-    let sent = dump(tracker, &mut sink, &hidden, &steps);
+    let sent = dump(tracker, root, &files, &mut sink, &hidden, &steps);
     if let Err(why) = &sent {
         steps.fail(why);
     }
     sent
 }
 
+/// Sends what is new in its files, while it runs.
+fn send_files(files: &Reader, root: i32, sink: &mut PageSink<'_>) -> Result<u64, String> {
+    let unsure = files::unsure(Path::new("/proc"), &[root]);
+    let unsure = unsure.map_err(|error| format!("its files cannot be looked at: {error}"))?;
+    files.round(unsure, false, |piece| sink.files(piece).map_err(|error| sentence(&error)))
+}
+
 fn dump(
     mut tracker: Tracker,
+    root: i32,
+    files: &Reader,
     sink: &mut PageSink<'_>,
     hidden: &hide::Hidden,
     steps: &Steps,
@@ -143,6 +161,7 @@ fn dump(
     let failed = |error: TrackError| sentence(&error);
     // Where there is no such thing, all is slower, and no worse.
     let _awake = Awake::hold(AWAKE);
+    send_files(files, root, sink)?;
     tracker.round(sink).map_err(failed)?;
     steps.tell(Step::Go)?;
     // CRIU has a limit of its own.
@@ -151,6 +170,9 @@ fn dump(
     steps.tell(Step::Listed)?;
     tracker.send_rest(listed, sink).map_err(failed)?;
     steps.expect(Step::Written)?;
+    // CRIU may have given names to files that had none.
+    files.round(Unsure::nothing(), true, |piece| sink.files(piece).map_err(|error| sentence(&error)))?;
+    sink.flush().map_err(|error| sentence(&error))?;
     steps.tell(Step::Sent)?;
     // Without eBPF the kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the
     // destination lets nothing go.
@@ -177,6 +199,7 @@ fn receive(
     ports: Option<(u16, u16)>,
     control: &UnixStream,
 ) -> Result<(), String> {
+    let (files, outcome) = Writer::start(control)?.into_parts();
     let folder = Folder::make(folder)?;
     let (asked, steps) = (folder.listen(memory::PAGES)?, folder.listen(memory::SOCKET)?);
     let listener = Listener::bind(ports).map_err(|trouble| trouble.why)?;
@@ -187,11 +210,22 @@ fn receive(
     let came = Arc::new(AtomicU64::new(0));
     let reader = std::thread::spawn({
         let (store, line) = (store.clone(), Counted { line, came: came.clone() });
-        move || store.receive(line).map_err(|error| sentence(&error))
+        move || store.receive(line, files)
     });
-    let failed = |reader: std::thread::JoinHandle<Result<_, String>>| match reader.join() {
-        Ok(Err(why)) => Err(why),
-        _ => Err("its memory did not come".to_owned()),
+    let told = control.try_clone().map_err(|error| format!("the agent cannot be told: {error}"))?;
+    let files = std::thread::spawn(move || {
+        outcome.wait()?;
+        // An agent that is gone may come back, and does not ask for it again.
+        let _ = tell(&told, &Report::Files);
+        Ok(())
+    });
+    let failed = |reader: JoinHandle<Result<_, ReceiveError>>, files: JoinHandle<Result<(), String>>| {
+        match reader.join() {
+            // Who does not take them says why.
+            Ok(Err(ReceiveError::Files(_))) => files_there(files).and(Err("its files did not come".into())),
+            Ok(Err(error)) => Err(sentence(&error)),
+            _ => Err("its memory did not come".to_owned()),
+        }
     };
     let mut shown = 0;
     // Not as a whole yet: an agent that is gone gave up, and whoever reads ends with this process.
@@ -206,7 +240,7 @@ fn receive(
     };
     while !store.wait_listed(LOOK) {
         if reader.is_finished() && !store.wait_listed(Duration::ZERO) {
-            return failed(reader);
+            return failed(reader, files);
         }
         go_on(&mut shown)?;
     }
@@ -223,10 +257,11 @@ fn receive(
     });
     while !store.wait_complete(LOOK) {
         if reader.is_finished() && !store.wait_complete(Duration::ZERO) {
-            return failed(reader);
+            return failed(reader, files);
         }
         go_on(&mut shown)?;
     }
+    files_there(files)?;
     let mut gone: Option<Instant> = None;
     let left = || is_gone(control) && gone.get_or_insert_with(Instant::now).elapsed() > LEFT;
     let steps = accept(&steps, PATIENCE, left)?;
@@ -237,9 +272,13 @@ fn receive(
     filled
 }
 
+fn files_there(files: JoinHandle<Result<(), String>>) -> Result<(), String> {
+    files.join().map_err(|_| "its files cannot be taken".to_owned())?
+}
+
 fn fill(
     steps: &Steps,
-    serving: std::thread::JoinHandle<Result<lazy::Filling, String>>,
+    serving: JoinHandle<Result<lazy::Filling, String>>,
     served: &UnixStream,
     awake: io::Result<Awake>,
 ) -> Result<(), String> {

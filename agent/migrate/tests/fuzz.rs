@@ -88,7 +88,7 @@ impl<F: FnMut() -> Record> Read for Endless<F> {
 /// It is refused before it has taken too much.
 fn refused<F: FnMut() -> Record>(stream: Endless<F>) {
     let store = PageStore::new(16 << 20);
-    let (result, held) = memory::peak(|| store.receive(stream));
+    let (result, held) = memory::peak(|| store.receive(stream, io::sink()));
     println!("FIGURE {held} bytes of memory, then: {result:?}");
     assert!(matches!(result, Err(ReceiveError::Malformed(_))), "{result:?}");
     assert!(held < MOST, "{held} bytes");
@@ -131,6 +131,6 @@ fn what_is_announced_is_counted_beyond_what_there_can_be() {
     records.extend([Record::Listed, Record::End]);
     records.reverse();
     let stream = Endless::new(Vec::new(), || records.pop().unwrap_or(Record::End));
-    let result = PageStore::new(16 << 20).receive(stream);
+    let result = PageStore::new(16 << 20).receive(stream, io::sink());
     assert!(matches!(result, Err(ReceiveError::Malformed(_))), "{result:?}");
 }

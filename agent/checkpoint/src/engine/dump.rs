@@ -21,7 +21,7 @@ use std::time::Instant;
 use libgrid::wire;
 
 use super::service::{Service, Start};
-use super::{Criu, archives, explain, files, folders, inside, open_folder, size};
+use super::{Criu, archives, explain, files, inside, open_folder, packed, size};
 use crate::Description;
 use crate::memory::{Step, Steps};
 use crate::order::{Done, Dump, Go, Report, Streams, Then};
@@ -49,11 +49,11 @@ pub(super) fn run(
         // Opened here: where the task's own mounts hide the folder, its path leads elsewhere.
         let opened = open_folder(&images)?;
         let folder = open_folder(&order.folder)?;
-        let names = folders(&order.workdir).map(|(_, name)| name);
-        let packed = archives(&order.folder, names, File::options().write(true).create_new(true))?;
+        let names = packed(&order.workdir, memory.is_some()).map(|(_, name)| name);
+        let archives = archives(&order.folder, names, File::options().write(true).create_new(true))?;
         // From here on, the task is stopped as soon as CRIU is started.
         memory.as_ref().map(|memory| memory.steps.expect(Step::Go)).transpose()?;
-        let opened = Opened { images: &opened, folder: &folder, packed, memory };
+        let opened = Opened { images: &opened, folder: &folder, archives, memory };
         inside::run(init.as_fd(), None, |_| dump(order, opened, needs, shim, criu)).map_err(String::from)
     });
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
@@ -117,7 +117,7 @@ fn processes(proc: &Path, init: &OwnedFd) -> io::Result<(u32, Vec<u32>)> {
 struct Opened<'o> {
     images: &'o OwnedFd,
     folder: &'o OwnedFd,
-    packed: Vec<File>,
+    archives: Vec<File>,
     memory: Option<Memory>,
 }
 
@@ -146,7 +146,7 @@ fn dump(
     shim: &UnixStream,
     criu: &Criu,
 ) -> Result<(), String> {
-    let Opened { images, folder, packed, memory } = opened;
+    let Opened { images, folder, archives, memory } = opened;
     let connections = order.connections;
     let start = memory
         .as_ref()
@@ -186,10 +186,9 @@ fn dump(
                     .map_err(|error| format!("cannot remove {}: {error}", link.display()))?;
             }
             let streams = ask(&shim)?;
-            let mut each = folders(&order.workdir).into_iter().zip(&packed);
-            files::as_user(order.uid, || {
-                each.try_for_each(|((base, _), archive)| files::pack(base, archive))
-            })?;
+            let bases = packed(&order.workdir, memory.is_some()).map(|(base, _)| base);
+            let filled = bases.zip(&archives).filter(|(base, _)| !files::may_be_left(base));
+            files::each_as_user(order.uid, filled, files::pack)?;
             if order.then == Then::End {
                 // From here on, the checkpoint is all that there is of the task.
                 files::sync(&folder)?;

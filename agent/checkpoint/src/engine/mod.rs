@@ -23,9 +23,18 @@ use crate::installation::{Installation, Open};
 use crate::memory;
 use crate::order::{self, Order, Report};
 
+/// A tmpfs of the task's own.
+const SHARED_MEMORY: &str = "/dev/shm";
+
 /// The three folders that a task writes to, as it sees them, and their archives.
 pub(crate) fn folders(workdir: &Path) -> [(&Path, &'static str); 3] {
-    [(workdir, "work.tar"), (Path::new("/tmp"), "tmp.tar"), (Path::new("/dev/shm"), "shm.tar")]
+    [(workdir, "work.files"), (Path::new("/tmp"), "tmp.files"), (Path::new(SHARED_MEMORY), "shm.files")]
+}
+
+/// Of these, those that are in a checkpoint. Whoever moves a task's memory apart from it does so with the files that are on a
+/// disk, too.
+fn packed(workdir: &Path, apart: bool) -> impl Iterator<Item = (&Path, &'static str)> {
+    folders(workdir).into_iter().filter(move |(folder, _)| !apart || *folder == Path::new(SHARED_MEMORY))
 }
 
 /// Where the images of a checkpoint are, whose memory may move apart from it: made already, or to be made.
@@ -106,10 +115,14 @@ fn size(folder: &Path) -> u64 {
 }
 
 /// The archives of a checkpoint, open.
-fn archives(folder: &Path, names: [&str; 3], options: &std::fs::OpenOptions) -> Result<Vec<File>, String> {
+fn archives<'n>(
+    folder: &Path,
+    names: impl Iterator<Item = &'n str>,
+    options: &std::fs::OpenOptions,
+) -> Result<Vec<File>, String> {
     let open = |name: &str| {
         let path = folder.join(name);
         options.open(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))
     };
-    names.into_iter().map(open).collect()
+    names.map(open).collect()
 }

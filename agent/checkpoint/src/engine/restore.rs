@@ -28,7 +28,7 @@ use super::dump::{begin, path_of, wait};
 use super::harmless::{self, Given};
 use super::inside::{Inside, Teller};
 use super::service::{Service, Start};
-use super::{Criu, archives, explain, files, folders, inside, keep, library, open_folder, size};
+use super::{Criu, archives, explain, files, inside, keep, library, open_folder, packed, size};
 use crate::Description;
 use crate::filter;
 use crate::images::Tree;
@@ -128,7 +128,7 @@ struct Checkpoint {
     images: OwnedFd,
     /// CRIU's working folder.
     work: OwnedFd,
-    packed: Vec<File>,
+    archives: Vec<File>,
     memory: Option<Steps>,
     log: std::path::PathBuf,
 }
@@ -173,8 +173,8 @@ impl Checkpoint {
         filter::retire(&images)
             .map_err(|error| format!("its filters of system calls cannot be read: {error}"))?;
         let opened = open_folder(&images)?;
-        let names = folders(&order.workdir).map(|(_, name)| name);
-        let packed = archives(&order.folder, names, File::options().read(true))?;
+        let names = packed(&order.workdir, order.memory.is_some()).map(|(_, name)| name);
+        let archives = archives(&order.folder, names, File::options().read(true))?;
         let memory = order.memory.as_deref().map(Steps::connect).transpose()?;
         let lazy = if memory.is_some() { "lazy-pages\n" } else { "" };
         fs::write(images.join(OPTIONS), format!("restore-sibling\n{lazy}"))
@@ -185,13 +185,13 @@ impl Checkpoint {
         // What an earlier restore left: it would speak for this one.
         let _ = fs::remove_file(&log);
         let work = open_folder(&work)?;
-        Ok(Self { tree, stdio: description.stdio, images: opened, work, packed, memory, log })
+        Ok(Self { tree, stdio: description.stdio, images: opened, work, archives, memory, log })
     }
 
     /// Passes it to the process inside.
     fn pass(&self, inside: &UnixStream) -> io::Result<()> {
         let memory = self.memory.iter().map(|steps| steps.socket().as_raw_fd());
-        let files = self.packed.iter().map(AsRawFd::as_raw_fd);
+        let files = self.archives.iter().map(AsRawFd::as_raw_fd);
         let folders = [&self.images, &self.work].map(AsRawFd::as_raw_fd);
         let descriptors: Vec<_> = folders.into_iter().chain(files).chain(memory).collect();
         let passed = Passed { processes: self.tree.processes.clone(), stdio: self.stdio.clone() };
@@ -224,12 +224,13 @@ impl Place<'_> {
         let mut descriptors = descriptors.into_iter();
         let (images, work) =
             descriptors.next().zip(descriptors.next()).ok_or_else(|| lost(&"it has no images"))?;
-        let folders = folders(&order.workdir);
-        let packed: Vec<File> = descriptors.by_ref().take(folders.len()).map(File::from).collect();
+        let folders: Vec<&Path> =
+            packed(&order.workdir, order.memory.is_some()).map(|(folder, _)| folder).collect();
+        let archives: Vec<File> = descriptors.by_ref().take(folders.len()).map(File::from).collect();
         let memory = descriptors.next().map(|line| Steps::new(line.into()));
 
-        let mut each = folders.into_iter().zip(&packed);
-        files::as_user(order.uid, || each.try_for_each(|((base, _), archive)| files::unpack(base, archive)))?;
+        let filled = folders.into_iter().zip(&archives).filter(|(_, archive)| files::is_filled(archive));
+        files::each_as_user(order.uid, filled, files::unpack)?;
         let mut options = criu.libcriu.options(images.as_fd(), c"restore.log")?;
         options.work_in(work.as_fd());
         options.configure(&format!("/proc/{}/fd/{}/{OPTIONS}", std::process::id(), images.as_raw_fd()))?;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each record is a frame of `libgrid::wire`; the bytes of `Pages` follow their record. Processes go by the number that they
-//! have in CRIU's images. A later page takes the place of an earlier one. What `Exists` does not name is dropped, what
+//! have in CRIU's images. Between all of them, its files travel along (`Files`). A later page takes the place of an earlier one. What `Exists` does not name is dropped, what
 //! `Dirty` names is stale until it comes again: so the destination can serve the rest from `Listed` on.
 //!
 //! **Hostile input.** Every record is bounded ([`MOST_PAGES`], [`MOST_RANGES`], `wire`'s frames), addresses have to be
@@ -20,7 +20,7 @@ pub use sink::{PageSink, SinkError};
 use serde::{Deserialize, Serialize};
 
 /// The version of the stream.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Pages in one record: 4 MiB.
 pub const MOST_PAGES: u32 = 1024;
@@ -59,6 +59,8 @@ pub enum Record {
     },
     /// A round is over.
     Round,
+    /// A piece of the stream of its files ([`grid_checkpoint::files`]), at any time.
+    Files(#[serde(with = "serde_bytes")] Vec<u8>),
     /// These pages exist at the freeze; in order, over any number of records.
     Exists {
         /// The process.

@@ -76,6 +76,10 @@ impl<'w> PageSink<'w> {
         Ok(())
     }
 
+    pub(crate) fn files(&mut self, piece: Vec<u8>) -> Result<(), SinkError> {
+        self.say(&Record::Files(piece))
+    }
+
     pub(crate) fn round(&mut self) -> Result<(), SinkError> {
         self.say(&Record::Round)?;
         Ok(self.to.flush()?)

@@ -1,7 +1,7 @@
 //! Reading the stream.
 
 use std::collections::HashMap;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write};
 use std::sync::Arc;
 
 use libgrid::wire::{self, WireError};
@@ -34,6 +34,9 @@ pub enum ReceiveError {
     /// Bytes do not come.
     #[error("the source's pages do not come")]
     Io(#[from] io::Error),
+    /// Its files cannot be passed on.
+    #[error("the files of the task are not taken")]
+    Files(#[source] io::Error),
     /// The other side speaks another version.
     #[error("the source sends pages in version {0}, this node takes {VERSION}: update the older one")]
     Version(u16),
@@ -80,11 +83,11 @@ struct Receiver<'s> {
 }
 
 impl PageStore {
-    /// Reads the source's stream to its end.
+    /// Reads the source's stream to its end. What is in it of files goes to `files`.
     ///
     /// # Errors
     /// [`ReceiveError`]; the store is of no further use then.
-    pub fn receive(&self, from: impl Read) -> Result<Received, ReceiveError> {
+    pub fn receive(&self, from: impl Read, mut files: impl Write) -> Result<Received, ReceiveError> {
         let mut receiver = Receiver {
             store: self,
             images: HashMap::new(),
@@ -96,14 +99,14 @@ impl PageStore {
             pieces: 0,
             received: Received::default(),
         };
-        let result = receiver.run(&mut BufReader::with_capacity(BUFFER, from));
+        let result = receiver.run(&mut BufReader::with_capacity(BUFFER, from), &mut files);
         self.advance(if result.is_ok() { Phase::Complete } else { Phase::Failed });
         result.map(|()| receiver.received)
     }
 }
 
 impl Receiver<'_> {
-    fn run(&mut self, from: &mut impl Read) -> Result<(), ReceiveError> {
+    fn run(&mut self, from: &mut impl Read, files: &mut impl Write) -> Result<(), ReceiveError> {
         match wire::read(from)? {
             Record::Begin { version: VERSION } => (),
             Record::Begin { version } => return Err(ReceiveError::Version(version)),
@@ -140,6 +143,7 @@ impl Receiver<'_> {
                     let ranges = self.ranges(ranges)?;
                     append(&mut self.image(pid)?.dirty, ranges)?;
                 }
+                Record::Files(piece) => files.write_all(&piece).map_err(ReceiveError::Files)?,
                 Record::Listed if !self.listed => self.list()?,
                 Record::End if self.listed && self.owed == 0 => return Ok(()),
                 Record::End => return Err(ReceiveError::Malformed("its end too early")),

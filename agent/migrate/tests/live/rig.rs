@@ -186,7 +186,7 @@ impl Rig {
         let store = PageStore::new(8 << 30);
         let reader = std::thread::spawn({
             let store = store.clone();
-            move || store.receive(from)
+            move || store.receive(from, std::io::sink())
         });
         let mut tracker = Tracker::attach(&[self.pid]).unwrap();
         if give_up == GiveUp::Attached {

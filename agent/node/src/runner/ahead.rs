@@ -1,11 +1,12 @@
-//! A task's memory on its way while the task runs (the hybrid mode): this node's part, as the source or as the destination.
+//! A task's memory and files on their way while the task runs (the hybrid mode): this node's part, as the source or as the
+//! destination.
 //!
 //! ```text
 //!   destination                                    source
 //!     gridos-pages listens
 //!                      ── Request::Pages ─────▶    gridos-pages sends memory, round after round, while the task runs
 //!                      ◀══════════ memory ══       from the one to the other, over a data connection of their own
-//!     all is made ready for it (`ready.rs`)
+//!     all is made ready for it (`ready.rs`), and its files go there; if its user is not free, into a folder of their own
 //!                      ── Request::Depart ────▶    not before what is left is little: the shim stops the task; the rest follows
 //!                      ◀────────── Departed ──
 //!                      ◀══ all but the memory ══
@@ -29,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use grid_checkpoint::memory;
 use grid_jobs::host;
-use grid_migrate::order::{self, Order, Report};
+use grid_migrate::order::{self, Order, Place, Report};
 use grid_migrate::ram::Ram;
 use grid_transfer::session::Invitation;
 use libgrid::ids::{NodeId, Run};
@@ -78,6 +79,8 @@ pub(crate) enum Outset {
 /// A `gridos-pages` that works for a move. When this is dropped before the memory is all there, the move is given up.
 pub(super) struct Pages {
     control: AbortHandle,
+    /// The same socket, to say more.
+    more: std::os::unix::net::UnixStream,
     pub(super) folder: PathBuf,
 }
 
@@ -92,6 +95,7 @@ impl Pages {
         let (command, control) = order::command(&program)?;
         let mut child = tokio::process::Command::from(command).spawn()?;
         tokio::spawn(async move { child.wait().await });
+        let more = control.try_clone()?;
         control.set_nonblocking(true)?;
         let mut control = UnixStream::from_std(control)?;
         let task = tokio::spawn(async move {
@@ -106,7 +110,13 @@ impl Pages {
             }
             tell(Report::Failed("gridos-pages has ended".into()));
         });
-        Ok(Self { control: task.abort_handle(), folder })
+        Ok(Self { control: task.abort_handle(), more, folder })
+    }
+
+    /// Where the files of a task go that comes.
+    fn place(&self, place: &Place) -> io::Result<()> {
+        // Some bytes, for which there is room.
+        libgrid::wire::write(&mut &self.more, place).map_err(io::Error::other)
     }
 }
 
@@ -198,7 +208,8 @@ impl Runner {
         let queries = self.queries.clone();
         let tell = move |report| drop(queries.send(Query::Ahead { run, report }));
         let mappings = self.processes.mappings();
-        let order = Order::Send { folder: folder.clone(), root, addresses, invitation, mappings };
+        let files = Place { folder: self.slots.folder(&local.slot), uid: local.slot.uid() };
+        let order = Order::Send { folder: folder.clone(), root, addresses, invitation, mappings, files };
         let pages = Pages::start(folder, order, tell).map_err(|error| not(&error))?;
         info!(%run, %to, resident, "memory_sent_ahead");
         let small = apart <= MOST_IN_MEMORY;
@@ -312,8 +323,41 @@ fn nameless(pid: u32) -> u64 {
 pub(crate) struct Arrived {
     /// All but the memory.
     pub(super) unpacked: Unpacked,
-    /// Who has that; nobody if it came before, in rounds.
-    pub(super) pages: Option<Pages>,
+    /// Who has that, and its files; nobody if it came before, in rounds.
+    pub(super) pages: Option<(Pages, Files)>,
+}
+
+/// Where the files are that came with its memory.
+pub(super) enum Files {
+    /// In the place that was made ready for it.
+    InPlace,
+    /// In a folder of their own, as its place was not free; it goes with this.
+    Apart(Folder),
+}
+
+impl Files {
+    /// Puts them in the place of their task, in which nothing is yet.
+    pub(super) fn give(self, place: &Path) -> io::Result<()> {
+        let Self::Apart(folder) = self else { return Ok(()) };
+        DirBuilder::new().recursive(true).mode(0o711).create(place)?;
+        for part in ["work", "tmp"] {
+            match fs::remove_dir(place.join(part)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => fs::rename(folder.0.join(part), place.join(part))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A folder of what came; it goes with this, unless it was taken elsewhere.
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let folder = std::mem::take(&mut self.0);
+        drop(tokio::task::spawn_blocking(move || remove(&folder)));
+    }
 }
 
 /// What is needed to bring one here.
@@ -323,6 +367,8 @@ pub(super) struct Coming {
     pub(super) core: Core,
     pub(super) moves: Moves,
     pub(super) checkpoints: PathBuf,
+    /// Where its files go, should its place not be free.
+    pub(super) apart: PathBuf,
     /// The run that is to be.
     pub(super) run: Run,
     /// The run that is, and where.
@@ -344,14 +390,16 @@ impl Coming {
         let (listens, invited) = oneshot::channel();
         let (trouble, mut troubled) = watch::channel(None);
         let bytes = Arc::new(AtomicU64::new(0));
+        let (all, all_files) = oneshot::channel();
         let tell = {
-            let (mut listens, bytes) = (Some(listens), bytes.clone());
+            let (mut listens, mut all, bytes) = (Some(listens), Some(all), bytes.clone());
             move |report| match report {
                 Report::Listens(invitation) => {
                     // Whoever waited gave up: this process goes, too.
                     let _ = listens.take().map(|listens| listens.send(invitation));
                 }
                 Report::Came { bytes: came } => bytes.store(came, Ordering::Relaxed),
+                Report::Files => drop(all.take().map(|all| all.send(()))),
                 Report::Failed(why) => drop(trouble.send(Some(why))),
                 Report::Round { .. } | Report::Ready => (),
             }
@@ -364,10 +412,18 @@ impl Coming {
             }
         };
         let uid = self.ask_for_memory(&invitation).await?;
-        // The runner ends only with the agent.
-        let _ = self.queries.send(Query::Comes { run: self.run, uid });
-        let (departed, unpacked) = self.depart(into, &images, troubled, &bytes).await?;
-        Ok((departed, Arrived { unpacked, pages: Some(pages) }))
+        let comes = |reply| Query::Comes { run: self.run, uid, reply };
+        let ready = super::moving::ask(&self.queries, comes).await;
+        let (folder, files) = match ready.ok_or_else(|| not_taken(&"the agent is stopping"))? {
+            Some(folder) => (folder, Files::InPlace),
+            None => {
+                let apart = self.apart.clone();
+                (apart.clone(), Files::Apart(Folder(apart)))
+            }
+        };
+        pages.place(&Place { folder, uid }).map_err(|error| not_taken(&error))?;
+        let (departed, unpacked) = self.depart(into, &images, troubled, &bytes, all_files).await?;
+        Ok((departed, Arrived { unpacked, pages: Some((pages, files)) }))
     }
 
     /// Its local user, once memory is on its way.
@@ -395,6 +451,7 @@ impl Coming {
         images: &Path,
         mut troubled: watch::Receiver<Option<String>>,
         came: &AtomicU64,
+        all_files: oneshot::Receiver<()>,
     ) -> Result<(Departed, Unpacked), NotDeparted> {
         let tell = |phase, stood| {
             let bytes = came.load(Ordering::Relaxed);
@@ -417,6 +474,10 @@ impl Coming {
             tell(MovePhase::Copying, Some(departed.stood));
             let images = (bytes <= MOST_IN_MEMORY).then_some(images);
             let unpacked = luggage::take(duplex, into, images, departed.number, bytes).await;
+            // If they do not come, trouble does.
+            if all_files.await.is_err() {
+                std::future::pending::<()>().await;
+            }
             tell(MovePhase::Restoring, None);
             let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
             Ok((departed, unpacked.map_err(failed)?))

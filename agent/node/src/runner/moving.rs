@@ -279,6 +279,7 @@ impl Runner {
             core: self.core.clone(),
             moves: self.moves.clone(),
             checkpoints: self.config.checkpoints_dir(),
+            apart: self.config.tasks_dir().join(format!("{}-{}-{}", run.task.job, run.task.index, run.epoch)),
             run,
             old,
             node: arrival.node,

@@ -42,7 +42,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::ahead::{self, Arrived, Coming, Outset, PACE};
+use super::ahead::{self, Arrived, Coming, Folder, Outset, PACE};
 use super::moving::{AGAIN, NotDeparted, PATIENCE};
 use super::{Runner, luggage};
 use crate::checkpoint::{Departed, Unpacked, remove};
@@ -212,16 +212,6 @@ impl Runner {
 }
 
 // === to here ===
-
-/// A folder of rounds that came; it goes with this, unless it was taken elsewhere.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let folder = std::mem::take(&mut self.0);
-        drop(tokio::task::spawn_blocking(move || remove(&folder)));
-    }
-}
 
 /// What is read is counted.
 struct Counted<R>(R, Arc<AtomicU64>);

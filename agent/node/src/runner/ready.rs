@@ -8,7 +8,11 @@
 //!                               as without                       ended, and cleaned
 //! ```
 //!
-//! Whatever goes wrong here costs time, and nothing else: the task goes the way of those for which nothing was ready.
+//! The files of a task that comes by hybrid mode are in its place before it is. So that place is removed as a whole when it is not
+//! needed ([`Runner::leave`]), and the task does not move if it is lost. A place that was never to be had costs time, and
+//! nothing else: the task goes the way of those for which nothing was ready.
+
+use std::path::PathBuf;
 
 use grid_run::protocol::{Ending, How, Launch, ToShim};
 use libgrid::ids::Run;
@@ -39,20 +43,18 @@ impl Local {
 }
 
 impl Runner {
-    /// The memory of a run that is to be is on its way, and so is its local user.
-    pub(super) fn comes(&mut self, run: Run, uid: u32) {
-        let Some((order, placement)) = self.resuming.get(&run).and_then(|resuming| resuming.order()) else {
-            return;
-        };
+    /// The memory of a run that is to be is on its way, and so is its local user. Its folder, if there is a place for it.
+    pub(super) fn comes(&mut self, run: Run, uid: u32) -> Option<PathBuf> {
+        let (order, placement) = self.resuming.get(&run).and_then(|resuming| resuming.order())?;
         // Who cannot have one is told when the task is here.
-        let Ok(address) = self.address_of(run, &order, &placement) else { return };
+        let address = self.address_of(run, &order, &placement).ok()?;
         let spec = &order.spec;
         let limits = grid_qos::Limits { cpu: spec.cpus.milli(), memory: spec.memory.0, pids: spec.pids };
-        let Some((slot, group_ready)) = self.slots.take_user(uid, limits) else { return };
+        let (slot, group_ready) = self.slots.take_user(uid, limits)?;
         debug!(%run, "place_ready");
         let folder = self.slots.folder(&slot);
         self.insert(run, &order, placement.saved, None, slot);
-        let launch = self.launch_of(run, &order, (folder, uid), address);
+        let launch = self.launch_of(run, &order, (folder.clone(), uid), address);
         let (restore, memory) = (Some(self.checkpoints.unpacked(run)), Some(self.moves.arrives(run)));
         let launch = Launch { group_ready, restore, memory, ahead: true, hold: true, ..launch };
         if let Some(local) = self.runs.get_mut(&run) {
@@ -60,6 +62,7 @@ impl Runner {
         }
         let launch = self.with_address(launch);
         self.hand_over(launch);
+        Some(folder)
     }
 
     /// Ends what is ready for this run, if anything is: then true, and the rest follows its end.

@@ -31,7 +31,7 @@ use libgrid::wire::stream;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use super::ahead::{Arrived, Pages};
+use super::ahead::{Arrived, Files, Pages};
 use super::ready::Unready;
 use super::{Local, Query, Runner};
 use crate::checkpoint::{About, Checkpoints, News, Task, Unpacked};
@@ -61,6 +61,8 @@ pub(super) struct Resuming {
     unpacked: Option<Unpacked>,
     /// Who has its memory, if that came by itself.
     pages: Option<Pages>,
+    /// Where its files are, if they did.
+    files: Option<Files>,
     /// What went wrong so far.
     trouble: Vec<String>,
     /// Its processes have their ids.
@@ -81,7 +83,8 @@ impl Resuming {
     /// It came with its memory apart: all else is unpacked.
     pub(super) fn arrived(&mut self, number: u64, arrived: Arrived) {
         let Arrived { unpacked, pages } = arrived;
-        (self.wanted, self.unpacked, self.pages) = (Some(number), Some(unpacked), pages);
+        (self.wanted, self.unpacked) = (Some(number), Some(unpacked));
+        (self.pages, self.files) = pages.unzip();
     }
 
     /// Bytes of memory that it may have.
@@ -267,6 +270,10 @@ impl Runner {
             let (time, before) = self.goes_on(run, resuming, unpacked, &folder);
             return self.tell(run, ToShim::Arrived { run, time, before });
         }
+        if matches!(resuming.files, Some(Files::InPlace)) {
+            let why = "the place that was made ready for it is lost, and its files with it: try again";
+            return self.not_moved(run, why.into());
+        }
         if self.runs.contains_key(&run) {
             // It is another's, or being cleaned.
             self.unready(run, Unready::Otherwise);
@@ -293,6 +300,12 @@ impl Runner {
             return;
         };
         let folder = self.slots.folder(&slot);
+        let files = resuming.files.take().map_or(Ok(()), |files| files.give(&folder));
+        if let Err(error) = files {
+            // Fails only when the agent stops; the next one sweeps.
+            let _ = self.cleaner.send((slot, true));
+            return self.not_moved(run, format!("its files cannot be put in their place: {error}"));
+        }
         self.insert(run, &order, placement.saved, None, slot);
         let (restore, hold) = (Some(unpacked.folder.clone()), arrival.is_some());
         let memory = resuming.pages.as_ref().map(|pages| pages.folder.clone());
