@@ -1,6 +1,8 @@
-//! The function of `fuzz/` for streams of pages, for a bounded time: random ones, valid ones that were damaged, and those that
-//! took more than they should.
+//! The functions of `fuzz/` for streams of pages and of files, for a bounded time: random ones, valid ones that were damaged, and
+//! those that took more than they should.
 
+#[path = "../../../fuzz/functions/files.rs"]
+mod files;
 #[path = "../../../fuzz/functions/memory.rs"]
 mod memory;
 #[path = "../../../fuzz/functions/mutation.rs"]
@@ -50,6 +52,13 @@ fn an_altered_stream_is_refused_or_means_what_it_says() {
 #[test]
 fn records_that_change_places_come_again_or_are_missing_are_refused_or_mean_what_they_say() {
     try_all(CASES, after(4, vec(any::<u8>(), 8..32)), pages::run);
+}
+
+#[test]
+fn whatever_comes_as_files_stays_in_their_folder() {
+    try_all(CASES, after(0, vec(any::<u8>(), 0..300)), files::run);
+    try_all(CASES, after(1, vec(any::<u8>(), 0..40)), files::run);
+    try_all(CASES, after(2, vec(any::<u8>(), 8..48)), files::run);
 }
 
 /// How many records of one kind come: as good as without an end.

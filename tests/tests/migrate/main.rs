@@ -8,6 +8,7 @@ mod programs;
 
 mod connections;
 mod faults;
+mod files;
 mod matrix;
 mod real;
 mod typed;

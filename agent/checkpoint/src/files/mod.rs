@@ -70,7 +70,8 @@ enum Record {
     Hole { at: u64, len: u64 },
     /// All that is said of the file.
     About(About),
-    /// What a folder is like at the end; the first is the one that all are in.
+    /// What a folder is like at the end, the deepest first; the last is the one that all are in. Until then, their user may
+    /// write to all of them.
     Folders(Name, About),
     /// The programs run on, and more will follow.
     Round,

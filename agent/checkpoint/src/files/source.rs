@@ -172,7 +172,8 @@ impl Source {
         }
         let folders =
             self.names.iter().filter(|(_, known)| **known == Known::Folder).map(|(name, _)| &**name);
-        for name in std::iter::once(Path::new("")).chain(folders) {
+        // The deepest first: a mode may forbid to go below.
+        for name in folders.rev().chain([Path::new("")]) {
             let about = self.open(name, OFlag::O_DIRECTORY).and_then(|folder| about(&folder));
             let about = about.map_err(|error| told("read", name, &error))?;
             say(to, &Record::Folders(name_of(name), about))?;

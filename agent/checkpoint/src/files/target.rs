@@ -1,6 +1,5 @@
 //! The folder that is made.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,7 +17,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, geteuid, linkat, mkfifoat, symlinkat, unlinkat};
 use xattr::FileExt as _;
 
-use super::{About, BLOCK, MOST_ATTRIBUTES, MOST_ENTRIES, Name, Record, VERSION, told};
+use super::{About, BLOCK, MOST_ATTRIBUTES, Name, Record, VERSION, told};
 
 /// Bytes between two looks at how full the disk is.
 const LOOK: u64 = 16 << 20;
@@ -36,22 +35,12 @@ pub struct Target {
     parent: Option<(PathBuf, OwnedFd)>,
     /// What is being said of a file.
     file: Option<(PathBuf, File)>,
-    /// What folders will be like. Until the end, their user may write to all of them.
-    folders: BTreeMap<PathBuf, About>,
 }
 
 impl Target {
     /// In this folder, which is empty.
     pub fn new(folder: OwnedFd) -> Self {
-        Self {
-            folder,
-            spare: 0,
-            written: LOOK,
-            begun: false,
-            parent: None,
-            file: None,
-            folders: BTreeMap::new(),
-        }
+        Self { folder, spare: 0, written: LOOK, begun: false, parent: None, file: None }
     }
 
     /// So many bytes of the disk stay free.
@@ -92,7 +81,7 @@ impl Target {
             }
             match record {
                 Record::Round => return Ok(false),
-                Record::End => return self.finish().map(|()| true),
+                Record::End => return Ok(true),
                 record => self.take(record, from)?,
             }
         }
@@ -157,28 +146,17 @@ impl Target {
             Record::Folders(name, about) => {
                 check(&about)?;
                 let path = if name.0.is_empty() { PathBuf::new() } else { plain(&name)? };
-                if self.folders.len() >= MOST_ENTRIES {
-                    return Err(malformed("too many folders"));
-                }
-                self.folders.insert(path, about);
-                Ok(())
+                let folder = self.open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+                let changed = folder.and_then(|folder| {
+                    // `/dev/shm` is root's, and as it has to be.
+                    match folder.metadata()?.uid() == geteuid().as_raw() {
+                        true => become_as(&folder, &about),
+                        false => Ok(()),
+                    }
+                });
+                changed.map_err(|error| told("change", &path, &error))
             }
         }
-    }
-
-    /// What folders are like, the deepest first: a mode may forbid to go below.
-    fn finish(&mut self) -> io::Result<()> {
-        for (path, about) in std::mem::take(&mut self.folders).into_iter().rev() {
-            let changed = self.open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).and_then(|folder| {
-                // `/dev/shm` is root's, and as it has to be.
-                match folder.metadata()?.uid() == geteuid().as_raw() {
-                    true => become_as(&folder, &about),
-                    false => Ok(()),
-                }
-            });
-            changed.map_err(|error| told("change", &path, &error))?;
-        }
-        Ok(())
     }
 
     fn file(&mut self, path: &Path, new: bool) -> io::Result<File> {
