@@ -14,7 +14,8 @@ with open('large', 'wb') as file:
     for n in range(64): file.write(block(n) [:1] * MIB)
 large = bytearray(open('large', 'rb').read())
 mapped = open('mapped', 'w+b'); mapped.truncate(4 * MIB); view = mmap.mmap(mapped.fileno(), 4 * MIB)
-shadow = bytearray(4 * MIB)
+# Every page is dirty from here on, and says nothing of what is written to it.
+shadow = bytearray(block(0) * (4 * MIB // 32)); view[:] = bytes(shadow)
 os.makedirs('deep/er')
 for k in range(300): model['deep/f%d' % k] = b'%d' % k
 for name, content in model.items(): open(name, 'wb').write(content)
