@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-use libgrid::ids::{NodeId, Run, TaskId};
+use libgrid::ids::{NodeId, Run};
 use libgrid::node::Resources;
 use libgrid::status::MovePhase;
 
@@ -255,13 +255,6 @@ impl Host {
     /// How many tasks are here and have not ended.
     pub fn tasks(&self) -> usize {
         self.runs.values().filter(|hosted| !matches!(hosted.phase, Phase::Ended { .. })).count()
-    }
-
-    /// Whether that node may have what is kept of this task here: it is to move there.
-    pub fn departs_to(&self, task: TaskId, node: NodeId) -> bool {
-        self.runs
-            .iter()
-            .any(|(run, hosted)| run.task == task && hosted.departs.is_some_and(|(to, _)| to == node))
     }
 
     /// Whether this run is here, in whatever phase.

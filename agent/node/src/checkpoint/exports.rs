@@ -225,17 +225,13 @@ async fn manifest(peers: &Peers, task: TaskId, number: u64, from: NodeId) -> Res
 
 // === answering ===
 
-/// Nothing if that node may have the checkpoints of this task: its home, one that is to run it, one that it moves to, or one
-/// that this home wants to have them.
+/// Nothing if that node may have the checkpoints of this task: its home, one that is to run it, or one that this home wants to
+/// have them.
 pub(crate) async fn may_have(grid: &Grid, node: NodeId, task: TaskId) -> Result<(), Failure> {
     if task.job.home == node {
         return Ok(());
     }
-    let may = move |view: &mut View| {
-        view.home.has_run_at(task.job, node)
-            || view.host.departs_to(task, node)
-            || view.home.exports_to(task, node)
-    };
+    let may = move |view: &mut View| view.home.has_run_at(task.job, node) || view.home.exports_to(task, node);
     let look = grid.core.look(may).await;
     match look.map_err(|error| failure(Kind::Unavailable, error))? {
         true => Ok(()),

@@ -74,18 +74,18 @@ const SHARE: u64 = 5;
 /// The checkpoints of a task that are here, by number.
 pub(crate) type List = BTreeMap<u64, About>;
 
-/// A task that stands still, and is in the store.
+/// A task that stands still. All of it follows, past the store, but for its memory where that moves by itself.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Departed {
-    /// Of the checkpoint.
+    /// Of what was written of it.
     pub(crate) number: u64,
     /// How long it has been standing still.
     pub(crate) stood: Duration,
-    /// Of one whose memory moves by itself: bytes of all else, which is not stored but follows.
-    pub(crate) luggage: Option<u64>,
+    /// What follows.
+    pub(crate) bytes: u64,
 }
 
-/// All of a task but its memory: a folder that goes with this.
+/// What follows of a task: a folder that goes with this.
 pub(crate) struct Luggage {
     pub(crate) folder: PathBuf,
     /// Its images, where they are elsewhere: they go with who moves the memory.

@@ -188,8 +188,9 @@ impl Checkpoints {
                 let about = About::new(done.took, interval, left, task.uid, done.bytes);
                 let about = about.with(processes, used);
                 let (folder, output) = (folder.to_owned(), task.place.clone());
-                if Description::read(&folder).is_ok_and(|description| description.apart) {
-                    let departs = departs.as_mut().filter(|departs| departs.number == number);
+                let departs = departs.as_mut().filter(|departs| departs.number == number);
+                if departs.is_some() || Description::read(&folder).is_ok_and(|description| description.apart)
+                {
                     let asked = departs.and_then(|departs| Some((departs.reply.take()?, departs.since)));
                     watched.writing.take_if(|writing| writing.number == number);
                     let luggage = Luggage { folder, images: None };
@@ -231,12 +232,6 @@ impl Checkpoints {
         let Some(watched) = self.tasks.get_mut(&run) else { return };
         watched.trouble = None;
         watched.since = Instant::now();
-        if let Some(departs) = watched.departs.as_mut().filter(|departs| departs.number == number)
-            && let Some(reply) = departs.reply.take()
-        {
-            let _ =
-                reply.send(Ok((Departed { number, stood: departs.since.elapsed(), luggage: None }, None)));
-        }
         if let Some(writing) = watched.writing.take_if(|writing| writing.number == number) {
             if let Some(interval) = &mut watched.interval {
                 interval.measured(writing.cost, &failures);
@@ -264,14 +259,14 @@ impl Checkpoints {
     }
 }
 
-/// Gets all of a task but its memory ready for the node that asked for it, if one did: without that, it is of no use.
+/// Gets what follows of a task ready for the node that asked for it, if one did: without that, it is of no use.
 fn pack(luggage: Luggage, number: u64, output: &Path, about: &About, asked: Option<(DepartReply, Instant)>) {
     let Some((reply, since)) = asked else { return };
     let packed = about::keep_output(output, &luggage.folder)
         .and_then(|()| about.write(&luggage.folder))
         .and_then(|()| size(&luggage.folder));
     let answer = match packed {
-        Ok(bytes) => Ok((Departed { number, stood: since.elapsed(), luggage: Some(bytes) }, Some(luggage))),
+        Ok(bytes) => Ok((Departed { number, stood: since.elapsed(), bytes }, Some(luggage))),
         Err(error) => Err(format!("it cannot be packed: {error}")),
     };
     // Whoever asked may be gone.

@@ -46,7 +46,7 @@ use tracing::{debug, info};
 
 use super::moving::{AGAIN, Departure, NotDeparted, PATIENCE};
 use super::{Query, Runner, luggage};
-use crate::checkpoint::{Departed, Unpacked, remove};
+use crate::checkpoint::{Unpacked, remove};
 use crate::core::Core;
 use crate::peers::{Peers, Request};
 
@@ -382,7 +382,7 @@ pub(super) struct Coming {
 
 impl Coming {
     /// Has memory sent while the task runs, then all else.
-    pub(super) async fn bring(&self, into: &Path) -> Result<(Departed, Arrived), NotDeparted> {
+    pub(super) async fn bring(&self, into: &Path) -> Result<Arrived, NotDeparted> {
         let not_taken = |why: &dyn std::fmt::Display| NotDeparted::NotAhead(not_taken(why));
         let folder = self.moves.arrives(self.run);
         let images = folder.join(memory::IMAGES);
@@ -422,8 +422,39 @@ impl Coming {
             }
         };
         pages.place(&Place { folder, uid }).map_err(|error| not_taken(&error))?;
-        let (departed, unpacked) = self.depart(into, &images, troubled, &bytes, all_files).await?;
-        Ok((departed, Arrived { unpacked, pages: Some((pages, files)) }))
+        let unpacked = self.depart(into, &images, troubled, &bytes, all_files).await?;
+        Ok(Arrived { unpacked, pages: Some((pages, files)) })
+    }
+
+    /// Has it stopped, and then all of it sent.
+    pub(super) async fn bring_stopped(&self, into: &Path) -> Result<Arrived, NotDeparted> {
+        let depart = || super::moving::depart(&self.peers, self.old, (self.node, self.run.epoch));
+        let came = Arc::new(AtomicU64::new(0));
+        let tell = |phase, stood| {
+            let bytes = came.load(Ordering::Relaxed);
+            self.core.host(host::Event::Moving { run: self.run, phase, stood, bytes });
+        };
+        // Whatever was told of other tries.
+        tell(MovePhase::Departing, None);
+        let (departed, duplex) = match depart().await {
+            // Of the try before.
+            Err(NotDeparted::NotAhead(_)) => depart().await?,
+            departed => departed?,
+        };
+        let telling = async {
+            loop {
+                tell(MovePhase::Copying, Some(departed.stood));
+                tokio::time::sleep(PACE).await;
+            }
+        };
+        let coming = luggage::take(duplex, into, None, departed.number, departed.bytes, came.clone());
+        let unpacked = tokio::select! {
+            unpacked = coming => unpacked,
+            never = telling => never,
+        };
+        tell(MovePhase::Restoring, None);
+        let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
+        Ok(Arrived { unpacked: unpacked.map_err(failed)?, pages: None })
     }
 
     /// Its local user, once memory is on its way.
@@ -450,9 +481,9 @@ impl Coming {
         into: &Path,
         images: &Path,
         mut troubled: watch::Receiver<Option<String>>,
-        came: &AtomicU64,
+        came: &Arc<AtomicU64>,
         all_files: oneshot::Receiver<()>,
-    ) -> Result<(Departed, Unpacked), NotDeparted> {
+    ) -> Result<Unpacked, NotDeparted> {
         let tell = |phase, stood| {
             let bytes = came.load(Ordering::Relaxed);
             self.core.host(host::Event::Moving { run: self.run, phase, stood, bytes });
@@ -468,19 +499,17 @@ impl Coming {
                 departed = super::moving::depart(&self.peers, self.old, (self.node, self.run.epoch)) => departed?,
                 never = telling => never,
             };
-            let bytes = departed.luggage.ok_or_else(|| {
-                NotDeparted::Failed("it comes without its memory, and not as a checkpoint either".into())
-            })?;
+            let bytes = departed.bytes;
             tell(MovePhase::Copying, Some(departed.stood));
             let images = (bytes <= MOST_IN_MEMORY).then_some(images);
-            let unpacked = luggage::take(duplex, into, images, departed.number, bytes).await;
+            let unpacked = luggage::take(duplex, into, images, departed.number, bytes, came.clone()).await;
             // If they do not come, trouble does.
             if all_files.await.is_err() {
                 std::future::pending::<()>().await;
             }
             tell(MovePhase::Restoring, None);
             let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
-            Ok((departed, unpacked.map_err(failed)?))
+            unpacked.map_err(failed)
         };
         tokio::pin!(coming);
         tokio::select! {

@@ -1,4 +1,5 @@
-//! All of a task but its memory, on its way as one archive: what the shim has written of it, its output, and CRIU's images.
+//! What follows of a task that stands still, on its way as one archive: what the shim has written of it, its output, and CRIU's
+//! images; in them its memory, if that does not move by itself.
 //!
 //! It is packed as it is sent and unpacked as it comes, so that nothing of it is held in memory. What comes makes folders and
 //! files below one folder and nothing else, and no more of them than was said.
@@ -11,6 +12,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use grid_checkpoint::{Description, memory};
 use tokio::io::BufReader;
@@ -31,7 +34,7 @@ const MOST_WINDOW: u32 = 21;
 /// Files and folders of a checkpoint at most: CRIU writes a few for each process.
 const MOST_ENTRIES: usize = 1 << 18;
 
-/// Sends all of a task but its memory, compressed.
+/// Sends what follows of a task, compressed.
 pub(crate) async fn send(luggage: Luggage, to: &mut impl Stream) -> io::Result<()> {
     let pack = move |end| {
         let packed = zstd::Encoder::new(end, LEVEL)
@@ -90,19 +93,31 @@ fn pack(archive: &mut tar::Builder<impl io::Write>, folder: &Path, below: &Path)
     Ok(())
 }
 
-/// Takes all of a task but its memory, so many bytes at most.
+/// What is read is counted.
+pub(super) struct Counted<R>(pub(super) R, pub(super) Arc<AtomicU64>);
+
+impl<R: io::Read> io::Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.0.read(buffer)?;
+        self.1.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+}
+
+/// Takes what follows of a task, so many bytes at most, and counts them.
 pub(super) async fn take(
     from: grid_link::Duplex,
     into: &Path,
     images: Option<&Path>,
     number: u64,
     bytes: u64,
+    came: Arc<AtomicU64>,
 ) -> io::Result<Unpacked> {
     let (into, images) = (into.to_owned(), images.map(Path::to_owned));
     receive(from, move |end| {
         let mut end = zstd::Decoder::new(end)?;
         end.window_log_max(MOST_WINDOW)?;
-        unpack(end, &into, images.as_deref(), number, bytes)
+        unpack(Counted(end, came), &into, images.as_deref(), number, bytes)
     })
     .await
 }

@@ -4,14 +4,15 @@
 //! ```text
 //!   destination                                   source
 //!     Launch{arrives} ── Request::Depart ─────▶     the home's Depart has come? the shim stops it, writes it down,
-//!                                                   and holds it; the keeper stores it
+//!                                                   and holds it
 //!                     ◀──────────── Departed ──
-//!     the pieces that are missing here  ◀══════     Manifest, Stage
-//!     unpacked, made by the shim, and held
+//!     unpacked as it comes              ◀══════     packed as it is sent
+//!     made by the shim, and held
 //!     ── Held ──▶ home
 //! ```
 //!
-//! The copy goes through the store of checkpoints on both sides: what an earlier checkpoint or move brought is not sent again.
+//! That is stop-and-copy. The copy goes past the store of checkpoints on both sides: what that has of the task is not sent again, but
+//! to look for it, and to store the rest, takes longer than to send all, and the task stands still.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use grid_jobs::message::Arrival;
 use grid_link::Duplex;
 use grid_run::protocol::{FromShim, ToShim};
 use libgrid::ids::{NodeId, Run};
-use libgrid::status::{MoveMode, MovePhase, Obstacle};
+use libgrid::status::{MoveMode, Obstacle};
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -176,8 +177,8 @@ impl Runner {
                     remedy: "mount /proc on it".into(),
                 }),
             }
-            // Once in the store, and once unpacked.
-            if let Ok(Some(blocker)) = preflight::room(&disk, 2 * there.survey.memory) {
+            // Unpacked; where it moves by itself, it needs none.
+            if let Ok(Some(blocker)) = preflight::room(&disk, there.survey.memory) {
                 obstacles.push(blocker.into());
             }
             let _ = reply.send(obstacles);
@@ -288,65 +289,39 @@ impl Runner {
         };
         let into = self.checkpoints.unpacked(run);
         tokio::spawn(async move {
-            let stopped = async || match depart(&peers, old, (arrival.node, run.epoch)).await {
-                // Of the try before.
-                Err(NotDeparted::NotAhead(_)) => depart(&peers, old, (arrival.node, run.epoch)).await,
-                departed => departed,
+            let mut brought = match arrival.mode {
+                MoveMode::Hybrid | MoveMode::Auto => coming.bring(&into).await,
+                MoveMode::PreCopy => coming.bring_in_rounds(&into).await,
+                MoveMode::StopAndCopy => coming.bring_stopped(&into).await,
             };
-            let ahead = match arrival.mode {
-                MoveMode::Hybrid | MoveMode::Auto => Some(coming.bring(&into).await),
-                MoveMode::PreCopy => Some(coming.bring_in_rounds(&into).await),
-                MoveMode::StopAndCopy => None,
-            };
-            let ahead = match ahead {
-                Some(Err(NotDeparted::NotAhead(why))) if arrival.mode == MoveMode::Auto => {
+            if arrival.mode == MoveMode::Auto {
+                if let Err(NotDeparted::NotAhead(why)) = brought {
                     info!(%run, why, "memory_not_ahead");
-                    Some(coming.bring_in_rounds(&into).await)
+                    brought = coming.bring_in_rounds(&into).await;
                 }
-                ahead => ahead,
-            };
-            let departed = match ahead {
-                Some(Ok((departed, arrived))) => Ok((departed, Some(Box::new(arrived)))),
-                Some(Err(NotDeparted::NotAhead(why))) if arrival.mode == MoveMode::Auto => {
+                if let Err(NotDeparted::NotAhead(why)) = brought {
                     info!(%run, why, "memory_not_in_rounds");
-                    // Whatever was told of the tries before.
-                    let phase = MovePhase::Departing;
-                    coming.core.host(host::Event::Moving { run, phase, stood: None, bytes: 0 });
-                    stopped().await.map(|(departed, _)| (departed, None))
+                    brought = coming.bring_stopped(&into).await;
                 }
-                Some(Err(why)) => Err(why),
-                None => stopped().await.map(|(departed, _)| (departed, None)),
-            };
-            let departed = departed.map_err(String::from);
+            }
+            let departed = brought.map(Box::new).map_err(String::from);
             // The runner ends only with the agent.
-            let _ = queries.send(Query::Departed { run, from: arrival.node, departed });
+            let _ = queries.send(Query::Departed { run, departed });
         });
     }
 
     /// It stands still over there, or cannot move.
-    pub(super) fn departed(
-        &mut self,
-        run: Run,
-        from: NodeId,
-        departed: Result<(Departed, Option<Box<Arrived>>), String>,
-    ) {
+    pub(super) fn departed(&mut self, run: Run, departed: Result<Box<Arrived>, String>) {
         let Some(resuming) = self.resuming.get_mut(&run) else {
             // Given up meanwhile: what was unpacked for it goes.
             self.checkpoints.unpacked_by_others(run);
             return self.checkpoints.clear(run);
         };
         match departed {
-            Ok((Departed { number, .. }, Some(arrived))) => {
-                resuming.arrived(number, *arrived);
+            Ok(arrived) => {
+                resuming.arrived(*arrived);
                 self.checkpoints.unpacked_by_others(run);
                 self.resume_parked();
-            }
-            Ok((Departed { number, stood, .. }, None)) => {
-                resuming.wanted = Some(number);
-                self.unready(run, Unready::Otherwise);
-                let phase = MovePhase::Copying;
-                self.core.host(host::Event::Moving { run, phase, stood: Some(stood), bytes: 0 });
-                self.checkpoints.bring(run, number, from);
             }
             Err(why) => self.not_moved(run, why),
         }
@@ -371,7 +346,7 @@ fn with_images(mut departed: Departed, luggage: Option<Luggage>, images: Option<
     let bytes = luggage.as_mut().zip(images).map(|(luggage, images)| luggage.add(images)).transpose();
     match bytes {
         Ok(bytes) => {
-            departed.luggage = departed.luggage.map(|rest| rest + bytes.unwrap_or(0));
+            departed.bytes += bytes.unwrap_or(0);
             Departing { departure: Departure::Ready(departed), luggage }
         }
         Err(error) => Departure::Failed(format!("its images cannot be looked at: {error}")).into(),

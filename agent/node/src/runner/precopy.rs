@@ -23,7 +23,7 @@
 //! one fault when it is.
 
 use std::fs::{self, DirBuilder};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ use tracing::info;
 use super::ahead::{self, Arrived, Coming, Folder, Outset, PACE};
 use super::moving::{AGAIN, NotDeparted, PATIENCE};
 use super::{Runner, luggage};
-use crate::checkpoint::{Departed, Unpacked, remove};
+use crate::checkpoint::{Unpacked, remove};
 use crate::peers::Request;
 
 /// The source's answer to [`Request::Round`].
@@ -213,20 +213,9 @@ impl Runner {
 
 // === to here ===
 
-/// What is read is counted.
-struct Counted<R>(R, Arc<AtomicU64>);
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.0.read(buffer)?;
-        self.1.fetch_add(bytes as u64, Ordering::Relaxed);
-        Ok(bytes)
-    }
-}
-
 impl Coming {
     /// Has memory sent in rounds while the task runs, then all else.
-    pub(super) async fn bring_in_rounds(&self, into: &Path) -> Result<(Departed, Arrived), NotDeparted> {
+    pub(super) async fn bring_in_rounds(&self, into: &Path) -> Result<Arrived, NotDeparted> {
         // Its end is what the source gives the rounds up at.
         let _open = self.ask_for_rounds().await?;
         let folder = Folder(folder_of(&self.checkpoints, self.run, "in"));
@@ -252,15 +241,12 @@ impl Coming {
             came = coming => came?,
             never = telling => never,
         };
-        let bytes = departed.luggage.ok_or_else(|| {
-            NotDeparted::Failed("all of it was written down, and not what its rounds have not".into())
-        })?;
         tell(MovePhase::Copying, Some(departed.stood));
-        let unpacked = luggage::take(duplex, into, None, departed.number, bytes).await;
+        let unpacked = luggage::take(duplex, into, None, departed.number, departed.bytes, came.clone()).await;
         let unpacked = unpacked.and_then(|unpacked| put_beside(unpacked, &folder.0, rounds));
         tell(MovePhase::Restoring, None);
         let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
-        Ok((departed, Arrived { unpacked: unpacked.map_err(failed)?, pages: None }))
+        Ok(Arrived { unpacked: unpacked.map_err(failed)?, pages: None })
     }
 
     async fn ask_for_rounds(&self) -> Result<Duplex, NotDeparted> {
@@ -301,7 +287,7 @@ impl Coming {
             let (into, came) = (folder.join(round.to_string()), came.clone());
             let taken = luggage::receive(duplex, move |from| {
                 make(&into)?;
-                luggage::extract(Counted(from, came), &into, None, bytes)
+                luggage::extract(luggage::Counted(from, came), &into, None, bytes)
             });
             taken.await.map_err(|error| failed(error.to_string()))?;
             if enough {
@@ -374,7 +360,7 @@ mod tests {
         let take = |bytes: u64| {
             let into = root.path().join(bytes.to_string());
             fs::create_dir(&into).unwrap();
-            luggage::extract(Counted(packed.as_slice(), came.clone()), &into, None, bytes)
+            luggage::extract(luggage::Counted(packed.as_slice(), came.clone()), &into, None, bytes)
         };
         take(5000).unwrap();
         assert_eq!(came.load(Ordering::Relaxed), packed.len() as u64);

@@ -18,7 +18,7 @@ use super::precopy::Rounding;
 use super::recover::remove;
 use super::shim::{ShimId, ShimNews};
 use super::slots::Slot;
-use crate::checkpoint::{self, Departed, News};
+use crate::checkpoint::{self, News};
 use crate::processes::Place;
 
 /// What others ask of the runner.
@@ -44,7 +44,7 @@ pub(crate) enum Query {
     /// That node asks for a run that is to move there.
     Depart { run: Run, to: (NodeId, u32), reply: oneshot::Sender<Departing> },
     /// What came of asking for a run that is to move here.
-    Departed { run: Run, from: NodeId, departed: Result<(Departed, Option<Box<Arrived>>), String> },
+    Departed { run: Run, departed: Result<Box<Arrived>, String> },
     /// One that went on elsewhere is to be ended.
     EndHeld(Run),
     /// That node asks for the memory of a run that is to move there, while it runs.
@@ -158,7 +158,7 @@ impl Runner {
             Query::Fits { run, there, reply } => self.fits(run, *there, reply),
             Query::Depart { run, to, reply } => self.depart(run, to, reply),
             Query::EndHeld(run) => self.tell(run, ToShim::Fence(run)),
-            Query::Departed { run, from, departed } => self.departed(run, from, departed),
+            Query::Departed { run, departed } => self.departed(run, departed),
             Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
             Query::Comes { run, uid, reply } => drop(reply.send(self.comes(run, uid))),
             Query::Answer { run, call, errno, output } => {

@@ -26,7 +26,7 @@ use grid_jobs::host;
 use grid_jobs::message::{Arrival, Order, Placement};
 use grid_run::protocol::{Ending, How, Launch, ToShim};
 use libgrid::ids::{NodeId, Run, TaskId};
-use libgrid::status::{MovePhase, Usage};
+use libgrid::status::Usage;
 use libgrid::wire::stream;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
@@ -53,8 +53,6 @@ pub(super) struct Resuming {
     order: Option<(Order, Placement)>,
     /// The checkpoint that it is made from.
     pub(super) number: Option<u64>,
-    /// Of one that moves here: that of the checkpoint to be made from, and no other.
-    pub(super) wanted: Option<u64>,
     /// What its home has was asked for.
     asked: bool,
     /// It is unpacked, and waits for the place of its user.
@@ -80,10 +78,10 @@ impl Resuming {
         self.order.as_ref().is_some_and(|(_, placement)| placement.arrives.is_some())
     }
 
-    /// It came with its memory apart: all else is unpacked.
-    pub(super) fn arrived(&mut self, number: u64, arrived: Arrived) {
+    /// It came, and is unpacked, but for what moves by itself.
+    pub(super) fn arrived(&mut self, arrived: Arrived) {
         let Arrived { unpacked, pages } = arrived;
-        (self.wanted, self.unpacked) = (Some(number), Some(unpacked));
+        self.unpacked = Some(unpacked);
         (self.pages, self.files) = pages.unzip();
     }
 
@@ -138,9 +136,8 @@ impl Runner {
 
     /// From the newest checkpoint up to this number, or else anew.
     fn resume(&mut self, run: Run, resuming: Box<Resuming>, most: u64) {
-        if resuming.arrives()
-            && (resuming.wanted != Some(most) || self.checkpoints.up_to(run.task, most) != Some(most))
-        {
+        if resuming.arrives() {
+            // It runs elsewhere, and nothing else is as far as it is.
             let why = resuming.note().unwrap_or_else(|| "it did not come whole".into());
             return self.not_moved(run, why);
         }
@@ -176,21 +173,13 @@ impl Runner {
                 // Ended or fenced meanwhile, if it is not there.
                 let Some(mut resuming) = self.resuming.remove(&run) else { return };
                 let from = resuming.order.as_ref().and_then(|(_, placement)| placement.from);
-                let from = resuming.wanted.or(from);
                 if let Err(why) = result {
                     warn!(%run, why, "its checkpoint was not brought here");
-                    let told = match resuming.wanted.take() {
-                        Some(_) => format!("it cannot be copied: {why}"),
-                        None if run.task.job.home == self.me => {
-                            format!("the checkpoint that another node keeps cannot be had: {why}")
-                        }
-                        None => format!("the checkpoint of its home node cannot be had: {why}"),
+                    let whose = match run.task.job.home == self.me {
+                        true => "that another node keeps",
+                        false => "of its home node",
                     };
-                    resuming.trouble.push(told);
-                }
-                if resuming.arrives() {
-                    let phase = MovePhase::Restoring;
-                    self.core.host(host::Event::Moving { run, phase, stood: None, bytes: 0 });
+                    resuming.trouble.push(format!("the checkpoint {whose} cannot be had: {why}"));
                 }
                 self.resume(run, resuming, from.unwrap_or(u64::MAX));
             }
@@ -212,9 +201,6 @@ impl Runner {
                     Err(why) => {
                         warn!(%run, why, "no checkpoint can be used");
                         resuming.trouble.push(why);
-                        if resuming.arrives() {
-                            return self.resume(run, resuming, 0);
-                        }
                         if let Some(resuming) = self.ask_home(run, resuming, |_| true) {
                             self.resume(run, resuming, 0);
                         }
@@ -254,13 +240,7 @@ impl Runner {
         else {
             return;
         };
-        let (number, arrival) = (unpacked.number, placement.arrives);
-        if arrival.is_some() && resuming.wanted != Some(number) {
-            resuming.trouble.extend(
-                unpacked.passed.into_iter().map(|(number, why)| format!("checkpoint {number}: {why}")),
-            );
-            return self.resume(run, resuming, 0);
-        }
+        let arrival = placement.arrives;
         let uid = unpacked.about.uid;
         let ready = self.runs.get(&run);
         let ready =
@@ -377,8 +357,6 @@ impl Runner {
         };
         resuming.trouble.push(format!("checkpoint {number} cannot be restored: {why}"));
         self.leave(run);
-        // One that moves here has no other.
-        resuming.wanted = None;
         self.resume(run, resuming, number - 1);
         true
     }
