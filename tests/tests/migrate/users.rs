@@ -151,7 +151,7 @@ fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
                     .why
                     .is_some_and(|why| why.contains("the only node that may run it, 2, is drained"))
             });
-            assert!(grid.gridctl(3, ["nodes"]).ok().contains("up, drained"));
+            until("the others hear of it again", || grid.gridctl(3, ["nodes"]).ok().contains("up, drained"));
             until("it is told why it does not move", || {
                 let moved = grid.gridctl(1, ["migrate", &job.to_string(), "--to", "node2"]);
                 moved.stderr.contains("node 2 is drained, and takes no tasks: gridctl drain 2 --undo")

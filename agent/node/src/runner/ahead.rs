@@ -441,10 +441,11 @@ impl Coming {
             Err(NotDeparted::NotAhead(_)) => depart().await?,
             departed => departed?,
         };
+        tell(MovePhase::Copying, Some(departed.stood));
         let telling = async {
             loop {
-                tell(MovePhase::Copying, Some(departed.stood));
                 tokio::time::sleep(PACE).await;
+                tell(MovePhase::Copying, None);
             }
         };
         let coming = luggage::take(duplex, into, None, departed.number, departed.bytes, came.clone());
