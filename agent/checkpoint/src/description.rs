@@ -97,18 +97,19 @@ impl Description {
         }
     }
 
-    /// Writes it; the folder is a checkpoint from then on. What is none needs not outlast a crash, as the task does not move then.
+    /// Writes it; the folder is a checkpoint from then on. What is `lasting` outlasts a crash; a task that stands still to move needs
+    /// not, for then it does not move.
     ///
     /// # Errors
     /// [`DescriptionError::File`].
-    pub fn write(&self, folder: &Path) -> Result<(), DescriptionError> {
+    pub fn write(&self, folder: &Path, lasting: bool) -> Result<(), DescriptionError> {
         let path = folder.join(NAME);
         let part = folder.join(format!("{NAME}.part"));
         let write = || {
             let mut file = File::create(&part)?;
             let frame = wire::frame(self).map_err(io::Error::other)?;
             file.write_all(&frame)?;
-            if self.apart {
+            if !lasting {
                 return fs::rename(&part, &path);
             }
             file.sync_all()?;
@@ -138,7 +139,7 @@ mod tests {
             Needs::default(),
         );
         assert!(matches!(Description::read(folder.path()), Err(DescriptionError::File { .. })));
-        description.write(folder.path()).unwrap();
+        description.write(folder.path(), true).unwrap();
         assert_eq!(Description::read(folder.path()).unwrap(), description);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let path = folder.path().join(NAME);
@@ -147,7 +148,7 @@ mod tests {
         assert!(matches!(Description::read(folder.path()), Err(DescriptionError::Garbled { .. })));
         let mut other = description;
         other.format = 9;
-        other.write(folder.path()).unwrap();
+        other.write(folder.path(), false).unwrap();
         assert!(matches!(Description::read(folder.path()), Err(DescriptionError::Format { found: 9, .. })));
     }
 }

@@ -10,7 +10,6 @@
 //! before any thread is, see fork(2), and end with who started them. They have the rights of the task's user alone: what that may
 //! not read is not sent, and nothing is written but below the two folders that were opened for it.
 
-use std::collections::HashSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -164,7 +163,7 @@ impl Write for Pieces<'_> {
 
 /// What may change in a file of these processes without a trace, from now on.
 pub(crate) fn unsure(proc: &Path, roots: &[i32]) -> io::Result<Unsure> {
-    let (mut mapped, mut written) = (HashSet::new(), HashSet::new());
+    let mut unsure = Unsure::now();
     for pid in tree::below(proc, roots)? {
         let of = proc.join(pid.to_string());
         // One that has ended writes no more.
@@ -177,7 +176,9 @@ pub(crate) fn unsure(proc: &Path, roots: &[i32]) -> io::Result<Unsure> {
             }
             // As whoever opens it sees it; some file systems tell `maps` another number.
             let there = fs::metadata(of.join("map_files").join(range)).map(|meta| meta.ino());
-            mapped.extend(there.ok().or_else(|| fields.nth(2)?.parse().ok()));
+            if let Some(inode) = there.ok().or_else(|| fields.nth(2)?.parse().ok()) {
+                unsure.is_mapped(inode);
+            }
         }
         for entry in fs::read_dir(of.join("fd")).into_iter().flatten().flatten() {
             let info = fs::read_to_string(of.join("fdinfo").join(entry.file_name())).unwrap_or_default();
@@ -185,11 +186,11 @@ pub(crate) fn unsure(proc: &Path, roots: &[i32]) -> io::Result<Unsure> {
             let flags =
                 flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(libc::O_RDWR);
             if flags & libc::O_ACCMODE != libc::O_RDONLY {
-                written.extend(fs::metadata(entry.path()).map(|meta| meta.ino()));
+                let _ = fs::metadata(entry.path()).map(|meta| unsure.is_open(meta.ino()));
             }
         }
     }
-    Ok(Unsure::now(mapped, written))
+    Ok(unsure)
 }
 
 // === the destination ===
@@ -250,19 +251,21 @@ impl Outcome {
 
 /// The two folders, made for the task's user if they are not there.
 fn make(place: &Place) -> io::Result<[OwnedFd; 2]> {
-    let make = |path: &Path, mode| match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(io::Error::new(error.kind(), format!("cannot make {}: {error}", path.display())))
-        }
-        _ => Ok(()),
-    };
-    make(&place.folder, 0o711)?;
+    if place.uid == 0 {
+        return Err(io::Error::other("jobs never run as root"));
+    }
     let [work, tmp] = FOLDERS.map(|name| {
         let path = place.folder.join(name);
-        make(&path, 0o700)?;
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                let why = format!("cannot make {}: {error}", path.display());
+                return Err(io::Error::new(error.kind(), why));
+            }
+            _ => (),
+        }
         let folder = open(&path)?;
         chown(&path, Some(place.uid.into()), Some(place.uid.into()))?;
-        Ok::<_, io::Error>(folder)
+        Ok(folder)
     });
     Ok([work?, tmp?])
 }

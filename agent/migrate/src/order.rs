@@ -57,7 +57,7 @@ pub enum Order {
 /// Where the files of a task are. At the destination it follows the order, when it is known there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// The folder of the task's working folder, `work`, and its `/tmp`, `tmp`.
+    /// The folder of the task's working folder, `work`, and its `/tmp`, `tmp`; at the destination it is there, and they need not be.
     pub folder: PathBuf,
     /// Whose they are.
     pub uid: u32,

@@ -171,7 +171,7 @@ fn dump(
     tracker.send_rest(listed, sink).map_err(failed)?;
     steps.expect(Step::Written)?;
     // CRIU may have given names to files that had none.
-    files.round(Unsure::nothing(), true, |piece| sink.files(piece).map_err(|error| sentence(&error)))?;
+    files.round(Unsure::now(), true, |piece| sink.files(piece).map_err(|error| sentence(&error)))?;
     sink.flush().map_err(|error| sentence(&error))?;
     steps.tell(Step::Sent)?;
     // Without eBPF the kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the

@@ -371,7 +371,8 @@ impl Grid {
 
     /// What would stop a run of another node from going on here.
     pub(crate) async fn fits(&self, run: Run, there: Box<Surveyed>) -> Vec<Obstacle> {
-        let found = moving::ask(&self.queries, |reply| Query::Fits { run, there, reply }).await;
+        let until = tokio::time::Instant::now() + moving::FREED;
+        let found = moving::ask(&self.queries, |reply| Query::Fits { run, there, until, reply }).await;
         found.unwrap_or_else(|| {
             vec![Obstacle { what: core::Stopping.to_string(), remedy: "start it again".into() }]
         })

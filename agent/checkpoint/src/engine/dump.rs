@@ -59,6 +59,10 @@ pub(super) fn run(
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
     let result = match (result, Description::read(&order.folder)) {
         (Ok(()), Ok(description)) => Ok(description),
+        // It was let go, or is elsewhere now, and what was written of it has gone there.
+        (Ok(()), Err(_)) if order.then == Then::Hold => {
+            return Ok(Done { took: start.elapsed(), ..Done::default() });
+        }
         (Err(_), Ok(description)) if order.then == Then::End => Ok(description),
         (Err(why), _) => Err(why),
         (Ok(()), Err(error)) => Err(error.to_string()),
@@ -198,7 +202,7 @@ fn dump(
             let workdir = order.workdir.clone();
             let mut description = Description::new(order.uid, workdir, stdio, streams, held, needs);
             description.apart = memory.is_some() || order.parent.is_some();
-            description.write(&here).map_err(|error| error.to_string())?;
+            description.write(&here, order.then != Then::Hold).map_err(|error| error.to_string())?;
             memory.as_ref().map(|memory| memory.steps.expect(Step::Sent)).transpose()?;
             if order.then != Then::Hold {
                 return Ok(());

@@ -88,7 +88,7 @@ pub(super) fn is_filled(archive: &File) -> bool {
 /// With the path.
 pub(super) fn pack(base: &Path, to: &File) -> io::Result<()> {
     let mut to = io::BufWriter::with_capacity(BUFFER, to);
-    Source::new(open(base)?)?.round(&Unsure::nothing(), true, &mut to)?;
+    Source::new(open(base)?)?.round(&Unsure::now(), true, &mut to)?;
     to.flush()
 }
 

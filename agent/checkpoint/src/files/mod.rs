@@ -21,8 +21,10 @@
 //! - all, where the file system is none of those that are known to do so ([`Source::new`]): a tmpfs notes no time for what is
 //!   written by mapping.
 //!
+//! A file that has another name now is sent anew.
+//!
 //! **Hostile input.** Records are frames of `libgrid::wire`, data comes in blocks; names lead nowhere but below the folder, through
-//! no symbolic link, by `openat2` (Linux 5.6); what is made belongs to who makes it, and that is never root.
+//! no symbolic link, by `openat2` (Linux 5.6); what is made belongs to who makes it, and who starts that sees to it that it is not root.
 
 mod source;
 mod target;
@@ -44,8 +46,8 @@ const BLOCK: u64 = 64 << 10;
 /// Bytes of the extended attributes of one file.
 const MOST_ATTRIBUTES: usize = 1 << 20;
 
-/// Folders and files of one task.
-const MOST_ENTRIES: usize = 1 << 23;
+/// Bytes of the names of all files of a task: some millions of them. They are held in memory, twice.
+const MOST_NAMED: usize = 256 << 20;
 
 /// What is said in the stream. Names are paths from the folder, without `.` and `..`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,7 +19,7 @@ use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 use xattr::FileExt as _;
 
-use super::{About, BLOCK, MOST_ATTRIBUTES, MOST_ENTRIES, Name, Record, VERSION, told};
+use super::{About, BLOCK, MOST_ATTRIBUTES, MOST_NAMED, Name, Record, VERSION, told};
 
 /// File systems that note a time whenever the first byte is written to a page: ext2 to ext4, XFS, Btrfs, F2FS
 /// (`linux/magic.h`).
@@ -40,14 +40,20 @@ pub struct Unsure {
 }
 
 impl Unsure {
-    /// From now on. The inodes of files that programs have mapped and share, and of those that they have open for writing.
-    pub fn now(mapped: HashSet<u64>, written: HashSet<u64>) -> Self {
-        Self { begun: since_epoch(), mapped, written }
+    /// From now on: what may change is looked for after this.
+    pub fn now() -> Self {
+        let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { begun, mapped: HashSet::new(), written: HashSet::new() }
     }
 
-    /// Of programs that stand still.
-    pub fn nothing() -> Self {
-        Self::now(HashSet::new(), HashSet::new())
+    /// A program has the file of this inode mapped, and shares it.
+    pub fn is_mapped(&mut self, inode: u64) {
+        self.mapped.insert(inode);
+    }
+
+    /// A program has the file of this inode open for writing.
+    pub fn is_open(&mut self, inode: u64) {
+        self.written.insert(inode);
     }
 
     /// As if it had been then.
@@ -63,19 +69,17 @@ impl Unsure {
     }
 }
 
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
-}
-
 /// Of a block, the first half of its BLAKE3.
 type Digest = [u8; 16];
+
+/// A device, and an inode of it: some file systems have the same numbers in each part of a tree.
+type Inode = (u64, u64);
 
 /// What the other side has under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Known {
     Folder,
-    /// By its inode.
-    File(u64),
+    File(Inode),
     Symlink(Vec<u8>),
     Pipe(u32),
 }
@@ -98,7 +102,7 @@ pub struct Source {
     notes_times: bool,
     begun: bool,
     names: BTreeMap<PathBuf, Known>,
-    files: HashMap<u64, Sent>,
+    files: HashMap<Inode, Sent>,
 }
 
 impl Source {
@@ -122,7 +126,7 @@ impl Source {
             say(to, &Record::Begin { version: VERSION })?;
             self.begun = true;
         }
-        let now = self.walk()?;
+        let now = self.walk(last)?;
         let is_kept = |name: &PathBuf, known: &Known| now.get(name) == Some(known);
         // What is in a folder before the folder itself.
         for (name, _) in self.names.iter().rev().filter(|(name, known)| !is_kept(name, known)) {
@@ -130,7 +134,7 @@ impl Source {
         }
         self.names.retain(|name, known| is_kept(name, known));
         // A name for each file that is there.
-        let mut here: HashMap<u64, PathBuf> = HashMap::new();
+        let mut here: HashMap<Inode, PathBuf> = HashMap::new();
         for (name, known) in &self.names {
             if let Known::File(inode) = known {
                 here.entry(*inode).or_insert_with(|| name.clone());
@@ -184,16 +188,17 @@ impl Source {
 
     /// As if a file's times were those of the last round.
     #[cfg(test)]
-    pub(super) fn pretend_unchanged(&mut self, inode: u64, path: &Path) {
+    pub(super) fn pretend_unchanged(&mut self, path: &Path) {
         let meta = std::fs::metadata(path).unwrap_or_else(|error| panic!("{error}"));
-        if let Some(sent) = self.files.get_mut(&inode) {
+        if let Some(sent) = self.files.get_mut(&(meta.dev(), meta.ino())) {
             sent.changed = Duration::new(meta.ctime().max(0) as u64, meta.ctime_nsec() as u32);
         }
     }
 
-    /// All that is there.
-    fn walk(&self) -> io::Result<BTreeMap<PathBuf, Known>> {
+    /// All that is there. What changes under way is left out before the last round: it comes with the next.
+    fn walk(&self, last: bool) -> io::Result<BTreeMap<PathBuf, Known>> {
         let mut all = BTreeMap::new();
+        let mut named = 0;
         let mut open = vec![PathBuf::new()];
         while let Some(at) = open.pop() {
             let listed =
@@ -214,16 +219,18 @@ impl Source {
                 let path = at.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
                 let known = match known(&folder, name) {
                     Ok(Some(known)) => known,
-                    Ok(None) | Err(Errno::ENOENT) => continue,
+                    Ok(None) => continue,
+                    Err(_) if !last => continue,
                     Err(error) => return Err(told("read", &path, &error.into())),
                 };
                 if known == Known::Folder {
                     open.push(path.clone());
                 }
+                named += path.as_os_str().len();
                 all.insert(path, known);
             }
-            if all.len() > MOST_ENTRIES {
-                return Err(io::Error::other(format!("it has more than {MOST_ENTRIES} files")));
+            if named > MOST_NAMED {
+                return Err(io::Error::other("it has too many files, or their names are too long"));
             }
         }
         Ok(all)
@@ -243,14 +250,14 @@ impl Source {
     fn file(
         &mut self,
         name: &Path,
-        inode: u64,
+        inode: Inode,
         is_new: bool,
         unsure: &Unsure,
         to: &mut impl Write,
     ) -> Result<u64, Trouble> {
         let file = self.open(name, OFlag::empty()).map_err(Trouble::Open)?;
         let meta = file.metadata().map_err(Trouble::Open)?;
-        if !meta.is_file() || meta.ino() != inode {
+        if !meta.is_file() || (meta.dev(), meta.ino()) != inode {
             return Err(Trouble::Open(io::Error::other("it changes")));
         }
         let changed = Duration::new(meta.ctime().max(0) as u64, meta.ctime_nsec() as u32);
@@ -258,11 +265,12 @@ impl Source {
         let same = !is_new && !sent.unsure && (sent.changed, sent.len) == (changed, meta.len());
         let mut bytes = 0;
         if !same {
+            let about = about(&file).map_err(Trouble::Open)?;
             say(to, &Record::File { name: name_of(name), new: is_new, len: meta.len() })?;
             bytes = content(&file, meta.len(), &mut sent.blocks, to)
                 .map_err(|error| told("read", name, &error))?;
-            say(to, &Record::About(about(&file).map_err(|error| told("read", name, &error))?))?;
-            let unsure = !self.notes_times || unsure.is(inode, changed);
+            say(to, &Record::About(about))?;
+            let unsure = !self.notes_times || unsure.is(inode.1, changed);
             sent = Sent { changed, len: meta.len(), unsure, blocks: sent.blocks };
         }
         self.files.insert(inode, sent);
@@ -288,7 +296,7 @@ fn known(folder: &Dir, name: &std::ffi::CStr) -> nix::Result<Option<Known>> {
     let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     Ok(match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
         SFlag::S_IFDIR => Some(Known::Folder),
-        SFlag::S_IFREG => Some(Known::File(stat.st_ino)),
+        SFlag::S_IFREG => Some(Known::File((stat.st_dev, stat.st_ino))),
         SFlag::S_IFLNK => Some(Known::Symlink(readlinkat(folder.as_fd(), name)?.into_vec())),
         SFlag::S_IFIFO => Some(Known::Pipe(stat.st_mode & 0o7777)),
         _ => None,

@@ -1,4 +1,3 @@
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -109,7 +108,7 @@ fn a_tree_comes_back_as_it_was() {
     fs::set_permissions(pair.at("deep/er"), fs::Permissions::from_mode(0o511)).unwrap();
     File::open(pair.at("deep/er")).unwrap().set_modified(then).unwrap();
     fs::set_permissions(pair.from.path(), fs::Permissions::from_mode(0o750)).unwrap();
-    assert_eq!(pair.round(&Unsure::nothing(), true), 4 + 3 + (64 << 10));
+    assert_eq!(pair.round(&Unsure::now(), true), 4 + 3 + (64 << 10));
 
     assert_eq!(fs::read(pair.back("deep/er/file")).unwrap(), b"text");
     let mode = |folder: &Path| fs::metadata(folder).unwrap().mode() & 0o7777;
@@ -185,17 +184,17 @@ fn what_changes_between_rounds_comes_whatever_it_is() {
                 change(pair.from.path(), &mut rng);
             }
             // All of it is younger than the clock's tick, so that contents are compared.
-            pair.round(&Unsure::now(HashSet::new(), HashSet::new()), false);
+            pair.round(&Unsure::now(), false);
         }
         (0..rng.random_range(0..20)).for_each(|_| change(pair.from.path(), &mut rng));
-        pair.round(&Unsure::nothing(), true);
+        pair.round(&Unsure::now(), true);
         assert_eq!(picture(pair.to.path()), picture(pair.from.path()), "seed {seed}");
     }
 }
 
 /// A time at which all that was written is old.
 fn later() -> Unsure {
-    let mut unsure = Unsure::nothing();
+    let mut unsure = Unsure::now();
     unsure.begin_later(Duration::from_secs(3600));
     unsure
 }
@@ -224,24 +223,24 @@ fn what_may_change_without_a_trace_is_compared() {
         let inode = fs::metadata(pair.at("file")).unwrap().ino();
         pair.round(&unsure(inode), false);
         fs::write(pair.at("file"), "beyond").unwrap();
-        pair.source.pretend_unchanged(inode, &pair.from.path().join("file"));
-        pair.round(&Unsure::nothing(), true);
+        pair.source.pretend_unchanged(&pair.from.path().join("file"));
+        pair.round(&Unsure::now(), true);
         fs::read_to_string(pair.back("file")).unwrap()
     };
-    let set = |inode| HashSet::from([inode]);
     let mapped = |inode| {
-        let mut unsure = Unsure::now(set(inode), HashSet::new());
-        unsure.begin_later(Duration::from_secs(3600));
+        let mut unsure = later();
+        unsure.is_mapped(inode);
         unsure
     };
     let open = |seconds| {
         move |inode| {
-            let mut unsure = Unsure::now(HashSet::new(), set(inode));
+            let mut unsure = Unsure::now();
+            unsure.is_open(inode);
             unsure.begin_later(Duration::from_secs(seconds));
             unsure
         }
     };
-    assert_eq!(written_silently(&|_| Unsure::nothing()), "beyond", "it had just changed");
+    assert_eq!(written_silently(&|_| Unsure::now()), "beyond", "it had just changed");
     assert_eq!(written_silently(&mapped), "beyond", "it was mapped");
     assert_eq!(written_silently(&open(60)), "beyond", "it was open for writing, and had changed lately");
     // What nothing speaks for is not read again, or all of this would have shown nothing.
@@ -290,7 +289,7 @@ fn some_of_the_disk_stays_free() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(from.path().join("file"), [7; 10]).unwrap();
     let mut stream = Vec::new();
-    Source::new(open(from.path())).unwrap().round(&Unsure::nothing(), true, &mut stream).unwrap();
+    Source::new(open(from.path())).unwrap().round(&Unsure::now(), true, &mut stream).unwrap();
     let full = Target::new(open(to.path())).sparing(1 << 60).round(&mut stream.as_slice()).unwrap_err();
     assert!(full.to_string().contains("do not fit"), "{full}");
 }

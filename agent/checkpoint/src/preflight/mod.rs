@@ -110,7 +110,7 @@ pub fn own(workdir: &Path) -> [&Path; 3] {
 pub fn room(folder: &Path, bytes: u64) -> io::Result<Option<Blocker>> {
     let disk = nix::sys::statvfs::statvfs(folder)?;
     let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
-    let wanted = bytes + bytes / 10;
+    let wanted = bytes.saturating_add(bytes / 10);
     Ok((free < wanted).then(|| Blocker {
         what: format!(
             "the checkpoint takes about {} MiB, and {} has {} MiB free",

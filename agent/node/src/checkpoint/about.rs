@@ -93,6 +93,8 @@ impl About {
 /// Puts the output so far beside a checkpoint: by names of its own for the same files, which grow on.
 pub(super) fn keep_output(task: &Path, checkpoint: &Path) -> io::Result<()> {
     let folder = checkpoint.join(OUTPUT);
+    // Of an agent that did not come to its end with it.
+    super::remove(&folder);
     fs::create_dir(&folder)?;
     for entry in fs::read_dir(task)? {
         let entry = entry?;

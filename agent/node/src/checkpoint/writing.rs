@@ -141,7 +141,7 @@ impl Checkpoints {
         departs.is_some_and(|departs| number_in(folder, run) == Some(departs.number))
     }
 
-    /// Whether the dump that ended is one after which the task stood still, and which was stored before.
+    /// Whether the dump that ended is one after which the task stood still, of which was heard before.
     pub(crate) fn let_go(&mut self, run: Run, folder: &Path) -> bool {
         self.departs_with(run, folder)
             && self.tasks.get_mut(&run).is_some_and(|watched| watched.departs.take().is_some())

@@ -328,7 +328,7 @@ pub(crate) struct Arrived {
 }
 
 /// Where the files are that came with its memory.
-pub(super) enum Files {
+pub(crate) enum Files {
     /// In the place that was made ready for it.
     InPlace,
     /// In a folder of their own, as its place was not free; it goes with this.
@@ -351,12 +351,12 @@ impl Files {
 }
 
 /// A folder of what came; it goes with this, unless it was taken elsewhere.
-pub(super) struct Folder(pub(super) PathBuf);
+pub(crate) struct Folder(pub(super) PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {
         let folder = std::mem::take(&mut self.0);
-        drop(tokio::task::spawn_blocking(move || remove(&folder)));
+        drop(tokio::task::spawn_blocking(move || super::recover::remove(&folder)));
     }
 }
 
@@ -367,8 +367,6 @@ pub(super) struct Coming {
     pub(super) core: Core,
     pub(super) moves: Moves,
     pub(super) checkpoints: PathBuf,
-    /// Where its files go, should its place not be free.
-    pub(super) apart: PathBuf,
     /// The run that is to be.
     pub(super) run: Run,
     /// The run that is, and where.
@@ -414,13 +412,10 @@ impl Coming {
         let uid = self.ask_for_memory(&invitation).await?;
         let comes = |reply| Query::Comes { run: self.run, uid, reply };
         let ready = super::moving::ask(&self.queries, comes).await;
-        let (folder, files) = match ready.ok_or_else(|| not_taken(&"the agent is stopping"))? {
-            Some(folder) => (folder, Files::InPlace),
-            None => {
-                let apart = self.apart.clone();
-                (apart.clone(), Files::Apart(Folder(apart)))
-            }
-        };
+        let ready = ready.ok_or_else(|| not_taken(&"the agent is stopping"))?;
+        let (folder, files) = ready.map_err(NotDeparted::Failed)?;
+        // It goes before the files do.
+        let pages = pages;
         pages.place(&Place { folder, uid }).map_err(|error| not_taken(&error))?;
         let unpacked = self.depart(into, &images, troubled, &bytes, all_files).await?;
         Ok(Arrived { unpacked, pages: Some((pages, files)) })

@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use grid_checkpoint::{Description, memory};
+use grid_checkpoint::{Description, memory, preflight};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 
@@ -114,6 +114,9 @@ pub(super) async fn take(
     came: Arc<AtomicU64>,
 ) -> io::Result<Unpacked> {
     let (into, images) = (into.to_owned(), images.map(Path::to_owned));
+    if let Some(blocker) = preflight::room(into.parent().unwrap_or(&into), bytes)? {
+        return Err(io::Error::other(blocker.to_string()));
+    }
     receive(from, move |end| {
         let mut end = zstd::Decoder::new(end)?;
         end.window_log_max(MOST_WINDOW)?;
@@ -206,7 +209,7 @@ mod tests {
         let streams = grid_checkpoint::order::Streams { printed: [3, 4], ..Default::default() };
         let description =
             Description::new(7, "/w".into(), Vec::new(), streams, Duration::ZERO, Default::default());
-        description.write(&from).unwrap();
+        description.write(&from, false).unwrap();
         About::new(Duration::ZERO, None, None, 7, 0).write(&from).unwrap();
         let mut archive = tar::Builder::new(Vec::new());
         archive.append_dir_all(".", &from).unwrap();

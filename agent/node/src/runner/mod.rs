@@ -491,7 +491,7 @@ fn start_cleaner(
     std::thread::spawn(move || {
         for (slot, printed) in receiver {
             let path = folder.join(slot.name());
-            match slot::clean(&path, printed) {
+            match recover::insist(|| slot::clean(&path, printed)) {
                 Ok(_) => drop(queries.send(Query::Cleaned(slot))),
                 // Never given to another task.
                 Err(error) => {

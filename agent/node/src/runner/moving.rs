@@ -30,6 +30,7 @@ use libgrid::status::{MoveMode, Obstacle};
 use libgrid::wire::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -39,6 +40,9 @@ use super::{Query, Resuming, Runner};
 use crate::checkpoint::{DepartReply, Departed, Luggage};
 use crate::machine;
 use crate::peers::{Peers, Request};
+
+/// How long the place of a task that has ended may take to be free.
+pub(crate) const FREED: Duration = Duration::from_secs(3);
 
 /// How long a source that is not ready yet is asked again, and how often: the home's letter to it may come later than ours, and
 /// a checkpoint that is being written comes first.
@@ -135,9 +139,25 @@ impl Runner {
     }
 
     /// Looks for what would stop a task that was looked at elsewhere from going on here.
-    pub(super) fn fits(&self, run: Run, there: Surveyed, reply: oneshot::Sender<Vec<Obstacle>>) {
+    pub(super) fn fits(
+        &self,
+        run: Run,
+        there: Box<Surveyed>,
+        until: Instant,
+        reply: oneshot::Sender<Vec<Obstacle>>,
+    ) {
         let other =
             self.runs.iter().find(|(other, local)| local.slot.uid() == there.uid && other.task != run.task);
+        if other.is_some_and(|(_, local)| local.progress.borrow().ended) && Instant::now() < until {
+            // Its place is free when its home has let go of it.
+            let queries = self.queries.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(AGAIN).await;
+                // The runner ends only with the agent.
+                let _ = queries.send(Query::Fits { run, there, until, reply });
+            });
+            return;
+        }
         let mut obstacles = Vec::new();
         if let Some((other, _)) = other {
             obstacles.push(Obstacle {
@@ -208,7 +228,7 @@ impl Runner {
                 "what it writes to a pipe, or reads from one, is on its way: is the pipe full?",
             )));
         }
-        let (stored, answer): (DepartReply, _) = oneshot::channel();
+        let (ready, answer): (DepartReply, _) = oneshot::channel();
         let leaving = self.runs.get_mut(&run).map(|local| &mut local.leaving);
         let memory = match leaving.map(ahead::Leaving::ready).transpose() {
             Ok(memory) => memory.flatten(),
@@ -216,7 +236,7 @@ impl Runner {
         };
         let images = memory.as_deref().map(|folder| folder.join(grid_checkpoint::memory::IMAGES));
         let parent = self.runs.get(&run).and_then(|local| local.rounds.as_ref()?.last());
-        match self.checkpoints.depart(run, stored) {
+        match self.checkpoints.depart(run, ready) {
             Err(_) => drop(reply.send(wait("another checkpoint of it is being written"))),
             Ok(folder) => {
                 info!(%run, %to, "task_departs");
@@ -280,7 +300,6 @@ impl Runner {
             core: self.core.clone(),
             moves: self.moves.clone(),
             checkpoints: self.config.checkpoints_dir(),
-            apart: self.config.tasks_dir().join(format!("{}-{}-{}", run.task.job, run.task.index, run.epoch)),
             run,
             old,
             node: arrival.node,
@@ -288,7 +307,7 @@ impl Runner {
             ports: self.config.ports(),
         };
         let into = self.checkpoints.unpacked(run);
-        tokio::spawn(async move {
+        let bringing = tokio::spawn(async move {
             let mut brought = match arrival.mode {
                 MoveMode::Hybrid | MoveMode::Auto => coming.bring(&into).await,
                 MoveMode::PreCopy => coming.bring_in_rounds(&into).await,
@@ -308,6 +327,9 @@ impl Runner {
             // The runner ends only with the agent.
             let _ = queries.send(Query::Departed { run, departed });
         });
+        if let Some(resuming) = self.resuming.get_mut(&run) {
+            resuming.bringing = Some(Bringing(bringing.abort_handle()));
+        }
     }
 
     /// It stands still over there, or cannot move.
@@ -336,6 +358,15 @@ impl Runner {
         self.starting.remove(&run);
         self.resuming.remove(&run);
         self.core.host(host::Event::NotMoved { run, why });
+    }
+}
+
+/// A task is on its way; who is given up meanwhile is brought no further.
+pub(super) struct Bringing(AbortHandle);
+
+impl Drop for Bringing {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -9,9 +9,10 @@ use grid_run::usage;
 use libgrid::ids::{NodeId, Run, TaskId};
 use libgrid::status::{Obstacle, TaskCheckpoints, Usage};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use super::Runner;
-use super::ahead::{Arrived, Outset, Taker};
+use super::ahead::{Arrived, Files, Outset, Taker};
 use super::keyboard::Keyboard;
 use super::moving::{Departing, Surveyed};
 use super::precopy::Rounding;
@@ -40,7 +41,8 @@ pub(crate) enum Query {
     /// What would stop a run from being moved.
     Survey { run: Run, reply: oneshot::Sender<Result<Surveyed, String>> },
     /// What would stop a run of another node from going on here.
-    Fits { run: Run, there: Box<Surveyed>, reply: oneshot::Sender<Vec<Obstacle>> },
+    /// Whether it fits here; a place that is being given back is waited for till then.
+    Fits { run: Run, there: Box<Surveyed>, until: Instant, reply: oneshot::Sender<Vec<Obstacle>> },
     /// That node asks for a run that is to move there.
     Depart { run: Run, to: (NodeId, u32), reply: oneshot::Sender<Departing> },
     /// What came of asking for a run that is to move here.
@@ -50,7 +52,7 @@ pub(crate) enum Query {
     /// That node asks for the memory of a run that is to move there, while it runs.
     Pages { run: Run, to: Taker, reply: oneshot::Sender<Outset> },
     /// The memory of a run that is to move here is on its way, and so is its local user.
-    Comes { run: Run, uid: u32, reply: oneshot::Sender<Option<PathBuf>> },
+    Comes { run: Run, uid: u32, reply: oneshot::Sender<Result<(PathBuf, Files), String>> },
     /// That node asks for it in rounds, by a request of this key.
     Rounds { run: Run, to: NodeId, key: u64, reply: oneshot::Sender<Outset> },
     /// For the next of them.
@@ -155,7 +157,7 @@ impl Runner {
             Query::Keep { task, number, reply } => self.checkpoints.keep(task, number, reply),
             Query::Cut { task, number } => self.checkpoints.cut(task, number),
             Query::Survey { run, reply } => self.survey(run, reply),
-            Query::Fits { run, there, reply } => self.fits(run, *there, reply),
+            Query::Fits { run, there, until, reply } => self.fits(run, there, until, reply),
             Query::Depart { run, to, reply } => self.depart(run, to, reply),
             Query::EndHeld(run) => self.tell(run, ToShim::Fence(run)),
             Query::Departed { run, departed } => self.departed(run, departed),

@@ -12,12 +12,15 @@
 //! needed ([`Runner::leave`]), and the task does not move if it is lost. A place that was never to be had costs time, and
 //! nothing else: the task goes the way of those for which nothing was ready.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use grid_run::protocol::{Ending, How, Launch, ToShim};
 use libgrid::ids::Run;
 use tracing::{debug, info};
 
+use super::ahead::{Files, Folder};
 use super::{Local, Runner};
 
 /// A place that is ready.
@@ -43,8 +46,41 @@ impl Local {
 }
 
 impl Runner {
-    /// The memory of a run that is to be is on its way, and so is its local user. Its folder, if there is a place for it.
-    pub(super) fn comes(&mut self, run: Run, uid: u32) -> Option<PathBuf> {
+    /// The memory of a run that is to be is on its way, and so is its local user. Where its files go: to its place, if it has one.
+    ///
+    /// # Errors
+    /// A sentence: it cannot be that user's.
+    pub(super) fn comes(&mut self, run: Run, uid: u32) -> Result<(PathBuf, Files), String> {
+        if !super::is_task(uid) {
+            return Err(format!(
+                "it is said to be local user {uid}'s, who is none of those that tasks run as"
+            ));
+        }
+        let mut others = self.runs.iter().filter(|(other, _)| other.task != run.task);
+        if let Some((other, _)) =
+            others.find(|(_, local)| local.slot.uid() == uid && !local.progress.borrow().ended)
+        {
+            return Err(format!("its local user, {uid}, is {}'s on this node", other.task));
+        }
+        let make = |folder: PathBuf, mode, files| {
+            let made = DirBuilder::new().recursive(true).mode(mode).create(&folder);
+            made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+            Ok((folder, files))
+        };
+        match self.make_ready(run, uid) {
+            Some(folder) => make(folder, 0o711, Files::InPlace),
+            None => {
+                let apart = self
+                    .config
+                    .tasks_dir()
+                    .join(format!("{}-{}-{}", run.task.job, run.task.index, run.epoch));
+                make(apart.clone(), 0o700, Files::Apart(Folder(apart)))
+            }
+        }
+    }
+
+    /// The folder of its place, if there is one.
+    fn make_ready(&mut self, run: Run, uid: u32) -> Option<PathBuf> {
         let (order, placement) = self.resuming.get(&run).and_then(|resuming| resuming.order())?;
         // Who cannot have one is told when the task is here.
         let address = self.address_of(run, &order, &placement).ok()?;
@@ -59,6 +95,8 @@ impl Runner {
         let launch = Launch { group_ready, restore, memory, ahead: true, hold: true, ..launch };
         if let Some(local) = self.runs.get_mut(&run) {
             local.ready = Some(Ready::default());
+            // Or files: the folder is not as new, even if it looks so.
+            local.printed = true;
         }
         let launch = self.with_address(launch);
         self.hand_over(launch);

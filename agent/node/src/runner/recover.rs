@@ -117,9 +117,24 @@ fn sweep(config: &Config, kept: &[Kept]) -> Result<(), RunnerError> {
     Ok(())
 }
 
+/// Removes something to which files may come for a moment: who brings those of a task that was given up is just being ended.
+pub(super) fn insist<T>(remove: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const TRIES: u32 = 20;
+    let mut tries = 1;
+    loop {
+        match remove() {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            removed => return removed,
+        }
+    }
+}
+
 pub(super) fn remove(path: &Path) {
     let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => tree::remove(path),
+        Ok(meta) if meta.is_dir() => insist(|| tree::remove(path)),
         Ok(_) => fs::remove_file(path),
         Err(error) => Err(error),
     };

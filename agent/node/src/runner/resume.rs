@@ -32,6 +32,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::ahead::{Arrived, Files, Pages};
+use super::moving::Bringing;
 use super::ready::Unready;
 use super::{Local, Query, Runner};
 use crate::checkpoint::{About, Checkpoints, News, Task, Unpacked};
@@ -61,6 +62,8 @@ pub(super) struct Resuming {
     pages: Option<Pages>,
     /// Where its files are, if they did.
     files: Option<Files>,
+    /// Its way here.
+    pub(super) bringing: Option<Bringing>,
     /// What went wrong so far.
     trouble: Vec<String>,
     /// Its processes have their ids.
