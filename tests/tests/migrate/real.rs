@@ -71,8 +71,10 @@ fn a_server_of_redis_moves_with_its_client() {
 import subprocess
 server = subprocess.Popen(['redis-server', '--port', '0', '--unixsocket', '/tmp/redis.sock', '--dir', os.getcwd(),
     '--appendonly', 'yes', '--save', '', '--logfile', 'redis.log'])
-while not os.path.exists('/tmp/redis.sock'): time.sleep(0.01)
-c = socket.socket(socket.AF_UNIX); c.connect('/tmp/redis.sock'); f = c.makefile('rb')
+c = socket.socket(socket.AF_UNIX)
+# Its file is there before it listens.
+while c.connect_ex('/tmp/redis.sock') != 0: time.sleep(0.01)
+f = c.makefile('rb')
 def ask(*words):
     c.sendall(b'*%d\r\n' % len(words) + b''.join(b'$%d\r\n%s\r\n' % (len(w), w) for w in words))
     line = f.readline().rstrip(); check(line[:1] in b'+:$', line)

@@ -41,8 +41,8 @@ use crate::checkpoint::{DepartReply, Departed, Luggage};
 use crate::machine;
 use crate::peers::{Peers, Request};
 
-/// How long the place of a task that has ended may take to be free.
-pub(crate) const FREED: Duration = Duration::from_secs(3);
+/// How long the place of a task that has ended, or gone on elsewhere, may take to be free.
+pub(crate) const FREED: Duration = Duration::from_secs(10);
 
 /// How long a source that is not ready yet is asked again, and how often: the home's letter to it may come later than ours, and
 /// a checkpoint that is being written comes first.
@@ -148,7 +148,7 @@ impl Runner {
     ) {
         let other =
             self.runs.iter().find(|(other, local)| local.slot.uid() == there.uid && other.task != run.task);
-        if other.is_some_and(|(_, local)| local.progress.borrow().ended) && Instant::now() < until {
+        if other.is_some_and(|(_, local)| local.is_over()) && Instant::now() < until {
             // Its place is free when its home has let go of it.
             let queries = self.queries.clone();
             tokio::spawn(async move {

@@ -39,6 +39,11 @@ pub(super) enum Unready {
 }
 
 impl Local {
+    /// Whether it runs here no more: its place will be free.
+    pub(super) fn is_over(&self) -> bool {
+        self.fenced || self.progress.borrow().ended
+    }
+
     /// Whether its place waits for it.
     pub(super) fn is_ready(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| ready.unready.is_none()) && !self.fenced
@@ -57,9 +62,7 @@ impl Runner {
             ));
         }
         let mut others = self.runs.iter().filter(|(other, _)| other.task != run.task);
-        if let Some((other, _)) =
-            others.find(|(_, local)| local.slot.uid() == uid && !local.progress.borrow().ended)
-        {
+        if let Some((other, _)) = others.find(|(_, local)| local.slot.uid() == uid && !local.is_over()) {
             return Err(format!("its local user, {uid}, is {}'s on this node", other.task));
         }
         let make = |folder: PathBuf, mode, files| {

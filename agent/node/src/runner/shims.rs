@@ -186,7 +186,7 @@ impl Runner {
                 self.starting.remove(&run);
                 let Some(local) = self.runs.get_mut(&run) else { return };
                 local.progress.send_modify(|progress| progress.ended = true);
-                local.printed = end.printed > 0;
+                local.printed |= end.printed > 0;
                 if !end.group_kept {
                     local.slot.forget_group();
                 }
