@@ -331,7 +331,7 @@ pub struct Moved {
     pub to: NodeId,
     /// How it moved.
     pub mode: MoveMode,
-    /// Bytes of its memory that came while it ran; what changed meanwhile counts again.
+    /// Bytes of its memory and of its files that came while it ran; what changed meanwhile counts again.
     pub ahead: u64,
     /// From the first question to the destination until the task could go on there.
     pub took: Duration,

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The protocol's version; changes whenever the encoding of any message does.
-pub const VERSION: u16 = 16;
+pub const VERSION: u16 = 17;
 
 /// The largest frame in bytes. Bulk data travels as many frames.
 pub const MAX_FRAME: usize = 4 << 20;

@@ -12,7 +12,7 @@ use crate::order::{External, Streams};
 use crate::preflight::needs::Needs;
 
 /// Changes with the meaning of a checkpoint's files.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// The name of its file.
 const NAME: &str = "task";
@@ -36,7 +36,20 @@ pub struct Description {
     pub needs: Needs,
     /// Whether its memory is not all here, but moves by itself ([`crate::memory`]), or did before ([`crate::rounds`]): then this
     /// is no checkpoint, and good for nothing but that move.
-    pub apart: bool,
+    pub memory_apart: bool,
+    /// The same of its files on a disk.
+    pub files_apart: bool,
+    /// Its threads that do not run on every processor that it may use.
+    pub pinned: Vec<Pinned>,
+}
+
+/// A thread that chose where to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Its number in the task.
+    pub thread: i32,
+    /// The numbers of the processors.
+    pub processors: Vec<u16>,
 }
 
 /// A folder holds no checkpoint, or none that this release can use.
@@ -78,7 +91,18 @@ impl Description {
         held: Duration,
         needs: Needs,
     ) -> Self {
-        Self { format: FORMAT, uid, workdir, stdio, streams, held, needs, apart: false }
+        Self {
+            format: FORMAT,
+            uid,
+            workdir,
+            stdio,
+            streams,
+            held,
+            needs,
+            memory_apart: false,
+            files_apart: false,
+            pinned: Vec::new(),
+        }
     }
 
     /// Reads that of the checkpoint in this folder.

@@ -63,5 +63,5 @@ pub mod preflight;
 pub mod rounds;
 pub mod store;
 
-pub use description::Description;
+pub use description::{Description, Pinned};
 pub use installation::{Capabilities, Installation};

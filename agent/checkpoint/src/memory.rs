@@ -1,5 +1,6 @@
-//! A task's memory that moves apart from its images, while the task runs: what the engine and who moves it have to say to each
-//! other. Who moves it is `grid_migrate`; it makes a folder, and listens at [`SOCKET`] in it.
+//! A task's memory and files that move apart from its images, while the task runs: what the engine and who moves them have to say
+//! to each other. Who moves them is `grid_migrate`; it makes a folder, and listens at [`SOCKET`] in it. Where the memory is
+//! written in rounds ([`crate::rounds`]), so that files move alone, that is at the source only.
 //!
 //! ```text
 //!   source                                        destination

@@ -72,8 +72,9 @@ pub struct Dump {
     pub stdio: Vec<External>,
     /// What becomes of the task when it is written.
     pub then: Then,
-    /// The folder of who moves the task's memory, see [`crate::memory`]; it then is in no image.
-    pub memory: Option<PathBuf>,
+    /// The folder of who moves its files on a disk, which then are in no archive, and its memory, unless that was written in
+    /// rounds, which then is in no image: see [`crate::memory`].
+    pub ahead: Option<PathBuf>,
     /// The folder of the last round of its memory, if there were some: what is in them is left out. See [`crate::rounds`].
     pub parent: Option<PathBuf>,
     /// Of its TCP connections: [`Connections::Refused`] or [`Connections::Kept`].
@@ -128,6 +129,8 @@ pub struct Restore {
     pub hold: bool,
     /// The folder of who has the task's memory, where it is in no image.
     pub memory: Option<PathBuf>,
+    /// Whether its files on a disk are in their place already, and in no archive.
+    pub files: bool,
     /// Of its TCP connections.
     pub connections: Connections,
 }
@@ -290,6 +293,7 @@ mod tests {
             workdir: "/w".into(),
             hold: true,
             memory: Some("/m".into()),
+            files: true,
             connections: Connections::Kept,
         });
         send(&ours, &order, &[near.as_raw_fd(), near.as_raw_fd()]).unwrap();

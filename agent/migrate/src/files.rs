@@ -269,3 +269,16 @@ fn make(place: &Place) -> io::Result<[OwnedFd; 2]> {
     });
     Ok([work?, tmp?])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_root_are_not_taken_whoever_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place { folder: folder.path().to_owned(), uid: 0 };
+        assert!(make(&place).unwrap_err().to_string().contains("never run as root"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -28,12 +28,14 @@ use serde::{Deserialize, Serialize};
 /// What to do, in a folder that is made for it and removed at the end; see [`grid_checkpoint::memory`] for what is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// Send the memory of a tree that runs.
+    /// Send the files of a tree that runs, and its memory.
     Send {
         /// The folder.
         folder: PathBuf,
         /// Its root.
         root: i32,
+        /// Whether its memory is sent, too.
+        memory: bool,
         /// Where the destination is.
         addresses: Vec<IpAddr>,
         /// What it said.
@@ -43,12 +45,12 @@ pub enum Order {
         /// Its files.
         files: Place,
     },
-    /// Take it, and give it to the processes that CRIU makes.
+    /// Take them, and give the memory to the processes that CRIU makes.
     Receive {
         /// The folder.
         folder: PathBuf,
-        /// Bytes at most.
-        limit: u64,
+        /// Bytes of memory at most, if any comes.
+        memory: Option<u64>,
         /// The TCP ports that it may listen on, the first and the last.
         ports: Option<(u16, u16)>,
     },
@@ -73,7 +75,7 @@ pub enum Report {
         /// In all.
         bytes: u64,
     },
-    /// It has gone through the memory once more.
+    /// It has gone through the memory and the files once more.
     Round {
         /// Bytes that were sent.
         bytes: u64,

@@ -35,6 +35,9 @@ const MOST_ROUNDS: u32 = 30;
 /// Between two looks whether somebody gave up.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Between two looks at the files of a task whose memory is written in rounds.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// For the engine to come, when all is ready for it; for CRIU to stop the task, and to make it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -80,13 +83,16 @@ pub fn serve(control: &UnixStream) -> bool {
     let result = wire::read::<Order>(&mut &*control)
         .map_err(|error| format!("there is no order: {error}"))
         .and_then(|order| match order {
-            Order::Send { folder, root, addresses, invitation, mappings, files } => {
+            Order::Send { folder, root, memory, addresses, invitation, mappings, files } => {
                 let files = Reader::start(&files)?;
                 let line = session::connect(&addresses, &invitation, || !is_gone(control));
-                let line = line.map_err(|trouble| trouble.why);
-                line.and_then(|line| send(folder, root, mappings.as_deref(), files, control, line))
+                let line = line.map_err(|trouble| trouble.why)?;
+                match memory {
+                    true => send(folder, root, mappings.as_deref(), files, control, line),
+                    false => send_only_files(folder, root, files, control, line),
+                }
             }
-            Order::Receive { folder, limit, ports } => receive(folder, limit, ports, control),
+            Order::Receive { folder, memory, ports } => receive(folder, memory, ports, control),
         });
     if let Err(why) = &result {
         // An agent that is gone hears nothing.
@@ -116,16 +122,10 @@ fn send(
     let _perf = held::keep_perf_ready();
     let mut tracker = Tracker::attach(&[root]).map_err(failed)?;
     let mut sink = PageSink::new(&mut line).map_err(|error| sentence(&error))?;
-    let mut before = None;
-    for _ in 0..MOST_ROUNDS {
-        let mut round = tracker.round(&mut sink).map_err(failed)?;
-        round.bytes += send_files(&files, root, &mut sink)?;
-        tell(control, &Report::Round { bytes: round.bytes })?;
-        if before.is_some_and(|before| !track::goes_on(&before, &round, SMALL)) {
-            break;
-        }
-        before = Some(round);
-    }
+    in_rounds(control, || {
+        let memory = tracker.round(&mut sink).map_err(failed)?.bytes;
+        Ok(memory + send_files(&files, root, &mut sink)?)
+    })?;
     let folder = Folder::make(folder)?;
     let kept = folder.0.join(memory::MAPPINGS);
     let hidden = write_library(&folder.0.join(memory::LIBRARY))
@@ -134,7 +134,7 @@ fn send(
         .map_err(|error| format!("the dump cannot be prepared: {error}"))?;
     let listener = folder.listen(memory::SOCKET)?;
     tell(control, &Report::Ready)?;
-    let steps = accept(&listener, PATIENCE, || is_gone(control))?;
+    let steps = accept(&listener, PATIENCE, || is_gone(control))?.ok_or_else(nobody_came)?;
     // The engine hears of whatever goes wrong from here on, and lets the task run on.
     let sent = dump(tracker, root, &files, &mut sink, &hidden, &steps);
     if let Err(why) = &sent {
@@ -143,11 +143,75 @@ fn send(
     sent
 }
 
+/// Sends what is new until that is little; each round says how many bytes that was.
+fn in_rounds(control: &UnixStream, mut round: impl FnMut() -> Result<u64, String>) -> Result<(), String> {
+    let mut before = None;
+    for _ in 0..MOST_ROUNDS {
+        let bytes = round()?;
+        tell(control, &Report::Round { bytes })?;
+        if before.is_some_and(|before| !track::goes_on(before, bytes, SMALL)) {
+            break;
+        }
+        before = Some(bytes);
+    }
+    Ok(())
+}
+
+/// Sends files, and no memory: that is written in rounds meanwhile, however long that takes.
+fn send_only_files(
+    folder: PathBuf,
+    root: i32,
+    files: Reader,
+    control: &UnixStream,
+    mut line: Line,
+) -> Result<(), String> {
+    let mut sink = PageSink::new(&mut line).map_err(|error| sentence(&error))?;
+    in_rounds(control, || send_files(&files, root, &mut sink))?;
+    let folder = Folder::make(folder)?;
+    let listener = folder.listen(memory::SOCKET)?;
+    tell(control, &Report::Ready)?;
+    let mut pause = PAUSE;
+    let steps = loop {
+        if let Some(steps) = accept(&listener, pause, || is_gone(control))? {
+            break steps;
+        }
+        let begun = Instant::now();
+        send_files(&files, root, &mut sink)?;
+        // One that writes all the time, or has many, is not looked at all the time.
+        pause = PAUSE.max(begun.elapsed() * 4);
+    };
+    let sent = follow(root, &files, &mut sink, &steps);
+    if let Err(why) = &sent {
+        steps.fail(why);
+    }
+    sent
+}
+
+/// Sends the files that are new when the task stands still.
+fn follow(root: i32, files: &Reader, sink: &mut PageSink<'_>, steps: &Steps) -> Result<(), String> {
+    send_files(files, root, sink)?;
+    steps.tell(Step::Go)?;
+    steps.expect(Step::Stopped)?;
+    // Of memory, nothing.
+    sink.listed().map_err(|error| sentence(&error))?;
+    steps.tell(Step::Listed)?;
+    steps.expect(Step::Written)?;
+    send_last_files(files, sink)?;
+    sink.end().map_err(|error| sentence(&error))?;
+    steps.tell(Step::Sent)
+}
+
 /// Sends what is new in its files, while it runs.
 fn send_files(files: &Reader, root: i32, sink: &mut PageSink<'_>) -> Result<u64, String> {
     let unsure = files::unsure(Path::new("/proc"), &[root]);
     let unsure = unsure.map_err(|error| format!("its files cannot be looked at: {error}"))?;
     files.round(unsure, false, |piece| sink.files(piece).map_err(|error| sentence(&error)))
+}
+
+/// Sends what is new in its files, and that this is all. It stands still, and CRIU has given names to files that had none.
+fn send_last_files(files: &Reader, sink: &mut PageSink<'_>) -> Result<(), String> {
+    files.round(Unsure::now(), true, |piece| sink.files(piece).map_err(|error| sentence(&error)))?;
+    sink.flush().map_err(|error| sentence(&error))
 }
 
 fn dump(
@@ -170,9 +234,7 @@ fn dump(
     steps.tell(Step::Listed)?;
     tracker.send_rest(listed, sink).map_err(failed)?;
     steps.expect(Step::Written)?;
-    // CRIU may have given names to files that had none.
-    files.round(Unsure::now(), true, |piece| sink.files(piece).map_err(|error| sentence(&error)))?;
-    sink.flush().map_err(|error| sentence(&error))?;
+    send_last_files(files, sink)?;
     steps.tell(Step::Sent)?;
     // Without eBPF the kernel walks through all of its memory for this, and CRIU would wait for it. Without the end, the
     // destination lets nothing go.
@@ -195,7 +257,7 @@ fn write_library(path: &Path) -> io::Result<()> {
 
 fn receive(
     folder: PathBuf,
-    limit: u64,
+    memory: Option<u64>,
     ports: Option<(u16, u16)>,
     control: &UnixStream,
 ) -> Result<(), String> {
@@ -206,7 +268,7 @@ fn receive(
     let invitation = listener.invitation().map_err(|error| format!("cannot listen: {error}"))?;
     tell(control, &Report::Listens(invitation))?;
     let line = listener.accept(|| !is_gone(control)).map_err(|_| "the agent gave up".to_owned())?;
-    let store = PageStore::new(limit);
+    let store = PageStore::new(memory.unwrap_or_default());
     let came = Arc::new(AtomicU64::new(0));
     let reader = std::thread::spawn({
         let (store, line) = (store.clone(), Counted { line, came: came.clone() });
@@ -248,12 +310,12 @@ fn receive(
     let awake = Awake::hold(AWAKE);
     // An agent that is gone from here on may come back: the restore is the shim's.
     let (served, end) = UnixStream::pair().map_err(|error| format!("cannot be served: {error}"))?;
-    let serving = std::thread::spawn({
+    let serving = memory.map(|_| {
         let store = store.clone();
-        move || {
+        std::thread::spawn(move || {
             let _end = end;
             lazy::serve(&asked, &store, HELD).map_err(|error| sentence(&error))
-        }
+        })
     });
     while !store.wait_complete(LOOK) {
         if reader.is_finished() && !store.wait_complete(Duration::ZERO) {
@@ -262,9 +324,10 @@ fn receive(
         go_on(&mut shown)?;
     }
     files_there(files)?;
+    let Some(serving) = serving else { return Ok(()) };
     let mut gone: Option<Instant> = None;
     let left = || is_gone(control) && gone.get_or_insert_with(Instant::now).elapsed() > LEFT;
-    let steps = accept(&steps, PATIENCE, left)?;
+    let steps = accept(&steps, PATIENCE, left)?.ok_or_else(nobody_came)?;
     let filled = fill(&steps, serving, &served, awake);
     if let Err(why) = &filled {
         steps.fail(why);
@@ -315,12 +378,16 @@ impl Read for Counted {
 
 // === both ===
 
-/// Takes the engine's line.
+fn nobody_came() -> String {
+    format!("nobody came for it within {} s", PATIENCE.as_secs())
+}
+
+/// Takes the engine's line, if it comes in that time.
 fn accept(
     listener: &UnixListener,
     limit: Duration,
     mut given_up: impl FnMut() -> bool,
-) -> Result<Steps, String> {
+) -> Result<Option<Steps>, String> {
     let deadline = Instant::now() + limit;
     let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
     loop {
@@ -334,11 +401,11 @@ fn accept(
             return Err("the agent gave up".into());
         }
         if Instant::now() > deadline {
-            return Err(format!("nobody came for it within {} s", limit.as_secs()));
+            return Ok(None);
         }
     }
     let (accepted, _) = listener.accept().map_err(|error| format!("cannot hear the engine: {error}"))?;
-    Ok(Steps::new(accepted))
+    Ok(Some(Steps::new(accepted)))
 }
 
 /// Whether the other end of a socket is closed.

@@ -384,14 +384,14 @@ impl Grid {
         departure.unwrap_or_else(|| Departure::Failed(core::Stopping.to_string()).into())
     }
 
-    /// The memory of a run that is here, for that node, if the run's home says so.
-    pub(crate) async fn memory(&self, run: Run, node: NodeId, invitation: Invitation) -> Outset {
-        let to = Taker { node, addresses: crate::copy::addresses(self, node), invitation };
+    /// The files of a run that is here, and maybe its memory, for that node, if the run's home says so.
+    pub(crate) async fn ahead(&self, run: Run, node: NodeId, invitation: Invitation, memory: bool) -> Outset {
+        let to = Taker { node, addresses: crate::copy::addresses(self, node), invitation, memory };
         let begun = moving::ask(&self.queries, |reply| Query::Pages { run, to, reply }).await;
         begun.unwrap_or_else(|| Outset::Not(core::Stopping.to_string()))
     }
 
-    /// The same in rounds, as long as nobody says that the request of this key is over.
+    /// The memory in rounds, as long as nobody says that the request of this key is over.
     pub(crate) async fn rounds(&self, run: Run, to: NodeId) -> (Outset, u64) {
         let key = rand::random();
         if !blocking(machine::soft_dirty).await {

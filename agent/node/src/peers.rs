@@ -108,8 +108,9 @@ pub(crate) enum Request {
     Fits { run: Run, there: Box<Surveyed> },
     /// A run of the asked home is to leave the asker, which is drained.
     Relocate { run: Run, mode: MoveMode },
-    /// The memory of a run that the asker is to take over, while it runs, is to be sent to who waits for it there.
-    Pages { run: Run, invitation: Invitation },
+    /// The files of a run that the asker is to take over, and its memory unless that goes in rounds, are to be sent to who waits
+    /// for them there, while it runs.
+    Pages { run: Run, invitation: Invitation, memory: bool },
     /// The same in rounds, which last as long as this request does.
     Rounds(Run),
     /// The next of them; that with this number, from 1.

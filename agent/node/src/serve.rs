@@ -161,8 +161,8 @@ async fn answer_node(
             }
             finish(&mut duplex).await
         }
-        Request::Pages { run, invitation } => {
-            answer_once(&mut duplex, &grid.memory(run, node, invitation).await).await
+        Request::Pages { run, invitation, memory } => {
+            answer_once(&mut duplex, &grid.ahead(run, node, invitation, memory).await).await
         }
         Request::Rounds(run) => {
             let (outset, key) = grid.rounds(run, node).await;

@@ -47,7 +47,7 @@ pub struct Launch {
     pub log_limit: u64,
     /// What its standard input is; nothing if absent.
     pub stdin: Option<Stdin>,
-    /// The folder of the checkpoint to go on from, instead of starting the program. `work` and `tmp` are to be empty,
+    /// The folder of the checkpoint to go on from, instead of starting the program. `work` and `tmp` are to be empty, or as `files` says,
     /// and the user, the working folder and the kind of input the same as when it was written.
     pub restore: Option<PathBuf>,
     /// Whether the checkpoint will be there later, of a task that is still on its way: [`ToShim::Arrived`] says when. All is made
@@ -57,6 +57,8 @@ pub struct Launch {
     pub hold: bool,
     /// Where its memory is, if it is not in the checkpoint: see [`grid_checkpoint::memory`].
     pub memory: Option<PathBuf>,
+    /// Whether `work` and `tmp` are as they are to be, and not in the checkpoint.
+    pub files: bool,
     /// When checkpoints are written: no concern of the shim's, which keeps it for an agent that is started again.
     pub checkpoint: Checkpoints,
     /// Its own address in the grid's network; on that of the node if absent.
@@ -120,8 +122,9 @@ pub enum ToShim {
         /// What becomes of the task. One that is ended was killed, to its home node; one that is held is told of by
         /// [`FromShim::Held`] first.
         then: Then,
-        /// Who moves its memory, which then is not in the checkpoint: see [`grid_checkpoint::memory`].
-        memory: Option<PathBuf>,
+        /// Who moves its files, and its memory unless there are rounds of it, which then are not in the checkpoint: see
+        /// [`grid_checkpoint::memory`].
+        ahead: Option<PathBuf>,
         /// The last round of its memory, which then is in the checkpoint as far as it was written to since.
         parent: Option<PathBuf>,
     },

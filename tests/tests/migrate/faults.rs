@@ -81,6 +81,94 @@ fn whatever_goes_wrong_a_task_is_in_one_place() {
     );
 }
 
+/// Counts outside of the grid under a name that it made itself: one that begins anew has another.
+const NAMED: &str = r#"
+me = open(sys.argv[1], 'ab', buffering=0)
+block = os.urandom(48 << 20); want = hashlib.sha256(block).hexdigest()
+n = 0
+while not gone():
+    n += 1
+    me.write(b'%s %d\n' % (want[:8].encode(), n))
+    if n == 3: ready()
+    time.sleep(0.01)
+check(hashlib.sha256(block).hexdigest() == want)
+print('OK')
+"#;
+
+/// Each counted without a gap, and the one before takes no more step when the next has begun. Returns how many there were.
+fn one_after_the_other(file: &Path) -> usize {
+    let text = fs::read_to_string(file).unwrap();
+    let mut names: Vec<(&str, u64)> = Vec::new();
+    for line in text.lines() {
+        let (name, number) = line.split_once(' ').unwrap();
+        match names.last_mut() {
+            Some((last, count)) if *last == name => *count += 1,
+            _ => {
+                assert!(
+                    names.iter().all(|(other, _)| *other != name),
+                    "{name} ran beside another: {names:?}"
+                );
+                names.push((name, 1));
+            }
+        }
+        assert_eq!(names.last(), Some(&(name, number.parse().unwrap())), "{names:?}");
+    }
+    names.len()
+}
+
+#[test]
+fn a_cut_that_outlasts_the_lease_leaves_one_of_it() {
+    let config = GridConfig::new("outlasts_the_lease", 4);
+    with(
+        "a_cut_that_outlasts_the_lease_leaves_one_of_it",
+        || config.up(),
+        |grid| {
+            if !moves(grid) {
+                return;
+            }
+            let mut rng = StdRng::seed_from_u64(17);
+            let (spec, file) = witnessed_by(grid, "lease", NAMED);
+            let job = begin(grid, 2, spec);
+            let begun = std::time::Instant::now();
+            hop_by(grid, 1, job, 3, MoveMode::Hybrid);
+            hop_by(grid, 1, job, 2, MoveMode::StopAndCopy);
+            let whole = begun.elapsed() / 2;
+            for round in 0..6 {
+                let from = grid.places(1, job)[0].unwrap().0;
+                let to = if from == 2 { 3 } else { 2 };
+                let mode = if round / 3 == 0 { "hybrid" } else { "stop-and-copy" };
+                let job_name = job.to_string();
+                let moving =
+                    grid.start(4, ["migrate", &job_name, "--to", &format!("node{to}"), "--mode", mode]);
+                std::thread::sleep(whole.mul_f64(rng.random_range(0.2..1.0)));
+                let cut = grid.machine([from, to, 1][round % 3]);
+                cut.cut().unwrap();
+                // A lease is five seconds, and one more is waited.
+                std::thread::sleep(Duration::from_secs(9));
+                cut.heal().unwrap();
+                moving.wait();
+                let lines = || fs::read_to_string(&file).unwrap().lines().count();
+                let before = lines();
+                until_within("it counts on, wherever it is", Duration::from_secs(60), || {
+                    lines() > before + 20
+                });
+                let place = until_some("its home knows where it is", || grid.places(1, job)[0]).0;
+                until("it is there", || process(grid, place, job).is_some());
+                for other in [1, 2, 3, 4].into_iter().filter(|node| *node != place) {
+                    until("nothing is left of it elsewhere", || grid.task_processes(other).is_empty());
+                }
+                nothing_is_left_of_moves(grid);
+                // The next move is of these two.
+                if ![2, 3].contains(&place) {
+                    hop(grid, 1, job, 2);
+                }
+            }
+            verdict(grid, job, "lease");
+            println!("FIGURE after six cuts it had begun {} times", one_after_the_other(&file));
+        },
+    );
+}
+
 /// Each move's folder goes with the process that moved the memory.
 fn nothing_is_left_of_moves(grid: &Grid) {
     for node in [2, 3] {

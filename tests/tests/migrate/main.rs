@@ -21,7 +21,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use grid_tests::{Grid, GridConfig, NOBODY, Shared, SmallDisk, until, until_some, with};
+use grid_tests::{Grid, GridConfig, NOBODY, Shared, SmallDisk, until, until_some, until_within, with};
 use libgrid::ids::{JobId, NodeId};
 use libgrid::spec::JobSpec;
 use libgrid::status::{MoveMode, Outcome};
@@ -148,10 +148,15 @@ print('OK')
 
 /// Such a task, and the file outside in which it counts.
 fn witnessed(grid: &Grid, name: &str) -> (JobSpec, PathBuf) {
+    witnessed_by(grid, name, WITNESSED)
+}
+
+/// The same, that does this.
+fn witnessed_by(grid: &Grid, name: &str, body: &str) -> (JobSpec, PathBuf) {
     let file = grid.dir().join(name);
     fs::write(&file, "").unwrap();
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-    let script = format!("{}{WITNESSED}", programs::PRELUDE);
+    let script = format!("{}{body}", programs::PRELUDE);
     let spec = JobSpec::command(["/usr/bin/python3", "-c", &script, file.to_str().unwrap()])
         .cpus(Cpus::from_milli(500))
         .memory(Bytes(256 << 20));

@@ -95,6 +95,41 @@ fn a_task_that_has_moved_is_limited_as_before() {
     });
 }
 
+/// Two threads, of which each runs on a processor of its own choice.
+const PINNED: &str = r#"
+both = sorted(os.sched_getaffinity(0))[:2]
+def runs_on(processor): return os.sched_getaffinity(0) == {processor}
+done, kept = threading.Event(), []
+def other():
+    os.sched_setaffinity(0, {both[1]})
+    ready(); done.wait()
+    kept.append(runs_on(both[1]))
+thread = threading.Thread(target=other); thread.start()
+os.sched_setaffinity(0, {both[0]})
+while not gone(): time.sleep(0.01)
+done.set(); thread.join()
+check(runs_on(both[0]) and kept == [True], os.sched_getaffinity(0))
+print('OK')
+"#;
+
+#[test]
+fn threads_run_on_the_processors_that_they_chose() {
+    with("threads_run_on_the_processors_that_they_chose", shared, |grid: &Arc<Grid>| {
+        if !moves(grid) {
+            return;
+        }
+        if std::thread::available_parallelism().unwrap().get() < 2 {
+            let _ = writeln!(io::stdout(), "SKIPPED: with one processor there is no choice");
+            return;
+        }
+        let script = format!("{}{PINNED}", programs::PRELUDE);
+        let job = begin(grid, 2, JobSpec::command(["/usr/bin/python3", "-c", &script]));
+        hop_by(grid, 1, job, 3, MoveMode::Hybrid);
+        hop_by(grid, 1, job, 2, MoveMode::StopAndCopy);
+        verdict(grid, job, "pinned");
+    });
+}
+
 #[test]
 fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
     let config = GridConfig::new("a_drained_node", 3);

@@ -21,7 +21,7 @@ use std::time::Instant;
 use libgrid::wire;
 
 use super::service::{Service, Start};
-use super::{Criu, archives, explain, files, inside, open_folder, packed, size};
+use super::{Criu, affinity, archives, explain, files, inside, open_folder, packed, size};
 use crate::Description;
 use crate::memory::{Step, Steps};
 use crate::order::{Done, Dump, Go, Report, Streams, Then};
@@ -41,19 +41,19 @@ pub(super) fn run(
     let [init]: [OwnedFd; 1] =
         descriptors.try_into().map_err(|_| "the order names no task to dump".to_owned())?;
     let needs = preflight(&order.folder, &order.workdir, order.parent.is_none(), &init)?;
-    let images = super::images(&order.folder, order.memory.as_deref());
+    let images = super::images(&order.folder, order.ahead.as_deref());
     make(&order.folder)?;
     let made = if images.is_dir() { Ok(()) } else { make(&images) };
     let result = made.and_then(|()| {
-        let memory = order.memory.as_deref().map(Memory::connect).transpose()?;
+        let mover = order.ahead.as_deref().map(Mover::connect).transpose()?;
         // Opened here: where the task's own mounts hide the folder, its path leads elsewhere.
         let opened = open_folder(&images)?;
         let folder = open_folder(&order.folder)?;
-        let names = packed(&order.workdir, memory.is_some()).map(|(_, name)| name);
+        let names = packed(&order.workdir, mover.is_some()).map(|(_, name)| name);
         let archives = archives(&order.folder, names, File::options().write(true).create_new(true))?;
         // From here on, the task is stopped as soon as CRIU is started.
-        memory.as_ref().map(|memory| memory.steps.expect(Step::Go)).transpose()?;
-        let opened = Opened { images: &opened, folder: &folder, archives, memory };
+        mover.as_ref().map(|mover| mover.steps.expect(Step::Go)).transpose()?;
+        let opened = Opened { images: &opened, folder: &folder, archives, mover };
         inside::run(init.as_fd(), None, |_| dump(order, opened, needs, shim, criu)).map_err(String::from)
     });
     // A task that is ended takes its namespace along, and with it the process that would tell of it.
@@ -122,16 +122,16 @@ struct Opened<'o> {
     images: &'o OwnedFd,
     folder: &'o OwnedFd,
     archives: Vec<File>,
-    memory: Option<Memory>,
+    mover: Option<Mover>,
 }
 
-/// Who moves the task's memory.
-struct Memory {
+/// Who moves what goes ahead of the task.
+struct Mover {
     folder: OwnedFd,
     steps: Steps,
 }
 
-impl Memory {
+impl Mover {
     fn connect(folder: &Path) -> Result<Self, String> {
         Ok(Self { folder: open_folder(folder)?, steps: Steps::connect(folder)? })
     }
@@ -150,11 +150,12 @@ fn dump(
     shim: &UnixStream,
     criu: &Criu,
 ) -> Result<(), String> {
-    let Opened { images, folder, archives, memory } = opened;
+    let Opened { images, folder, archives, mover } = opened;
     let connections = order.connections;
-    let start = memory
-        .as_ref()
-        .map_or(Start::Child, |Memory { folder, .. }| Start::WithoutMemory { folder, connections });
+    let start = match (&mover, &order.parent) {
+        (Some(Mover { folder, .. }), None) => Start::WithoutMemory { folder, connections },
+        _ => Start::Child,
+    };
     let service = Service::start(&criu.open, order.uid, start)?;
     let mut options = criu.libcriu.options(images.as_fd(), c"dump.log")?;
     for stream in &order.stdio {
@@ -176,13 +177,13 @@ fn dump(
             match stage {
                 "pre-dump" => return begin(&shim),
                 // The first word after every thread was seized and has stopped (`cr_dump_tasks`).
-                "query-ext-files" => return memory.as_ref().map_or(Ok(()), |memory| memory.stopped()),
+                "query-ext-files" => return mover.as_ref().map_or(Ok(()), Mover::stopped),
                 "post-dump" => (),
                 _ => return Ok(()),
             }
             let start = Instant::now();
-            // Who moves the memory looks at the task once more, beside what follows here.
-            memory.as_ref().map(|memory| memory.steps.tell(Step::Written)).transpose()?;
+            // Who moves the rest looks at the task once more, beside what follows here.
+            mover.as_ref().map(|mover| mover.steps.tell(Step::Written)).transpose()?;
             if order.parent.is_some() {
                 // CRIU's own, to where it leads here.
                 let link = here.join("images").join(rounds::PARENT);
@@ -190,7 +191,7 @@ fn dump(
                     .map_err(|error| format!("cannot remove {}: {error}", link.display()))?;
             }
             let streams = ask(&shim)?;
-            let bases = packed(&order.workdir, memory.is_some()).map(|(base, _)| base);
+            let bases = packed(&order.workdir, mover.is_some()).map(|(base, _)| base);
             let filled = bases.zip(&archives).filter(|(base, _)| !files::may_be_left(base));
             files::each_as_user(order.uid, filled, files::pack)?;
             if order.then == Then::End {
@@ -201,9 +202,11 @@ fn dump(
             let (stdio, held) = (order.stdio.clone(), start.elapsed());
             let workdir = order.workdir.clone();
             let mut description = Description::new(order.uid, workdir, stdio, streams, held, needs);
-            description.apart = memory.is_some() || order.parent.is_some();
+            description.memory_apart = mover.is_some() || order.parent.is_some();
+            description.files_apart = mover.is_some();
+            description.pinned = affinity::read();
             description.write(&here, order.then != Then::Hold).map_err(|error| error.to_string())?;
-            memory.as_ref().map(|memory| memory.steps.expect(Step::Sent)).transpose()?;
+            mover.as_ref().map(|mover| mover.steps.expect(Step::Sent)).transpose()?;
             if order.then != Then::Hold {
                 return Ok(());
             }

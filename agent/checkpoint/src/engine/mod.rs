@@ -1,5 +1,6 @@
 //! What the program `gridos-criu` does; see the crate's own page for who is who.
 
+mod affinity;
 mod cache;
 mod dump;
 mod files;
@@ -31,8 +32,7 @@ pub(crate) fn folders(workdir: &Path) -> [(&Path, &'static str); 3] {
     [(workdir, "work.files"), (Path::new("/tmp"), "tmp.files"), (Path::new(SHARED_MEMORY), "shm.files")]
 }
 
-/// Of these, those that are in a checkpoint. Whoever moves a task's memory apart from it does so with the files that are on a
-/// disk, too.
+/// Of these, those that are in a checkpoint. Those on a disk may move by themselves.
 fn packed(workdir: &Path, apart: bool) -> impl Iterator<Item = (&Path, &'static str)> {
     folders(workdir).into_iter().filter(move |(folder, _)| !apart || *folder == Path::new(SHARED_MEMORY))
 }

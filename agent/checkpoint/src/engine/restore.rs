@@ -28,14 +28,14 @@ use super::dump::{begin, path_of, wait};
 use super::harmless::{self, Given};
 use super::inside::{Inside, Teller};
 use super::service::{Service, Start};
-use super::{Criu, archives, explain, files, inside, keep, library, open_folder, packed, size};
-use crate::Description;
+use super::{Criu, affinity, archives, explain, files, inside, keep, library, open_folder, packed, size};
 use crate::filter;
 use crate::images::Tree;
 use crate::memory::{Step, Steps};
 use crate::order::{self, Connections, Done, External, Go, Restore};
 use crate::preflight::{self, needs::Needs};
 use crate::rounds;
+use crate::{Description, Pinned};
 
 /// A restore that takes longer is ended. Memory comes from the disk at 100 MB/s at the least.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -125,6 +125,7 @@ fn may_go(inside: &Inside, shim: &UnixStream) -> Result<bool, String> {
 struct Checkpoint {
     tree: Tree,
     stdio: Vec<External>,
+    pinned: Vec<Pinned>,
     images: OwnedFd,
     /// CRIU's working folder.
     work: OwnedFd,
@@ -139,6 +140,7 @@ struct Checkpoint {
 struct Passed {
     processes: Vec<i32>,
     stdio: Vec<External>,
+    pinned: Vec<Pinned>,
 }
 
 impl Checkpoint {
@@ -152,8 +154,9 @@ impl Checkpoint {
                 description.workdir.display()
             ));
         }
-        if description.apart != (order.memory.is_some() || rounds::are_in(&order.folder)) {
-            return Err("the task's memory moves apart from it, and belongs to no other move".into());
+        let apart = (order.memory.is_some() || rounds::are_in(&order.folder), order.files);
+        if (description.memory_apart, description.files_apart) != apart {
+            return Err("the task's memory and files move apart from it, and belong to no other move".into());
         }
         if order.streams != description.stdio.len() {
             return Err(format!(
@@ -173,7 +176,7 @@ impl Checkpoint {
         filter::retire(&images)
             .map_err(|error| format!("its filters of system calls cannot be read: {error}"))?;
         let opened = open_folder(&images)?;
-        let names = packed(&order.workdir, order.memory.is_some()).map(|(_, name)| name);
+        let names = packed(&order.workdir, order.files).map(|(_, name)| name);
         let archives = archives(&order.folder, names, File::options().read(true))?;
         let memory = order.memory.as_deref().map(Steps::connect).transpose()?;
         let lazy = if memory.is_some() { "lazy-pages\n" } else { "" };
@@ -185,7 +188,8 @@ impl Checkpoint {
         // What an earlier restore left: it would speak for this one.
         let _ = fs::remove_file(&log);
         let work = open_folder(&work)?;
-        Ok(Self { tree, stdio: description.stdio, images: opened, work, archives, memory, log })
+        let Description { stdio, pinned, .. } = description;
+        Ok(Self { tree, stdio, pinned, images: opened, work, archives, memory, log })
     }
 
     /// Passes it to the process inside.
@@ -194,7 +198,8 @@ impl Checkpoint {
         let files = self.archives.iter().map(AsRawFd::as_raw_fd);
         let folders = [&self.images, &self.work].map(AsRawFd::as_raw_fd);
         let descriptors: Vec<_> = folders.into_iter().chain(files).chain(memory).collect();
-        let passed = Passed { processes: self.tree.processes.clone(), stdio: self.stdio.clone() };
+        let (processes, stdio) = (self.tree.processes.clone(), self.stdio.clone());
+        let passed = Passed { processes, stdio, pinned: self.pinned.clone() };
         order::send(inside, &passed, &descriptors)
     }
 }
@@ -219,13 +224,12 @@ impl Place<'_> {
         streams.iter().try_for_each(keep)?;
         let service = Service::start(&criu.open, order.uid, Start::BelowInit)?;
         let lost = |error: &dyn std::fmt::Display| format!("the checkpoint was not passed on: {error}");
-        let (Passed { processes, stdio }, descriptors) =
+        let (Passed { processes, stdio, pinned }, descriptors) =
             order::receive(passed).map_err(|error| lost(&error))?;
         let mut descriptors = descriptors.into_iter();
         let (images, work) =
             descriptors.next().zip(descriptors.next()).ok_or_else(|| lost(&"it has no images"))?;
-        let folders: Vec<&Path> =
-            packed(&order.workdir, order.memory.is_some()).map(|(folder, _)| folder).collect();
+        let folders: Vec<&Path> = packed(&order.workdir, order.files).map(|(folder, _)| folder).collect();
         let archives: Vec<File> = descriptors.by_ref().take(folders.len()).map(File::from).collect();
         let memory = descriptors.next().map(|line| Steps::new(line.into()));
 
@@ -254,6 +258,7 @@ impl Place<'_> {
             }
             // They have their users by now, and are stopped before their first instruction.
             let checked = harmless::check_all(&processes, uid, &given);
+            affinity::set(&pinned);
             let done = || Done { took: begun.elapsed(), held: Duration::ZERO, bytes };
             // Before that, the source must not be given up.
             let checked =

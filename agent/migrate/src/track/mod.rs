@@ -121,12 +121,12 @@ pub struct Tracker {
     newborn: HashSet<i32>,
 }
 
-/// Whether another round is worth it: the last one was not small, and smaller than the one before.
+/// Whether another round is worth it: the bytes of the last one were not few, and fewer than those of the one before.
 ///
 /// A round's bytes are what was written during the round before, so they shrink as long as the link is faster than the
 /// program writes.
-pub fn goes_on(before: &RoundStats, last: &RoundStats, small: u64) -> bool {
-    last.bytes > small && last.bytes < before.bytes - before.bytes / 8
+pub fn goes_on(before: u64, last: u64, small: u64) -> bool {
+    last > small && last < before - before / 8
 }
 
 impl Tracker {

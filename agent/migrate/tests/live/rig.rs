@@ -203,7 +203,7 @@ impl Rig {
             outcome.rounds.push(round);
             match before {
                 None => (),
-                Some(before) if track::goes_on(&before, &round, SMALL) => (),
+                Some(before) if track::goes_on(before.bytes, round.bytes, SMALL) => (),
                 Some(_) => break,
             }
         }

@@ -12,7 +12,7 @@ use libgrid::spec;
 use libgrid::status::Usage;
 use libgrid::units::{Bytes, Span};
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::keeper::{Work, remove};
 use super::{
@@ -189,7 +189,8 @@ impl Checkpoints {
                 let about = about.with(processes, used);
                 let (folder, output) = (folder.to_owned(), task.place.clone());
                 let departs = departs.as_mut().filter(|departs| departs.number == number);
-                if departs.is_some() || Description::read(&folder).is_ok_and(|description| description.apart)
+                if departs.is_some()
+                    || Description::read(&folder).is_ok_and(|description| description.memory_apart)
                 {
                     let asked = departs.and_then(|departs| Some((departs.reply.take()?, departs.since)));
                     watched.writing.take_if(|writing| writing.number == number);
@@ -208,6 +209,12 @@ impl Checkpoints {
         if self.lists.get(&run.task).is_some_and(|list| list.contains_key(&number)) {
             // Stored when it was heard of the first time.
             return;
+        }
+        let departs = watched.departs.as_ref().filter(|departs| departs.number == number);
+        if departs.is_some_and(|departs| departs.reply.is_none()) {
+            // It stood still, as it was to, and has gone on elsewhere.
+            debug!(%run, why, "held_no_more");
+            return self.schedule(run);
         }
         warn!(%run, number, why, "no checkpoint was written");
         let writing = watched.writing.take_if(|writing| writing.number == number);

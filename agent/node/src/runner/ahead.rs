@@ -127,15 +127,17 @@ impl Drop for Pages {
     }
 }
 
-/// Where memory goes.
+/// Where it goes.
 pub(crate) struct Taker {
     pub(crate) node: NodeId,
     pub(crate) addresses: Vec<IpAddr>,
     /// Of the process that takes it.
     pub(crate) invitation: Invitation,
+    /// Whether memory goes, too, and not files alone.
+    pub(crate) memory: bool,
 }
 
-/// Memory that leaves this node.
+/// What leaves this node ahead of its task.
 pub(super) struct Leaving {
     pages: Pages,
     state: State,
@@ -150,8 +152,20 @@ enum State {
 }
 
 impl Leaving {
-    /// The folder of who moves the memory, if somebody does, once the task can be stopped; what to answer till then. What failed
-    /// is said once.
+    /// Whether what is left is little.
+    ///
+    /// # Errors
+    /// It cannot be sent: a sentence.
+    pub(super) fn sent(&self) -> Result<bool, String> {
+        match &self.state {
+            State::Sending => Ok(false),
+            State::Ready => Ok(true),
+            State::Failed(why) => Err(format!("it cannot be sent while it runs: {why}")),
+        }
+    }
+
+    /// The folder of who moves what goes ahead, if somebody does, once the task can be stopped; what to answer till then. What
+    /// failed is said once.
     pub(super) fn ready(leaving: &mut Option<Self>) -> Result<Option<PathBuf>, Departure> {
         let Some(Self { pages, state, small }) = leaving else { return Ok(None) };
         match state {
@@ -164,7 +178,7 @@ impl Leaving {
                 Ok(Some(pages.folder.clone()))
             }
             State::Failed(why) => {
-                let why = format!("its memory cannot be sent ahead: {why}");
+                let why = format!("it cannot be sent while it runs: {why}");
                 *leaving = None;
                 Err(Departure::NotAhead(why))
             }
@@ -173,16 +187,16 @@ impl Leaving {
 }
 
 impl Runner {
-    /// Another node asks for the memory of a task that is to move there.
+    /// Another node asks for the files of a task that is to move there, or for its memory, too.
     pub(super) fn send_ahead(&mut self, run: Run, to: Taker, reply: oneshot::Sender<Outset>) {
         let outset = self.begin_ahead(run, to).map_or_else(|outset| outset, Outset::Begun);
-        // Whoever asked may be gone; then the memory has nowhere to go.
+        // Whoever asked may be gone; then it has nowhere to go.
         let _ = reply.send(outset);
     }
 
-    /// Its local user, once memory is on its way.
+    /// Its local user, once it is on its way.
     fn begin_ahead(&mut self, run: Run, to: Taker) -> Result<u32, Outset> {
-        let Taker { node: to, addresses, invitation } = to;
+        let Taker { node: to, addresses, invitation, memory } = to;
         let folder = self.moves.leaves(run);
         let groups = grid_qos::Cgroups::open(&self.config.cgroup_root, &self.config.cgroup_parent);
         let local = self.runs.get_mut(&run).filter(|local| local.departs.is_some_and(|(node, _)| node == to));
@@ -192,11 +206,12 @@ impl Runner {
         }
         // Of an earlier try.
         local.leaving = None;
-        let not = |error: &dyn std::fmt::Display| Outset::Not(format!("its memory cannot be sent: {error}"));
+        let not =
+            |error: &dyn std::fmt::Display| Outset::Not(format!("it cannot be sent while it runs: {error}"));
         let pids = groups.map_err(|error| not(&error))?.group(&local.slot.name()).processes();
         let Tree { root, resident, apart } = look_at(&pids.map_err(|error| not(&error))?);
         let limit = local.limits.0.0;
-        if resident > limit {
+        if memory && resident > limit {
             return Err(Outset::Not(format!(
                 "its processes share memory, of which each would have its own there, {} in all, and it may have {}: use \
                  --mode stop-and-copy",
@@ -209,19 +224,21 @@ impl Runner {
         let tell = move |report| drop(queries.send(Query::Ahead { run, report }));
         let mappings = self.processes.mappings();
         let files = Place { folder: self.slots.folder(&local.slot), uid: local.slot.uid() };
-        let order = Order::Send { folder: folder.clone(), root, addresses, invitation, mappings, files };
+        let order =
+            Order::Send { folder: folder.clone(), root, memory, addresses, invitation, mappings, files };
         let pages = Pages::start(folder, order, tell).map_err(|error| not(&error))?;
-        info!(%run, %to, resident, "memory_sent_ahead");
-        let small = apart <= MOST_IN_MEMORY;
+        info!(%run, %to, memory, resident, "sent_ahead");
+        // Those that follow rounds are beside them, on the disk.
+        let small = memory && apart <= MOST_IN_MEMORY;
         local.leaving = Some(Leaving { pages, state: State::Sending, small });
         Ok(local.slot.uid())
     }
 
-    /// Who sends memory tells how far it is.
+    /// Who sends it tells how far it is.
     pub(super) fn sent_ahead(&mut self, run: Run, report: Report) {
         let Some(leaving) = self.runs.get_mut(&run).and_then(|local| local.leaving.as_mut()) else { return };
         if let Report::Failed(why) = &report {
-            debug!(%run, why, "memory_not_sent");
+            debug!(%run, why, "not_sent_ahead");
         }
         match (report, &leaving.state) {
             (Report::Ready, _) => leaving.state = State::Ready,
@@ -319,12 +336,14 @@ fn nameless(pid: u32) -> u64 {
 
 // === to here ===
 
-/// A task that comes with its memory.
+/// A task that has come.
 pub(crate) struct Arrived {
-    /// All but the memory.
+    /// All that did not come ahead.
     pub(super) unpacked: Unpacked,
-    /// Who has that, and its files; nobody if it came before, in rounds.
-    pub(super) pages: Option<(Pages, Files)>,
+    /// Who has its memory, if that came ahead, and not in rounds.
+    pub(super) pages: Option<Pages>,
+    /// Its files on a disk, if they came ahead.
+    pub(super) files: Option<Files>,
 }
 
 /// Where the files are that came with its memory.
@@ -379,25 +398,39 @@ pub(super) struct Coming {
 }
 
 impl Coming {
-    /// Has memory sent while the task runs, then all else.
+    /// Has memory and files sent while the task runs, then all else.
     pub(super) async fn bring(&self, into: &Path) -> Result<Arrived, NotDeparted> {
+        let taking = self.take_ahead(true).await?;
+        let images = taking.pages.folder.join(memory::IMAGES);
+        let Taking { pages, files, troubled, came, all_files } = taking;
+        let unpacked = self.depart(into, &images, troubled, &came, all_files).await?;
+        Ok(Arrived { unpacked, pages: Some(pages), files: Some(files) })
+    }
+
+    /// Has files sent while the task runs, and its memory, too, if it is to come so.
+    pub(super) async fn take_ahead(&self, memory: bool) -> Result<Taking, NotDeparted> {
         let not_taken = |why: &dyn std::fmt::Display| NotDeparted::NotAhead(not_taken(why));
         let folder = self.moves.arrives(self.run);
-        let images = folder.join(memory::IMAGES);
-        let order = Order::Receive { folder: folder.clone(), limit: self.limit, ports: self.ports };
+        let order = Order::Receive {
+            folder: folder.clone(),
+            memory: memory.then_some(self.limit),
+            ports: self.ports,
+        };
         let (listens, invited) = oneshot::channel();
         let (trouble, mut troubled) = watch::channel(None);
-        let bytes = Arc::new(AtomicU64::new(0));
+        let came = Arc::new(AtomicU64::new(0));
         let (all, all_files) = oneshot::channel();
         let tell = {
-            let (mut listens, mut all, bytes) = (Some(listens), Some(all), bytes.clone());
+            let (mut listens, mut all, came) = (Some(listens), Some(all), came.clone());
             move |report| match report {
                 Report::Listens(invitation) => {
                     // Whoever waited gave up: this process goes, too.
                     let _ = listens.take().map(|listens| listens.send(invitation));
                 }
-                Report::Came { bytes: came } => bytes.store(came, Ordering::Relaxed),
+                Report::Came { bytes } => came.store(bytes, Ordering::Relaxed),
                 Report::Files => drop(all.take().map(|all| all.send(()))),
+                // The end of who had nothing else to do.
+                Report::Failed(_) if !memory && all.is_none() => (),
                 Report::Failed(why) => drop(trouble.send(Some(why))),
                 Report::Round { .. } | Report::Ready => (),
             }
@@ -409,16 +442,15 @@ impl Coming {
                 invited.ok().and_then(Result::ok).ok_or_else(|| not_taken(&"gridos-pages does not listen"))?
             }
         };
-        let uid = self.ask_for_memory(&invitation).await?;
-        let comes = |reply| Query::Comes { run: self.run, uid, reply };
+        let uid = self.ask_for_it(&invitation, memory).await?;
+        let comes = |reply| Query::Comes { run: self.run, uid, memory, reply };
         let ready = super::moving::ask(&self.queries, comes).await;
         let ready = ready.ok_or_else(|| not_taken(&"the agent is stopping"))?;
         let (folder, files) = ready.map_err(NotDeparted::Failed)?;
         // It goes before the files do.
         let pages = pages;
         pages.place(&Place { folder, uid }).map_err(|error| not_taken(&error))?;
-        let unpacked = self.depart(into, &images, troubled, &bytes, all_files).await?;
-        Ok(Arrived { unpacked, pages: Some((pages, files)) })
+        Ok(Taking { pages, files, troubled, came, all_files })
     }
 
     /// Has it stopped, and then all of it sent.
@@ -450,13 +482,13 @@ impl Coming {
         };
         tell(MovePhase::Restoring, None);
         let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
-        Ok(Arrived { unpacked: unpacked.map_err(failed)?, pages: None })
+        Ok(Arrived { unpacked: unpacked.map_err(failed)?, pages: None, files: None })
     }
 
-    /// Its local user, once memory is on its way.
-    async fn ask_for_memory(&self, invitation: &Invitation) -> Result<u32, NotDeparted> {
+    /// Its local user, once it is on its way.
+    async fn ask_for_it(&self, invitation: &Invitation, memory: bool) -> Result<u32, NotDeparted> {
         let until = Instant::now() + PATIENCE;
-        let request = Request::Pages { run: self.old, invitation: invitation.clone() };
+        let request = Request::Pages { run: self.old, invitation: invitation.clone(), memory };
         loop {
             let asked = async {
                 let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
@@ -499,28 +531,52 @@ impl Coming {
             tell(MovePhase::Copying, Some(departed.stood));
             let images = (bytes <= MOST_IN_MEMORY).then_some(images);
             let unpacked = luggage::take(duplex, into, images, departed.number, bytes, came.clone()).await;
-            // If they do not come, trouble does.
-            if all_files.await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            all_came(all_files).await;
             tell(MovePhase::Restoring, None);
             let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
             unpacked.map_err(failed)
         };
-        tokio::pin!(coming);
-        tokio::select! {
-            came = &mut coming => came,
-            why = said(&mut troubled) => match tokio::time::timeout(REASON, coming).await {
-                // The source knows better why its stream broke.
-                Ok(Err(why)) => Err(why),
-                _ => Err(NotDeparted::Failed(not_taken(&why))),
-            },
-        }
+        unless_troubled(&mut troubled, coming).await
+    }
+}
+
+/// What comes ahead of its task.
+pub(super) struct Taking {
+    /// Who takes it.
+    pub(super) pages: Pages,
+    pub(super) files: Files,
+    /// Why it does not.
+    pub(super) troubled: watch::Receiver<Option<String>>,
+    /// Bytes.
+    pub(super) came: Arc<AtomicU64>,
+    pub(super) all_files: oneshot::Receiver<()>,
+}
+
+/// Waits for all files of a task. If they do not come, trouble does.
+pub(super) async fn all_came(all_files: oneshot::Receiver<()>) {
+    if all_files.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// What is done while something comes ahead.
+pub(super) async fn unless_troubled<T>(
+    troubled: &mut watch::Receiver<Option<String>>,
+    coming: impl Future<Output = Result<T, NotDeparted>>,
+) -> Result<T, NotDeparted> {
+    tokio::pin!(coming);
+    tokio::select! {
+        came = &mut coming => came,
+        why = said(troubled) => match tokio::time::timeout(REASON, coming).await {
+            // The source knows better why its stream broke.
+            Ok(Err(why)) => Err(why),
+            _ => Err(NotDeparted::Failed(not_taken(&why))),
+        },
     }
 }
 
 fn not_taken(why: &dyn std::fmt::Display) -> String {
-    format!("its memory cannot be taken: {why}")
+    format!("it cannot be taken while it runs: {why}")
 }
 
 /// What went wrong, once something has.

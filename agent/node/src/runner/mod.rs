@@ -248,8 +248,8 @@ impl Runner {
             }
             self.start_some();
             for (run, folder) in self.checkpoints.begin() {
-                let (then, memory, parent) = (Then::RunOn, None, None);
-                self.tell(run, ToShim::Checkpoint { run, folder, then, memory, parent });
+                let (then, ahead, parent) = (Then::RunOn, None, None);
+                self.tell(run, ToShim::Checkpoint { run, folder, then, ahead, parent });
             }
         }
     }
@@ -393,6 +393,7 @@ impl Runner {
             ahead: false,
             hold: false,
             memory: None,
+            files: false,
             checkpoint: when,
             address,
             enters: self.processes.has_module(),

@@ -230,18 +230,18 @@ impl Runner {
         }
         let (ready, answer): (DepartReply, _) = oneshot::channel();
         let leaving = self.runs.get_mut(&run).map(|local| &mut local.leaving);
-        let memory = match leaving.map(ahead::Leaving::ready).transpose() {
-            Ok(memory) => memory.flatten(),
+        let ahead = match leaving.map(ahead::Leaving::ready).transpose() {
+            Ok(ahead) => ahead.flatten(),
             Err(departure) => return drop(reply.send(departure.into())),
         };
-        let images = memory.as_deref().map(|folder| folder.join(grid_checkpoint::memory::IMAGES));
+        let images = ahead.as_deref().map(|folder| folder.join(grid_checkpoint::memory::IMAGES));
         let parent = self.runs.get(&run).and_then(|local| local.rounds.as_ref()?.last());
         match self.checkpoints.depart(run, ready) {
             Err(_) => drop(reply.send(wait("another checkpoint of it is being written"))),
             Ok(folder) => {
                 info!(%run, %to, "task_departs");
                 self.fifos.leaves(run);
-                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold, memory, parent });
+                self.tell(run, ToShim::Checkpoint { run, folder, then: Then::Hold, ahead, parent });
                 tokio::spawn(async move {
                     let departing = match answer.await {
                         Ok(Ok((departed, luggage))) => with_images(departed, luggage, images),

@@ -4,6 +4,7 @@
 //! ```text
 //!   destination                                    source
 //!                      ── Request::Rounds ────▶    stays open: its end is that of the move
+//!                      ── Request::Pages ─────▶    gridos-pages sends files, round after round, while the task runs
 //!                      ── Request::Round{1} ──▶    the shim writes all its memory, while it runs
 //!                      ◀════════════ images ══
 //!                      ── Request::Round{2} ──▶    what was written to since; and so on, until that is little
@@ -42,7 +43,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::ahead::{self, Arrived, Coming, Folder, Outset, PACE};
+use super::ahead::{self, Arrived, Coming, Folder, Leaving, Outset, PACE, Taking};
 use super::moving::{AGAIN, NotDeparted, PATIENCE};
 use super::{Runner, luggage};
 use crate::checkpoint::{Unpacked, remove};
@@ -58,6 +59,8 @@ pub(crate) enum Round {
         /// Whether the task is to be stopped now.
         enough: bool,
     },
+    /// Not yet, as its files are still on their way: ask again.
+    NotYet,
     /// It does not: a sentence. There are no rounds any more; the task was not stopped.
     Not(String),
 }
@@ -143,12 +146,13 @@ impl Runner {
     /// It asks for the next one.
     pub(super) fn write_round(&mut self, run: Run, to: NodeId, round: u32, reply: oneshot::Sender<Rounding>) {
         let departs = self.departs_to(run, to);
-        let rounds = self.runs.get_mut(&run).and_then(|local| local.rounds.as_mut());
-        let rounds = rounds.filter(|rounds| {
+        let local = self.runs.get_mut(&run);
+        let rounds = local.and_then(|local| local.rounds.as_mut().zip(Some(&local.leaving)));
+        let rounds = rounds.filter(|(rounds, _)| {
             let next = rounds.written.len() + 1;
             departs && round as usize == next && next <= rounds::MOST && !rounds.writing && !rounds.over
         });
-        let Some(rounds) = rounds else {
+        let Some((rounds, leaving)) = rounds else {
             let why = "that is not the round of its memory that comes next".to_owned();
             // Whoever asked may be gone.
             let _ = reply.send((Round::Not(why), None));
@@ -157,6 +161,14 @@ impl Runner {
             }
             return;
         };
+        match leaving.as_ref().map_or(Err("its files are not on their way".into()), Leaving::sent) {
+            Ok(true) => (),
+            Ok(false) => return drop(reply.send((Round::NotYet, None))),
+            Err(why) => {
+                self.end_rounds(run);
+                return drop(reply.send((Round::Not(why), None)));
+            }
+        }
         (rounds.writing, rounds.asked) = (true, Some(reply));
         let (folder, parent) = (rounds.of(round as usize), rounds.last());
         self.tell(run, ToShim::PreDump { run, folder, parent });
@@ -214,15 +226,17 @@ impl Runner {
 // === to here ===
 
 impl Coming {
-    /// Has memory sent in rounds while the task runs, then all else.
+    /// Has files sent while the task runs, and memory in rounds, then all else.
     pub(super) async fn bring_in_rounds(&self, into: &Path) -> Result<Arrived, NotDeparted> {
         // Its end is what the source gives the rounds up at.
         let _open = self.ask_for_rounds().await?;
+        let Taking { pages, files, mut troubled, came: files_came, all_files } =
+            self.take_ahead(false).await?;
         let folder = Folder(folder_of(&self.checkpoints, self.run, "in"));
         make(&folder.0).map_err(|error| NotDeparted::Failed(error.to_string()))?;
         let came = Arc::new(AtomicU64::new(0));
         let tell = |phase, stood| {
-            let bytes = came.load(Ordering::Relaxed);
+            let bytes = files_came.load(Ordering::Relaxed) + came.load(Ordering::Relaxed);
             self.core.host(host::Event::Moving { run: self.run, phase, stood, bytes });
         };
         let telling = async {
@@ -231,22 +245,29 @@ impl Coming {
                 tokio::time::sleep(PACE).await;
             }
         };
-        let coming = async {
+        let stands_still = async {
             let rounds = self.take_rounds(&folder.0, &came).await?;
             let (departed, duplex) =
                 super::moving::depart(&self.peers, self.old, (self.node, self.run.epoch)).await?;
             Ok((rounds, departed, duplex))
         };
-        let (rounds, departed, duplex) = tokio::select! {
-            came = coming => came?,
-            never = telling => never,
+        let coming = async {
+            let (rounds, departed, duplex) = tokio::select! {
+                still = stands_still => still?,
+                never = telling => never,
+            };
+            tell(MovePhase::Copying, Some(departed.stood));
+            let bytes = departed.bytes;
+            let unpacked = luggage::take(duplex, into, None, departed.number, bytes, came.clone()).await;
+            let unpacked = unpacked.and_then(|unpacked| put_beside(unpacked, &folder.0, rounds));
+            ahead::all_came(all_files).await;
+            tell(MovePhase::Restoring, None);
+            unpacked.map_err(|error| NotDeparted::Failed(format!("it did not come whole: {error}")))
         };
-        tell(MovePhase::Copying, Some(departed.stood));
-        let unpacked = luggage::take(duplex, into, None, departed.number, departed.bytes, came.clone()).await;
-        let unpacked = unpacked.and_then(|unpacked| put_beside(unpacked, &folder.0, rounds));
-        tell(MovePhase::Restoring, None);
-        let failed = |error| NotDeparted::Failed(format!("it did not come whole: {error}"));
-        Ok(Arrived { unpacked: unpacked.map_err(failed)?, pages: None })
+        let unpacked = ahead::unless_troubled(&mut troubled, coming).await?;
+        // Who took the files is done.
+        drop(pages);
+        Ok(Arrived { unpacked, pages: None, files: Some(files) })
     }
 
     async fn ask_for_rounds(&self) -> Result<Duplex, NotDeparted> {
@@ -271,15 +292,17 @@ impl Coming {
     async fn take_rounds(&self, folder: &Path, came: &Arc<AtomicU64>) -> Result<usize, NotDeparted> {
         for round in 1..=rounds::MOST {
             let request = Request::Round { run: self.old, round: round as u32 };
-            let asked = async {
-                let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
-                let written = stream::read::<Round, _>(&mut duplex).await.map_err(|e| e.to_string())?;
-                Ok((written, duplex))
-            };
-            let (written, duplex) = asked.await.map_err(NotDeparted::Failed)?;
-            let (bytes, enough) = match written {
-                Round::Written { bytes, enough } => (bytes, enough),
-                Round::Not(why) => return Err(NotDeparted::NotAhead(why)),
+            let (bytes, enough, duplex) = loop {
+                let asked = async {
+                    let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
+                    let written = stream::read::<Round, _>(&mut duplex).await.map_err(|e| e.to_string())?;
+                    Ok((written, duplex))
+                };
+                match asked.await.map_err(NotDeparted::Failed)? {
+                    (Round::Written { bytes, enough }, duplex) => break (bytes, enough, duplex),
+                    (Round::NotYet, _) => tokio::time::sleep(AGAIN).await,
+                    (Round::Not(why), _) => return Err(NotDeparted::NotAhead(why)),
+                }
             };
             let failed = |why: String| NotDeparted::Failed(format!("its memory cannot be taken: {why}"));
             let room = preflight::room(folder, bytes).map_err(|error| failed(error.to_string()))?;

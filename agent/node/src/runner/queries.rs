@@ -52,7 +52,7 @@ pub(crate) enum Query {
     /// That node asks for the memory of a run that is to move there, while it runs.
     Pages { run: Run, to: Taker, reply: oneshot::Sender<Outset> },
     /// The memory of a run that is to move here is on its way, and so is its local user.
-    Comes { run: Run, uid: u32, reply: oneshot::Sender<Result<(PathBuf, Files), String>> },
+    Comes { run: Run, uid: u32, memory: bool, reply: oneshot::Sender<Result<(PathBuf, Files), String>> },
     /// That node asks for it in rounds, by a request of this key.
     Rounds { run: Run, to: NodeId, key: u64, reply: oneshot::Sender<Outset> },
     /// For the next of them.
@@ -162,7 +162,7 @@ impl Runner {
             Query::EndHeld(run) => self.tell(run, ToShim::Fence(run)),
             Query::Departed { run, departed } => self.departed(run, departed),
             Query::Pages { run, to, reply } => self.send_ahead(run, to, reply),
-            Query::Comes { run, uid, reply } => drop(reply.send(self.comes(run, uid))),
+            Query::Comes { run, uid, memory, reply } => drop(reply.send(self.comes(run, uid, memory))),
             Query::Answer { run, call, errno, output } => {
                 self.tell(run, ToShim::Answer { run, call, errno, output });
             }

@@ -2,13 +2,13 @@
 //! waits. A task stands still for no more than what could not be done before.
 //!
 //! ```text
-//!   its memory is on its way ─▶ a place [─▶ launched ahead] ─▶ it stands still, and all of it is here ─▶ made there, and held
+//!   its files are on their way ─▶ a place [─▶ launched ahead] ─▶ it stands still, and all of it is here ─▶ made there, and held
 //!                                 │ its user's is not free         │ it does not come, or comes otherwise
 //!                                 ▼                                ▼
 //!                               as without                       ended, and cleaned
 //! ```
 //!
-//! The files of a task that comes by hybrid mode are in its place before it is. So that place is removed as a whole when it is not
+//! The files of a task that comes by hybrid mode or pre-copy are in its place before it is. So that place is removed as a whole when it is not
 //! needed ([`Runner::leave`]), and the task does not move if it is lost. A place that was never to be had costs time, and
 //! nothing else: the task goes the way of those for which nothing was ready.
 
@@ -51,11 +51,12 @@ impl Local {
 }
 
 impl Runner {
-    /// The memory of a run that is to be is on its way, and so is its local user. Where its files go: to its place, if it has one.
+    /// The files of a run that is to be are on their way, and maybe its memory. Where they go: to its place, if it can have one of
+    /// its local user's.
     ///
     /// # Errors
     /// A sentence: it cannot be that user's.
-    pub(super) fn comes(&mut self, run: Run, uid: u32) -> Result<(PathBuf, Files), String> {
+    pub(super) fn comes(&mut self, run: Run, uid: u32, memory: bool) -> Result<(PathBuf, Files), String> {
         if !super::is_task(uid) {
             return Err(format!(
                 "it is said to be local user {uid}'s, who is none of those that tasks run as"
@@ -70,7 +71,7 @@ impl Runner {
             made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
             Ok((folder, files))
         };
-        match self.make_ready(run, uid) {
+        match self.make_ready(run, uid, memory) {
             Some(folder) => make(folder, 0o711, Files::InPlace),
             None => {
                 let apart = self
@@ -83,7 +84,7 @@ impl Runner {
     }
 
     /// The folder of its place, if there is one.
-    fn make_ready(&mut self, run: Run, uid: u32) -> Option<PathBuf> {
+    fn make_ready(&mut self, run: Run, uid: u32, memory: bool) -> Option<PathBuf> {
         let (order, placement) = self.resuming.get(&run).and_then(|resuming| resuming.order())?;
         // Who cannot have one is told when the task is here.
         let address = self.address_of(run, &order, &placement).ok()?;
@@ -94,8 +95,9 @@ impl Runner {
         let folder = self.slots.folder(&slot);
         self.insert(run, &order, placement.saved, None, slot);
         let launch = self.launch_of(run, &order, (folder.clone(), uid), address);
-        let (restore, memory) = (Some(self.checkpoints.unpacked(run)), Some(self.moves.arrives(run)));
-        let launch = Launch { group_ready, restore, memory, ahead: true, hold: true, ..launch };
+        let (restore, memory) =
+            (Some(self.checkpoints.unpacked(run)), memory.then(|| self.moves.arrives(run)));
+        let launch = Launch { group_ready, restore, memory, files: true, ahead: true, hold: true, ..launch };
         if let Some(local) = self.runs.get_mut(&run) {
             local.ready = Some(Ready::default());
             // Or files: the folder is not as new, even if it looks so.

@@ -83,9 +83,9 @@ impl Resuming {
 
     /// It came, and is unpacked, but for what moves by itself.
     pub(super) fn arrived(&mut self, arrived: Arrived) {
-        let Arrived { unpacked, pages } = arrived;
+        let Arrived { unpacked, pages, files } = arrived;
         self.unpacked = Some(unpacked);
-        (self.pages, self.files) = pages.unzip();
+        (self.pages, self.files) = (pages, files);
     }
 
     /// Bytes of memory that it may have.
@@ -245,15 +245,14 @@ impl Runner {
         };
         let arrival = placement.arrives;
         let uid = unpacked.about.uid;
-        let ready = self.runs.get(&run);
-        let ready =
-            ready.filter(|local| local.is_ready() && resuming.pages.is_some()).map(|local| &local.slot);
+        let in_place = matches!(resuming.files, Some(Files::InPlace));
+        let ready = self.runs.get(&run).filter(|local| in_place && local.is_ready()).map(|local| &local.slot);
         if let Some(slot) = ready.filter(|slot| slot.uid() == uid) {
             let folder = self.slots.folder(slot);
             let (time, before) = self.goes_on(run, resuming, unpacked, &folder);
             return self.tell(run, ToShim::Arrived { run, time, before });
         }
-        if matches!(resuming.files, Some(Files::InPlace)) {
+        if in_place {
             let why = "the place that was made ready for it is lost, and its files with it: try again";
             return self.not_moved(run, why.into());
         }
@@ -283,8 +282,9 @@ impl Runner {
             return;
         };
         let folder = self.slots.folder(&slot);
-        let files = resuming.files.take().map_or(Ok(()), |files| files.give(&folder));
-        if let Err(error) = files {
+        let apart = resuming.files.take();
+        let files = apart.is_some();
+        if let Err(error) = apart.map_or(Ok(()), |files| files.give(&folder)) {
             // Fails only when the agent stops; the next one sweeps.
             let _ = self.cleaner.send((slot, true));
             return self.not_moved(run, format!("its files cannot be put in their place: {error}"));
@@ -294,7 +294,7 @@ impl Runner {
         let memory = resuming.pages.as_ref().map(|pages| pages.folder.clone());
         let (time, before) = self.goes_on(run, resuming, unpacked, &folder);
         let launch = self.launch_of(run, &order, (folder, uid), address);
-        let launch = Launch { group_ready, time, before, restore, hold, memory, ..launch };
+        let launch = Launch { group_ready, time, before, restore, hold, memory, files, ..launch };
         let launch = self.with_address(launch);
         self.hand_over(launch);
     }

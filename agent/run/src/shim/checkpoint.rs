@@ -162,7 +162,7 @@ impl Task {
         program: &Path,
         folder: PathBuf,
         then: Then,
-        (memory, parent): (Option<PathBuf>, Option<PathBuf>),
+        (ahead, parent): (Option<PathBuf>, Option<PathBuf>),
     ) -> Result<(), String> {
         self.is_free()?;
         let live = self.live.as_mut().ok_or("the task has ended")?;
@@ -174,7 +174,7 @@ impl Task {
             workdir: self.launch.workdir.clone(),
             stdio: live.external.clone(),
             then,
-            memory,
+            ahead,
             parent,
             connections,
         });
@@ -230,9 +230,9 @@ impl Task {
         // Of one that moves, the other ends wait; those of an earlier moment have gone on.
         let own = if self.launch.hold { Connections::Kept } else { Connections::Ended };
         let connections = live.network.as_ref().map_or(Connections::Refused, |_| own);
-        let memory = self.launch.memory.clone();
-        let order =
-            Order::Restore(Restore { folder, ahead, streams, uid, workdir, hold, memory, connections });
+        let (memory, files) = (self.launch.memory.clone(), self.launch.files);
+        let order = Restore { folder, ahead, streams, uid, workdir, hold, memory, files, connections };
+        let order = Order::Restore(order);
         let mut descriptors = vec![live.init.as_raw_fd(), restoring.mark.as_raw_fd()];
         descriptors.extend(restoring.streams.iter().map(AsRawFd::as_raw_fd));
         descriptors.extend(restoring.entrances.iter().map(AsRawFd::as_raw_fd));

@@ -282,9 +282,9 @@ impl Shim {
                 self.with(run, |task| task.watched = true);
                 self.report_output(run);
             }
-            ToShim::Checkpoint { run, folder, then, memory, parent } => {
+            ToShim::Checkpoint { run, folder, then, ahead, parent } => {
                 let begun = self.begin_work(run, |task, criu| {
-                    task.checkpoint(criu, folder.clone(), then, (memory, parent))
+                    task.checkpoint(criu, folder.clone(), then, (ahead, parent))
                 });
                 if let Err(why) = begun {
                     self.tell(&FromShim::Checkpointed { run, folder, result: Err(why) });

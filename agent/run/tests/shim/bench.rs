@@ -115,6 +115,7 @@ impl Bench {
             ahead: false,
             hold: false,
             memory: None,
+            files: false,
             checkpoint: Checkpoints::Off,
             address: None,
             enters: false,

@@ -89,7 +89,7 @@ impl Bench {
     ) -> Result<(PathBuf, Done), String> {
         let folder = self.folder.path().join(name);
         let (task, to) = (run(index), folder.clone());
-        self.send(&ToShim::Checkpoint { run: task, folder: to, then, memory: None, parent });
+        self.send(&ToShim::Checkpoint { run: task, folder: to, then, ahead: None, parent });
         loop {
             match self.receive() {
                 FromShim::Checkpointed { run: which, folder: at, result } => {
