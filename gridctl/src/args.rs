@@ -504,8 +504,8 @@ pub(crate) struct Options {
     /// A pattern of files to bring back to this folder; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) stage_out: Vec<String>,
-    /// A node that may be used, by name or number; may be repeated
-    #[arg(long, value_name = "NODE")]
+    /// A node that may be used, by name or number; may be repeated, or NODE,NODE
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
     pub(crate) node: Vec<String>,
     /// Its network: host, that of its node, or grid, with an address of its own that moves along with its connections
     #[arg(long, value_name = "NETWORK")]

@@ -39,6 +39,9 @@ pub(super) const UNSENT: usize = 2 << 20;
 const FLIGHT: usize = 256 << 10;
 const LEAST_FLIGHT: usize = MAX_BODY + 64;
 
+/// Packets on their way at most: fewer than an agent takes of one process at once. What is pushed meanwhile goes together.
+const PACKETS: usize = 32;
+
 /// How long nothing is heard until parts are sent again.
 const FIRST_TIMEOUT: Duration = Duration::from_millis(60);
 const SHORTEST: Duration = Duration::from_millis(20);
@@ -71,6 +74,8 @@ pub(super) struct Stream {
     out_bytes: usize,
     /// Of those, on their way.
     under_way: usize,
+    /// The packets that they are in: the number after the last part of each.
+    packets: VecDeque<u64>,
     una: u64,
     sent: u64,
     una_chain: u64,
@@ -112,6 +117,7 @@ impl Stream {
             out: VecDeque::new(),
             out_bytes: 0,
             under_way: 0,
+            packets: VecDeque::new(),
             una: 0,
             sent: 0,
             una_chain: 0,
@@ -326,6 +332,9 @@ impl Stream {
             came += sent.part.cost();
         }
         self.sent = self.sent.max(self.una);
+        while self.packets.front().is_some_and(|end| *end <= self.una) {
+            self.packets.pop_front();
+        }
         self.out_bytes -= came;
         came
     }
@@ -356,6 +365,9 @@ impl Stream {
         let chain = self.chain_before(first);
         self.sent += parts.len() as u64;
         self.under_way += parts.iter().map(Part::cost).sum::<usize>();
+        if !parts.is_empty() {
+            self.packets.push_back(self.sent);
+        }
         if !parts.is_empty() && self.timed.is_none() && first >= self.reached {
             self.timed = Some((first, now));
         }
@@ -381,6 +393,9 @@ impl Stream {
 
     /// What may be sent now: as many parts as go into one packet.
     fn parts(&self) -> Vec<Part> {
+        if self.packets.len() >= PACKETS {
+            return Vec::new();
+        }
         let begin = (self.sent - self.una) as usize;
         let mut under_way = self.under_way;
         let most = self.room.min(self.flight);
@@ -400,6 +415,7 @@ impl Stream {
     /// Nothing was heard: what is on its way is taken for lost.
     fn go_back(&mut self, now: Duration) {
         (self.sent, self.under_way) = (self.una, 0);
+        self.packets.clear();
         self.flight = LEAST_FLIGHT;
         self.timed = None;
         self.ask = true;
