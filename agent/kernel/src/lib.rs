@@ -458,7 +458,6 @@ impl Ebpf {
 
     fn list(&mut self, pids: &[u32], proc: &Path) -> Result<Vec<Process>, ProcessesError> {
         let all = self.named(pids, proc)?;
-        self.own_sockets();
         let mut connections = self.programs.connections()?;
         let mut traffic = self.meter.as_ref().map(Meter::all).unwrap_or_default();
         let whole = |threads: Vec<Thread>| {

@@ -20,8 +20,8 @@ use crate::ebpf::{self, LoadError, Trimmed, missing};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/traffic.bpf.o"));
 
-const MAPS: [&str; 3] = ["marks", "owners", "flows"];
-const LINKS: [&str; 4] = ["made", "find", "leaves", "comes"];
+const MAPS: [&str; 3] = ["marks", "sockets", "flows"];
+const LINKS: [&str; 5] = ["made", "closed", "find", "leaves", "comes"];
 
 /// Of links: the kernel takes no other, and lets programs of others beside ours all the same.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
@@ -75,6 +75,8 @@ impl Meter {
     /// What processes sent to others and received from them, by their ids. One that others with more addresses have
     /// crowded out is missing.
     pub(crate) fn all(&self) -> BTreeMap<Gpid, Vec<Traffic>> {
+        // Without it, all that is missing are the last packets of each connection.
+        let _ = self.find();
         let mut all: BTreeMap<Gpid, Vec<Traffic>> = BTreeMap::new();
         for (flow, counts) in self.flows.iter().flatten() {
             let Some(gpid) = ebpf::gpid(flow.gpid) else { continue };
@@ -98,7 +100,8 @@ fn load(folder: &Path, own: &Path, group: &Path) -> Result<(), LoadError> {
     let (btf, mut ebpf) = ebpf::open_object(OBJECT, folder, &MAPS)?;
     let group = File::open(group).map_err(|source| LoadError::Folder { path: group.into(), source })?;
     ebpf::attach(folder, own, |pins| {
-        pins.link(made(&mut ebpf, &group).or_else(|_| traced(&mut ebpf, &btf))?, "made")?;
+        pins.link(of_socket(&mut ebpf, "made", &group).or_else(|_| traced(&mut ebpf, &btf))?, "made")?;
+        pins.link(of_socket(&mut ebpf, "closed", &group)?, "closed")?;
         pins.link(ebpf::iterator(&mut ebpf, "find", "task_file", &btf)?, "find")?;
         for (name, way) in [("leaves", CgroupSkbAttachType::Egress), ("comes", CgroupSkbAttachType::Ingress)]
         {
@@ -111,15 +114,15 @@ fn load(folder: &Path, own: &Path, group: &Path) -> Result<(), LoadError> {
     })
 }
 
-/// Whose a socket is, by a program of the control group.
-fn made(ebpf: &mut Ebpf, group: &File) -> Result<FdLink, LoadError> {
-    let program: &mut CgroupSock = ebpf.program_mut("made").ok_or_else(|| missing("made"))?.try_into()?;
+/// What the control group has a program for: a socket is made, or closed.
+fn of_socket(ebpf: &mut Ebpf, name: &str, group: &File) -> Result<FdLink, LoadError> {
+    let program: &mut CgroupSock = ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into()?;
     program.load()?;
     let link = program.attach(group, MODE)?;
     program.take_link(link)?.try_into().map_err(unpinned)
 }
 
-/// The same by tracing the function that makes it.
+/// That one is made, by tracing the function that does it.
 fn traced(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, LoadError> {
     let program: &mut FExit = ebpf.program_mut("traced").ok_or_else(|| missing("traced"))?.try_into()?;
     program.load("sock_init_data", btf)?;

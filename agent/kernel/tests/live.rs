@@ -308,6 +308,33 @@ fn exchanged<'p>(processes: &'p [Process], names: &[&str], remote: &str) -> Vec<
 }
 
 #[test]
+fn a_connection_that_is_open_is_told_to_its_last_packet() {
+    let node = Node::new();
+    let test = "a_connection_that_is_open_is_told_to_its_last_packet";
+    let Some(mut processes) = node.processes(test) else { return };
+    if let Some(why) = processes.lacks_traffic() {
+        let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
+        return;
+    }
+    let folder = node.folders.state.clone();
+    // Few, so that they are not passed on by themselves.
+    let program = "import ctypes, socket, time\n\
+                   ctypes.CDLL(None).prctl(15, b'talks', 0, 0, 0)\n\
+                   s = socket.create_server(('127.0.0.1', 0)); near = socket.create_connection(s.getsockname())\n\
+                   far, _ = s.accept()\n\
+                   for _ in range(20): near.send(b'x' * 100); far.recv(100)\n\
+                   open('done', 'w').close(); time.sleep(1000)\n";
+    fs::write(folder.join("talks.py"), program).unwrap();
+    let task = Task::start(&format!("cd {}; python3 talks.py", folder.display()));
+    until(|| folder.join("done").exists().then_some(()));
+    let listed = until(|| Some(processes.list(&task.pids(1)).unwrap()).filter(|listed| !listed.is_empty()));
+    let [talks] = exchanged(&listed, &["talks"], "127.0.0.1")[..] else { panic!("{listed:#?}") };
+    // 20 messages with 40 bytes of headers at least, which both ends of the connection count.
+    assert!(talks.sent >= 20 * 140 && talks.sent_packets >= 20, "{talks:?}");
+    assert!(talks.received >= 20 * 140 && talks.received_packets >= 20, "{talks:?}");
+}
+
+#[test]
 fn packets_count_for_whoever_made_the_socket_or_the_one_that_listens() {
     let node = Node::new();
     let test = "packets_count_for_whoever_made_the_socket_or_the_one_that_listens";
