@@ -349,6 +349,7 @@ fn a_job_that_waits_says_why_with_the_numbers() {
         );
         why(&["--mem", "5G"], "needs 5G of memory; the largest of 3 nodes has 1G: ask for less");
         why(&["--node", "node9"], "none of the 3 nodes that answer is node9");
+        why(&["--node", "node8,node9"], "none of the 3 nodes that answer is node8 or node9");
         let full = grid.submit(1, JobSpec::command(["sleep", "1000"]).cpus(Cpus::cores(2)).array(1, 3));
         grid.until_running(1, full);
         why(&["--cpus", "1"], "the freest of 3 nodes has 0 cores");

@@ -102,7 +102,7 @@ impl Home {
         let looked_at = self.looked_at(job);
         let up = self.nodes.values().filter(|node| node.up).count();
         if looked_at.is_empty() {
-            let names = job.record.spec.nodes.join(", ");
+            let names = job.record.spec.nodes.join(" or ");
             let named = self.nodes.values().filter(|node| node.up && job.names(node)).count();
             return Some(if named > 0 {
                 format!(
