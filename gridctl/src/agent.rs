@@ -237,6 +237,7 @@ pub(crate) fn vo(grid: &mut Grid, command: VoCommand, json: bool) -> Done {
             let Reply::Certificate(made) = grid.ask(&Request::Certify)? else {
                 return Err(GridError::Unexpected.into());
             };
+            fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
             write_new(&output.join("user.key"), &made.key, 0o600)?;
             write_new(&output.join("user.crt"), &made.certificate, 0o644)?;
             write_new(&output.join("ca.crt"), &made.authority, 0o644)?;

@@ -74,12 +74,14 @@ fn copy(
     let sources = sources.iter().map(|source| place(source)).collect::<anyhow::Result<Vec<_>>>()?;
     let copy = Copy { recursive, options: options.options()?, ..Copy::new(sources, place(target)?) };
     let bar = bar();
+    let mut told = String::new();
     let landed = grid.copy(&copy, |moment| match moment {
         Moment::Progress(progress) => advance(&bar, progress),
         Moment::Interrupted(why) => {
             bar.set_message(format!("waiting: {why}"));
-            if !std::io::stderr().is_terminal() {
-                eprintln!("gridctl: {why}; trying again");
+            if !std::io::stderr().is_terminal() && told != why {
+                eprintln!("gridctl: {why}; trying again until nothing has come for ten minutes");
+                why.clone_into(&mut told);
             }
         }
     });

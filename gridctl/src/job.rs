@@ -219,11 +219,15 @@ impl Printer {
             serde_json::to_writer(&mut out, &line)?;
             return writeln!(out);
         }
-        let (next, name) = match stream {
-            Stream::Stdout => (&mut self.next[0], "output"),
-            Stream::Stderr => (&mut self.next[1], "error output"),
+        let (at, name) = match stream {
+            Stream::Stdout => (0, "output"),
+            Stream::Stderr => (1, "error output"),
         };
-        // An offset before it is a task that began again.
+        if offset < self.next[at] {
+            eprintln!("gridctl: {} was lost, and runs again: what it prints begins anew", self.task);
+            self.next = [0; 2];
+        }
+        let next = &mut self.next[at];
         let missing = offset.saturating_sub(*next);
         *next = offset + bytes.len() as u64;
         if missing > 0 {

@@ -31,7 +31,7 @@ mod top;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use libgrid::GridError;
 use libgrid::blocking::Grid;
 
@@ -45,7 +45,7 @@ const OWN_FAILURE: u8 = 255;
 type Done = anyhow::Result<ExitCode>;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
     let failure = match args.command {
         Command::Wait { .. } | Command::Run { .. } => ExitCode::from(OWN_FAILURE),
         _ => ExitCode::FAILURE,

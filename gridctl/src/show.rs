@@ -213,7 +213,7 @@ pub(crate) fn process(process: &Process) -> String {
     lines.extend(parent.map(|parent| format!("  made by    {parent}")));
     lines.extend([
         format!("  pid        {pid}, in its task"),
-        format!("  started    {} ago, on this node", age(process.started)),
+        format!("  there for  {}", age(process.started)),
         format!("  threads    {threads}"),
         format!("  memory     {}", Bytes(process.memory)),
         format!("  ran        {}, and waited {} for a processor", short(process.cpu), short(process.waited)),

@@ -44,7 +44,7 @@ pub struct Span(pub Duration);
 ///
 /// ```
 /// let error = "12Q".parse::<libgrid::units::Bytes>().unwrap_err();
-/// assert_eq!(error.to_string(), "\"12Q\" is no amount of bytes: write a number and K, M, G or T, such as 512M");
+/// assert_eq!(error.to_string(), "\"12Q\" is no amount of bytes: write a number and K, M, G or T, such as 512M, 16777215T at most");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no {what}: write {how}")]
@@ -159,7 +159,7 @@ impl FromStr for Bytes {
         amount.map(Bytes).ok_or_else(|| ParseAmountError {
             text: clip(text),
             what: "amount of bytes",
-            how: "a number and K, M, G or T, such as 512M",
+            how: "a number and K, M, G or T, such as 512M, 16777215T at most",
         })
     }
 }
@@ -188,7 +188,7 @@ impl FromStr for Span {
         parse_span(text).map(Span).ok_or_else(|| ParseAmountError {
             text: clip(text),
             what: "length of time",
-            how: "numbers with d, h, m, s or ms, such as 10m or 1h30m",
+            how: "numbers with d, h, m, s or ms, such as 10m or 1h30m, 100 years at most",
         })
     }
 }

@@ -141,6 +141,32 @@ fn a_cut_nodes_tasks_freeze_before_they_run_elsewhere() {
 }
 
 #[test]
+fn output_that_cannot_be_had_is_missed_and_not_taken_for_none() {
+    with(
+        "output_that_cannot_be_had_is_missed_and_not_taken_for_none",
+        || Grid::up("unheard", 3),
+        |grid| {
+            let spec =
+                JobSpec { nodes: vec!["node2".into(), "node3".into()], ..small("echo begun; sleep 1000") };
+            let job = grid.submit(1, spec);
+            until("it has begun", || grid.logs(1, job, 0) == "begun\n");
+            let name = job.to_string();
+            let follower = grid.start(1, ["logs", "-f", &name]);
+            follower.until_printed("begun\n");
+            let place = grid.places(1, job)[0].unwrap();
+            grid.machine(place.0).cut().unwrap();
+            let missed = grid.gridctl(1, ["logs", &name]);
+            let says = format!("node {place}, where {name}/0 runs, does not answer");
+            assert!(missed.status == 1 && missed.stderr.contains(&says), "{missed:?}");
+            follower.until_printed("begun\nbegun\n");
+            grid.gridctl(1, ["kill", &name]).ok();
+            let followed = follower.wait();
+            assert!(followed.stderr.contains("was lost, and runs again"), "{followed:?}");
+        },
+    );
+}
+
+#[test]
 fn when_the_home_node_is_cut_off_nothing_runs_twice() {
     with(
         "when_the_home_node_is_cut_off_nothing_runs_twice",

@@ -264,7 +264,7 @@ fn a_certificate_of_the_vo_logs_in_to_an_ftp_server_of_another_node() {
         let (server, client) = (place(grid, "ftp-server"), place(grid, "ftp-client"));
         grid.gridctl(1, ["vo", "certificate", "-o", server.to_str().unwrap()]).ok();
         grid.gridctl_as(2, NOBODY, Path::new("/"), ["vo", "certificate", "-o", "/no/such"])
-            .says(&["cannot write"]);
+            .says(&["cannot make /no/such"]);
         grid.gridctl(2, ["vo", "certificate", "-o", client.to_str().unwrap()]).ok();
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&client.join("user.key")), mode(&client.join("user.crt"))), (0o600, 0o644));

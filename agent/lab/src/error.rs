@@ -42,7 +42,7 @@ pub enum LabError {
     #[error("{} is not empty and holds no lab: choose another directory", .0.display())]
     Occupied(PathBuf),
     /// There is no lab.
-    #[error("there is no lab in {}: make one with `gridctl lab up`", .0.display())]
+    #[error("there is no lab in {}: make one with `gridctl lab up`, with the same --lab", .0.display())]
     NotFound(PathBuf),
     /// Another operation on the lab takes long.
     #[error("another command has been working on the lab in {} for over {seconds} s: wait for it, or end it", root.display())]

@@ -426,6 +426,8 @@ impl Grid {
         noted.await.map_err(|error| failure(Kind::Internal, error))?;
         info!(draining, "node_drained");
         self.core.host(host::Event::Drain(draining));
+        // Without it, others would hear of it two seconds later.
+        let _ = self.news.send(News::Changed).await;
         Ok(())
     }
 

@@ -34,8 +34,13 @@ const LOAD_STEP: u32 = 20;
 
 /// What the rest of the agent tells the overlay.
 pub(crate) enum News {
-    Datagram { from: NodeId, bytes: Vec<u8> },
+    Datagram {
+        from: NodeId,
+        bytes: Vec<u8>,
+    },
     Evict(NodeId),
+    /// This node itself has changed: the others are to know now.
+    Changed,
     Leave,
 }
 
@@ -157,6 +162,7 @@ impl Driver {
                         self.link.evict(node);
                         self.core.home(home::Event::NodeDown(node));
                     }
+                    Some(News::Changed) => look = Instant::now(),
                     Some(News::Leave) => self.handle(Event::Leave),
                     None => return,
                 },

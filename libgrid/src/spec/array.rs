@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::Error as _;
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{SpecError, field, shown};
@@ -72,7 +72,8 @@ impl FromStr for Indices {
             field(
                 "array",
                 format!(
-                    "{shown:?} is no range: write FIRST-LAST, such as 0-99, or 0-99%8 to run 8 at a time"
+                    "{shown:?} is no range: write FIRST-LAST, such as 0-99, the last not below the first, or 0-99%8 \
+                     to run 8 at a time"
                 ),
             )
         };
@@ -92,10 +93,33 @@ impl Serialize for Indices {
 impl<'de> Deserialize<'de> for Indices {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         if input.is_human_readable() {
-            return String::deserialize(input)?.parse().map_err(D::Error::custom);
+            return input.deserialize_any(Written);
         }
         let (first, last, at_once) = Deserialize::deserialize(input)?;
         Self::new(first, last, at_once).ok_or_else(|| D::Error::custom("no indices of an array"))
+    }
+}
+
+/// A range, or the one index, as in a job file.
+struct Written;
+
+impl Visitor<'_> for Written {
+    type Value = Indices;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a range such as \"0-99\", or a number")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Indices, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: Error>(self, index: u64) -> Result<Indices, E> {
+        self.visit_str(&index.to_string())
+    }
+
+    fn visit_i64<E: Error>(self, index: i64) -> Result<Indices, E> {
+        self.visit_str(&index.to_string())
     }
 }
 

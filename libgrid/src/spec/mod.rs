@@ -451,12 +451,13 @@ impl JobSpec {
             return field("command", "a word holds a zero byte, which no program can be given: remove it");
         }
         if let Some(key) = self.env.keys().find(|key| key.is_empty() || key.contains('=')) {
-            return field("env", format!("{key:?} cannot be the name of a variable: use one without '='"));
+            let how = "write KEY=VALUE, with a key that is not empty and has no '='";
+            return field("env", format!("{key:?} cannot be the name of a variable: {how}"));
         }
         if self.name.as_ref().is_some_and(|name| name.len() > 64 || name.chars().any(char::is_control)) {
             return field(
                 "name",
-                "a name has at most 64 bytes and no control characters: choose a shorter one",
+                "a name has at most 64 bytes and no control characters, such as line breaks: choose another one",
             );
         }
         if self.memory.0 < 1 << 20 {
@@ -510,6 +511,9 @@ impl JobSpec {
             if entries.len() > MAX_ENTRIES {
                 return field(name, format!("more than {MAX_ENTRIES} entries: {instead}"));
             }
+        }
+        if self.nodes.iter().any(String::is_empty) {
+            return field("nodes", "no node has an empty name: leave it out to have any node");
         }
         if self.after.len() > MAX_ENTRIES {
             return field(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use libgrid::control::{Reply, Response, Streams};
+use libgrid::control::{Failure, Kind, Reply, Response, Streams};
 use libgrid::ids::{NodeId, Run, Selector, TaskId};
 use libgrid::wire::stream;
 use tokio::time::timeout;
@@ -107,6 +107,12 @@ pub(super) async fn logs<S: Stream>(
                     offsets = [0; 2];
                 }
                 let whole = from_run(grid, run, node, &mut offsets, streams, follow, client).await?;
+                if !follow && !whole {
+                    let why = format!(
+                        "node {node}, where {task} runs, does not answer: ask again when it does, or when the task runs elsewhere"
+                    );
+                    return Err(Failure::new(Kind::Unavailable, why).into());
+                }
                 if !follow {
                     return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
                 }
@@ -123,7 +129,7 @@ pub(super) async fn logs<S: Stream>(
     }
 }
 
-/// Sends what a run printed, wherever it is. True if the run ended there and all of it came.
+/// Sends what a run printed, wherever it is. True if all of it came, of a run that is followed to its end.
 async fn from_run<S: Stream>(
     grid: &Arc<Grid>,
     run: Run,

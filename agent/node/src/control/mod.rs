@@ -234,8 +234,12 @@ impl Agent {
             None => Ok(()),
             Some(grid) => {
                 let vo = grid.identity.vo();
-                let why =
-                    format!("this node is in VO {vo} already, as number {}: a node is in one VO", grid.me);
+                let why = match grid.identity.is_revoked(grid.me) {
+                    true => submit::put_out(vo),
+                    false => {
+                        format!("this node is in VO {vo} already, as number {}: a node is in one VO", grid.me)
+                    }
+                };
                 Err(Failure::new(Kind::State, why))
             }
         }

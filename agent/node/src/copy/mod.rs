@@ -20,6 +20,7 @@ pub(crate) mod exports;
 pub(crate) mod movers;
 mod tickets;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,13 +220,20 @@ async fn in_grid(grid: &Arc<Grid>, path: &Path, write: bool) -> Result<(NodeId, 
         .max_by_key(|(below, of)| (std::cmp::Reverse(below.components().count()), of.free));
     let Some((below, of)) = best else {
         let what = if write { " for writing" } else { "" };
-        let why = format!("no node lends grid:{}{what}: see gridctl exports --everywhere", path.display());
-        let silent: Vec<String> =
-            silent.into_iter().chain(grid.members.down()).map(|node| node.to_string()).collect();
+        let wanted = format!("lends grid:{}{what}", path.display());
+        let see = "see gridctl exports --everywhere";
+        let silent: BTreeSet<NodeId> = silent.into_iter().chain(grid.members.down()).collect();
+        let silent: Vec<String> = silent.into_iter().map(|node| format!("node {node}")).collect();
         return Err(match silent.is_empty() {
-            true => Failure::new(Kind::Missing, why),
+            true => Failure::new(Kind::Missing, format!("no node {wanted}: {see}")),
             // One of these may lend it: whoever copies tries again.
-            false => Failure::new(Kind::Unavailable, format!("{why} (no answer from {})", silent.join(", "))),
+            false => Failure::new(
+                Kind::Unavailable,
+                format!(
+                    "no node that answers {wanted}, and there is no answer from {}: {see}",
+                    silent.join(", ")
+                ),
+            ),
         });
     };
     let mut found = of.export.path.join(below);
