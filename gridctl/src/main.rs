@@ -14,6 +14,7 @@
 mod agent;
 mod args;
 mod checkpoint;
+mod command_line;
 mod copy;
 mod ftp;
 mod inputs;

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, Once, Weak};
 use std::time::Duration;
 
 use grid_lab::{Lab, LabConfig, LabGuard, Machine};
+use libgrid::GridError;
 use libgrid::blocking;
-use libgrid::control::{AgentInfo, NodeState, NodeStatus, Reply, Request, Streams, Submission};
+use libgrid::control::{AgentInfo, Kind, NodeState, NodeStatus, Reply, Request, Streams, Submission};
 use libgrid::ids::{JobId, NodeId, Selector};
 use libgrid::spec::JobSpec;
 use libgrid::status::{JobStatus, TaskState};
@@ -296,14 +297,17 @@ impl Grid {
         self.job(index, job).tasks.iter().map(|task| task.node).collect()
     }
 
-    /// What one task printed, both streams, as text.
+    /// What one task printed, both streams, as text; of one whose node does not answer, nothing.
     pub fn logs(&self, index: u32, job: JobId, task: u32) -> String {
         let mut text = Vec::new();
         let sink = |_, _, bytes: &[u8]| {
             text.extend_from_slice(bytes);
             Ok(())
         };
-        self.client(index).logs(job.task(task), Streams::Both, false, sink).unwrap();
+        match self.client(index).logs(job.task(task), Streams::Both, false, sink) {
+            Err(GridError::Refused(failure)) if failure.kind == Kind::Unavailable => (),
+            told => told.unwrap(),
+        }
         String::from_utf8_lossy(&text).into_owned()
     }
 

@@ -154,8 +154,10 @@ fn a_revoked_node_is_out_everywhere_within_seconds_and_stays_out() {
             let its = grid.submit(4, on("node2", small(&tick)).array(0, 0));
             let ours = grid.submit(1, on("node4", small(&tick)).array(1, 1));
             let free = grid.submit(1, small(&tick).array(2, 5));
-            until("all tick", || (0..6).all(|index| witness.count(index, "tick") > 0));
+            let own = grid.submit(4, on("node4", small(&tick)).array(6, 6));
+            until("all tick", || (0..=6).all(|index| witness.count(index, "tick") > 0));
             grid.until_running(4, its);
+            grid.until_running(4, own);
             grid.until_running(1, ours);
             grid.until_running(1, free);
             assert!(grid.gridctl(1, ["vo", "revoke", "node4"]).ok().contains("node4 is out of the VO"));
@@ -186,6 +188,10 @@ fn a_revoked_node_is_out_everywhere_within_seconds_and_stays_out() {
                 grid.gridctl(4, ["doctor"]).stdout.contains("was put out of")
             });
             grid.gridctl(4, ["submit", "--", "true"]).says(&["put out of", "join with a new token"]);
+            grid.gridctl(4, ["join", "a-token"]).says(&["put out of", "join with a new token"]);
+            until("what ran on it for others has ended", || processes_of_others(grid, 4) == 0);
+            let ticks = witness.count(6, "tick");
+            until("its own job runs on", || witness.count(6, "tick") > ticks);
             // It cannot come back, neither by itself nor after a restart.
             let shut_out = |when: &str| {
                 let asked = grid.gridctl(4, ["status", &free.to_string()]);
@@ -201,6 +207,12 @@ fn a_revoked_node_is_out_everywhere_within_seconds_and_stays_out() {
             grid.kill_agent(4);
             grid.client(4);
             shut_out("after its agent was killed");
+            grid.machine(4).kill().unwrap();
+            grid.machine(4).boot().unwrap();
+            until("what was lost with it does not begin again", || {
+                grid.gridctl(4, ["status", &own.to_string()]).stdout.contains("4, is drained")
+            });
+            assert_eq!(grid.task_processes(4), [] as [i32; 0]);
             // Also not with the help of a node that was away when it happened.
             for index in 2..=3 {
                 grid.kill_agent(index);
@@ -223,8 +235,10 @@ fn a_revoked_node_is_out_everywhere_within_seconds_and_stays_out() {
 
 /// How many processes the tasks on a node have that are not of jobs of node 4.
 fn processes_of_others(grid: &Grid, index: u32) -> usize {
-    let of = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    grid.task_processes(index).iter().filter(|pid| !of(pid).contains("/j4.")).count()
+    let of = |pid: &i32| std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let is_its =
+        |pid: &&i32| of(pid).split(|byte| *byte == 0).any(|word| word.starts_with(b"GRIDOS_JOB=j4."));
+    grid.task_processes(index).iter().filter(|pid| !is_its(pid)).count()
 }
 
 #[test]

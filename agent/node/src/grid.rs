@@ -1,5 +1,6 @@
 //! This node's part of its grid: everything that runs once the node is in a VO, wired together.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,7 @@ use crate::comm::{self, Comm};
 use crate::config::Config;
 use crate::control::{Typists, operations};
 use crate::copy::Copies;
-use crate::core::{self, Core, Outlets};
+use crate::core::{self, Core, Outlets, View};
 use crate::identity::{self, FOUNDER, Identity, failure};
 use crate::machine;
 use crate::membership::{self, Members, News};
@@ -228,6 +229,9 @@ impl Grid {
             queries,
             news,
         });
+        if grid.identity.is_revoked(me) {
+            grid.put_out().await;
+        }
         if !grid.processes.has_module() {
             let tree = crate::tree::mount(&grid).map_err(|error| error.to_string());
             if let Err(why) = &tree {
@@ -463,7 +467,7 @@ impl Grid {
             Err(error) => return warn!(%error, "a list of revoked nodes was refused"),
         };
         if news.contains(&self.me) {
-            warn!("this node was put out of the VO");
+            self.put_out().await;
         }
         for node in news.iter().filter(|node| **node != self.me) {
             self.link.evict(*node);
@@ -473,6 +477,20 @@ impl Grid {
         if !news.is_empty() {
             for node in self.members.others() {
                 tokio::spawn(self.clone().pass_on(node, list.clone()));
+            }
+        }
+    }
+
+    /// This node is not of the VO any more: what runs here for others ends, and nothing more begins. Its own that run go on to
+    /// their end.
+    async fn put_out(&self) {
+        warn!("this node was put out of the VO");
+        self.core.host(host::Event::Drain(true));
+        let homes = |view: &mut View| view.host.runs().map(|run| run.task.job.home).collect::<BTreeSet<_>>();
+        // An agent that stops does this when it starts again.
+        for home in self.core.look(homes).await.unwrap_or_default() {
+            if home != self.me {
+                self.core.host(host::Event::Evicted(home));
             }
         }
     }

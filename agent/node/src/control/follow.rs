@@ -6,7 +6,7 @@ use std::time::Duration;
 use libgrid::control::{Failure, Kind, Reply, Response, Streams};
 use libgrid::ids::{NodeId, Run, Selector, TaskId};
 use libgrid::wire::stream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::answer::missing;
 use super::{Answer, Stream};
@@ -20,6 +20,9 @@ const PACE: Duration = Duration::from_millis(50);
 
 /// How long to wait for a node that cannot be reached now.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a node may not answer for what a task printed there so far.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Tells of each change until the selected tasks are done; the client may then ask for something else.
 pub(super) async fn wait<S: Stream>(grid: &Arc<Grid>, job: Selector, client: &mut S) -> Result<(), Answer> {
@@ -78,6 +81,7 @@ pub(super) async fn logs<S: Stream>(
 ) -> Result<(), Answer> {
     let mut changes = grid.core.watch(task.job).await?;
     let mut current: Option<Run> = None;
+    let begun = Instant::now();
     loop {
         changes.mark_unchanged();
         let place = grid.core.look(move |view| match view.home.run_of(task) {
@@ -107,6 +111,11 @@ pub(super) async fn logs<S: Stream>(
                     offsets = [0; 2];
                 }
                 let whole = from_run(grid, run, node, &mut offsets, streams, follow, client).await?;
+                if !follow && !whole && begun.elapsed() < PATIENCE {
+                    // Its agent may be on its way back.
+                    let _ = timeout(AGAIN, changes.changed()).await;
+                    continue;
+                }
                 if !follow && !whole {
                     let why = format!(
                         "node {node}, where {task} runs, does not answer: ask again when it does, or when the task runs elsewhere"
