@@ -142,7 +142,7 @@ impl Grid {
         let recovered = core::Recovered {
             adopted: adopted.collect(),
             kept: found.kept.iter().map(|kept| kept.run).collect(),
-            drains: config.draining().exists(),
+            drains: config.draining().exists() || identity.is_revoked(me),
         };
         let core = Core::start(me, home, Host::new(me, total), store, outlets, recovered)
             .map_err(|error| internal(&error))?;
