@@ -35,10 +35,14 @@ fn wrong_value(error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::ValueValidation {
         return None;
     }
-    let why = std::error::Error::source(error)?;
+    let why = std::error::Error::source(error)?.to_string();
     let argument = error.get(ContextKind::InvalidArg)?.to_string();
-    let name = argument.split_whitespace().next().filter(|name| name.starts_with("--"));
-    Some(name.map_or_else(|| why.to_string(), |name| format!("{name}: {why}")))
+    let name = argument.split_whitespace().next().and_then(|word| word.strip_prefix("--"));
+    Some(match name {
+        // As the field of a job file, it may have its name already.
+        Some(name) => format!("--{name}: {}", why.strip_prefix(&format!("{name}: ")).unwrap_or(&why)),
+        None => why,
+    })
 }
 
 #[cfg(test)]
@@ -59,7 +63,7 @@ mod tests {
                 "--cpus: \"-1\" is no number of cores: write a number",
             ),
             (&["submit", "--mem", "1P", "--", "true"], "--mem: \"1P\" is no amount of bytes: "),
-            (&["submit", "--array", "3-0", "--", "true"], "--array: array: \"3-0\" is no range: "),
+            (&["submit", "--array", "3-0", "--", "true"], "--array: \"3-0\" is no range: "),
             (&["wait", "--timeout", "-1", "j1.1"], "--timeout: \"-1\" is no length of time: "),
             (&["status", "j1"], "\"j1\" is not a "),
         ] {

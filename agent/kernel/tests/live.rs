@@ -48,6 +48,16 @@ impl Node {
         }
         Some(processes)
     }
+
+    /// The same, and counts their packets.
+    fn metered(&self, test: &str) -> Option<Processes> {
+        let processes = self.processes(test)?;
+        if let Some(why) = processes.lacks_traffic() {
+            let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
+            return None;
+        }
+        Some(processes)
+    }
 }
 
 impl Drop for Node {
@@ -311,11 +321,7 @@ fn exchanged<'p>(processes: &'p [Process], names: &[&str], remote: &str) -> Vec<
 fn a_connection_that_is_open_is_told_to_its_last_packet() {
     let node = Node::new();
     let test = "a_connection_that_is_open_is_told_to_its_last_packet";
-    let Some(mut processes) = node.processes(test) else { return };
-    if let Some(why) = processes.lacks_traffic() {
-        let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
-        return;
-    }
+    let Some(mut processes) = node.metered(test) else { return };
     let folder = node.folders.state.clone();
     // Few, so that they are not passed on by themselves.
     let program = "import ctypes, socket, time\n\
@@ -338,11 +344,7 @@ fn a_connection_that_is_open_is_told_to_its_last_packet() {
 fn packets_count_for_whoever_made_the_socket_or_the_one_that_listens() {
     let node = Node::new();
     let test = "packets_count_for_whoever_made_the_socket_or_the_one_that_listens";
-    let Some(mut processes) = node.processes(test) else { return };
-    if let Some(why) = processes.lacks_traffic() {
-        let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
-        return;
-    }
+    let Some(mut processes) = node.metered(test) else { return };
     let folder = node.folders.state.clone();
     // The one that listens forks the one that serves; all connections are closed when they say so. A name is 15 bytes.
     let named = "import ctypes, os, socket, time\n\
@@ -427,11 +429,7 @@ fn sockets_that_were_there_before_are_found() {
     let pids = task.pids(1);
     until(|| ready.exists().then_some(()));
     let test = "sockets_that_were_there_before_are_found";
-    let Some(mut processes) = node.processes(test) else { return };
-    if let Some(why) = processes.lacks_traffic() {
-        let _ = writeln!(io::stdout(), "\nSKIPPED: {test}: {why}");
-        return;
-    }
+    let Some(mut processes) = node.metered(test) else { return };
     assert_eq!(processes.list(&pids).unwrap()[0].traffic, []);
     fs::write(&go, "").unwrap();
     until(|| done.exists().then_some(()));

@@ -10,10 +10,10 @@ use libgrid::control::{Finding, Verdict};
 use libgrid::units::{Bytes, Cpus};
 
 use crate::config::Config;
-use crate::control::REJOIN;
 use crate::core::lent;
 use crate::grid::Grid;
 use crate::identity::FOUNDER;
+use crate::identity::REJOIN;
 use crate::machine;
 use crate::runner::shim_program;
 

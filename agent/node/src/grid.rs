@@ -419,6 +419,9 @@ impl Grid {
 
     /// Takes no more tasks, or takes them again; also after a restart.
     pub(crate) async fn drain(&self, draining: bool) -> Result<(), Failure> {
+        if !draining {
+            self.identity.must_be_of_vo()?;
+        }
         let mark = self.config.draining();
         let noted = blocking(move || match draining {
             true => fs::File::create(&mark).and_then(|file| file.sync_all()),

@@ -39,6 +39,9 @@ struct State {
 }
 
 /// Something about the VO went wrong; the sentence is for the user.
+/// What a node does that was put out of its VO.
+pub(crate) const REJOIN: &str = "to join again, or another one, gridctl down, remove its state folder, gridctl up, and join with a new token";
+
 pub(crate) fn failure(kind: Kind, error: impl std::fmt::Display) -> Failure {
     Failure::new(kind, error.to_string())
 }
@@ -152,6 +155,16 @@ impl Identity {
 
     pub(crate) fn is_revoked(&self, node: NodeId) -> bool {
         self.read(|state| state.revocations.as_ref().is_some_and(|list| list.contains(node)))
+    }
+
+    /// Refuses what is asked of a node that was put out of its VO.
+    pub(crate) fn must_be_of_vo(&self) -> Result<(), Failure> {
+        match self.is_revoked(self.node()) {
+            true => {
+                Err(Failure::new(Kind::State, format!("this node was put out of VO {}: {REJOIN}", self.vo())))
+            }
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn is_authority(&self) -> bool {

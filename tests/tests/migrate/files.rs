@@ -61,10 +61,7 @@ print('OK')
 
 #[test]
 fn files_that_are_written_to_move_while_they_are() {
-    with("files_that_are_written_to_move_while_they_are", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("files_that_are_written_to_move_while_they_are", shared, |grid: &Grid| {
         let script = format!("{}{WRITER}", programs::PRELUDE);
         let spec = JobSpec::command(["/usr/bin/python3", "-c", &script]);
         let job = begin(grid, 2, spec.cpus(Cpus::from_milli(500)).memory(Bytes(512 << 20)));

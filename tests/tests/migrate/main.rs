@@ -14,6 +14,7 @@ mod real;
 mod typed;
 mod users;
 
+use std::borrow::Borrow;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,15 @@ fn moves(grid: &Grid) -> bool {
         let _ = writeln!(io::stdout(), "SKIPPED: {}", criu["text"]);
     }
     works
+}
+
+/// A test of moves, where there can be some.
+fn moving<G: Borrow<Grid>>(test: &str, make: impl FnOnce() -> G, body: impl FnOnce(&Grid)) {
+    with(test, make, |grid: &G| {
+        if moves(grid.borrow()) {
+            body(grid.borrow());
+        }
+    });
 }
 
 /// Whether this machine's kernel notes which memory a program writes to: Debian's do.
@@ -131,7 +141,8 @@ fn shared() -> Arc<Grid> {
     })
 }
 
-/// Counts on its output and outside of the grid, until it is to end: who counts there twice began anew, or runs twice.
+/// Counts on its output and, under a name that it made itself, outside of the grid, until it is to end: who counts there twice
+/// began anew, or runs twice.
 const WITNESSED: &str = r#"
 me = open(sys.argv[1], 'ab', buffering=0)
 block = os.urandom(48 << 20); want = hashlib.sha256(block).hexdigest()
@@ -139,7 +150,7 @@ n = 0
 while not gone():
     n += 1
     print(n, flush=True)
-    me.write(b'%d\n' % n)
+    me.write(b'%s %d\n' % (want[:8].encode(), n))
     if n == 3: ready()
     time.sleep(0.01)
 check(hashlib.sha256(block).hexdigest() == want)
@@ -148,15 +159,10 @@ print('OK')
 
 /// Such a task, and the file outside in which it counts.
 fn witnessed(grid: &Grid, name: &str) -> (JobSpec, PathBuf) {
-    witnessed_by(grid, name, WITNESSED)
-}
-
-/// The same, that does this.
-fn witnessed_by(grid: &Grid, name: &str, body: &str) -> (JobSpec, PathBuf) {
     let file = grid.dir().join(name);
     fs::write(&file, "").unwrap();
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-    let script = format!("{}{body}", programs::PRELUDE);
+    let script = format!("{}{WITNESSED}", programs::PRELUDE);
     let spec = JobSpec::command(["/usr/bin/python3", "-c", &script, file.to_str().unwrap()])
         .cpus(Cpus::from_milli(500))
         .memory(Bytes(256 << 20));
@@ -165,7 +171,8 @@ fn witnessed_by(grid: &Grid, name: &str, body: &str) -> (JobSpec, PathBuf) {
 
 /// It counted to the end without a gap, once: in its output and outside.
 fn counted(printed: &str, file: &Path) -> u64 {
-    let numbers = |text: &str| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<u64>>();
+    let last = |line: &str| line.split(' ').next_back()?.parse().ok();
+    let numbers = |text: &str| text.lines().filter_map(last).collect::<Vec<u64>>();
     let (printed, outside) = (numbers(printed), numbers(&fs::read_to_string(file).unwrap()));
     assert!(printed.iter().copied().eq(1..=printed.len() as u64), "{printed:?}");
     let seam = printed.iter().zip(&outside).position(|(printed, outside)| printed != outside);

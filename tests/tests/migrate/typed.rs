@@ -146,10 +146,7 @@ impl Typist {
 
 #[test]
 fn pty_of_an_interactive_run_moves_while_somebody_types() {
-    with("pty_of_an_interactive_run_moves_while_somebody_types", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("pty_of_an_interactive_run_moves_while_somebody_types", shared, |grid: &Grid| {
         for (mode, ways) in MOVES {
             let mut typist = Typist::start(grid);
             let job = job_on(grid, 2, || typist.terminal.screen());
@@ -239,10 +236,7 @@ impl Feeder {
 
 #[test]
 fn a_pipe_is_fed_while_its_task_moves() {
-    with("a_pipe_is_fed_while_its_task_moves", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("a_pipe_is_fed_while_its_task_moves", shared, |grid: &Grid| {
         for (mode, ways) in MOVES {
             let mut feeder = Feeder::start(grid);
             let job = job_on(grid, 2, || feeder.running.printed());
@@ -269,13 +263,10 @@ const ROUNDS: u32 = 8;
 fn what_is_typed_outlasts_moves_that_are_given_up_and_agents_that_are_killed() {
     let config = GridConfig::new("typed_given_up", 4);
     let name = "what_is_typed_outlasts_moves_that_are_given_up_and_agents_that_are_killed";
-    with(
+    moving(
         name,
         || config.up(),
         |grid| {
-            if !moves(grid) {
-                return;
-            }
             let mut rng = StdRng::seed_from_u64(12);
             let (mut typist, mut feeder) = (Typist::start(grid), Feeder::start(grid));
             let jobs =

@@ -4,10 +4,7 @@ use super::*;
 
 #[test]
 fn who_follows_a_task_sees_no_seam() {
-    with("who_follows_a_task_sees_no_seam", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("who_follows_a_task_sees_no_seam", shared, |grid: &Grid| {
         let (spec, file) = witnessed(grid, "followed");
         let job = begin(grid, 2, spec);
         let follower = grid.start(3, ["logs", "-f", &job.to_string()]);
@@ -28,10 +25,7 @@ fn what_a_task_used_before_it_moved_counts() {
     /// Uses a processor for so long before it is ready.
     const BUSY: Duration = Duration::from_millis(1200);
     let up = || GridConfig::new("used_before", 3).up();
-    with("what_a_task_used_before_it_moved_counts", up, |grid| {
-        if !moves(grid) {
-            return;
-        }
+    moving("what_a_task_used_before_it_moved_counts", up, |grid| {
         let body = format!(
             "while time.process_time() < {}: pass\nready(); wait(); print('OK')",
             BUSY.as_secs_f64() * 1.1
@@ -78,10 +72,7 @@ fn quota(pid: i32) -> String {
 
 #[test]
 fn a_task_that_has_moved_is_limited_as_before() {
-    with("a_task_that_has_moved_is_limited_as_before", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("a_task_that_has_moved_is_limited_as_before", shared, |grid: &Grid| {
         let job = begin(grid, 2, spec(grid, &programs::memory(8)));
         let quota_on = |node| quota(until_some("its process is found", || process(grid, node, job)));
         let before = quota_on(2);
@@ -114,10 +105,7 @@ print('OK')
 
 #[test]
 fn threads_run_on_the_processors_that_they_chose() {
-    with("threads_run_on_the_processors_that_they_chose", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("threads_run_on_the_processors_that_they_chose", shared, |grid: &Grid| {
         if std::thread::available_parallelism().unwrap().get() < 2 {
             let _ = writeln!(io::stdout(), "SKIPPED: with one processor there is no choice");
             return;
@@ -133,13 +121,10 @@ fn threads_run_on_the_processors_that_they_chose() {
 #[test]
 fn a_drained_node_is_left_by_all_that_can_move_and_takes_no_more() {
     let config = GridConfig::new("a_drained_node", 3);
-    with(
+    moving(
         "a_drained_node_is_left_by_all_that_can_move_and_takes_no_more",
         || config.up(),
         |grid| {
-            if !moves(grid) {
-                return;
-            }
             // Of two homes, the drained node's own among them; and one that may be nowhere else.
             let (spec, file) = witnessed(grid, "drained");
             let job = begin(grid, 2, spec);
@@ -211,10 +196,7 @@ fn spec_of_sleep() -> JobSpec {
 
 #[test]
 fn what_cannot_be_moved_is_told_and_left_alone() {
-    with("what_cannot_be_moved_is_told_and_left_alone", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("what_cannot_be_moved_is_told_and_left_alone", shared, |grid: &Grid| {
         let (spec, file) = witnessed(grid, "refused");
         let job = begin(grid, 2, spec);
         let name = job.to_string();
@@ -297,10 +279,7 @@ print('OK')
 
 #[test]
 fn without_soft_dirty_bits_pre_copy_is_refused_and_the_task_left_alone() {
-    with("without_soft_dirty_bits_pre_copy_is_refused", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("without_soft_dirty_bits_pre_copy_is_refused", shared, |grid: &Grid| {
         let (spec, file) = witnessed(grid, "precopy");
         let job = begin(grid, 2, spec);
         if has_soft_dirty(grid) {
@@ -329,10 +308,7 @@ fn without_soft_dirty_bits_pre_copy_is_refused_and_the_task_left_alone() {
 
 #[test]
 fn what_shares_more_memory_than_it_may_have_is_stopped_and_copied() {
-    with("what_shares_more_memory_than_it_may_have_is_stopped_and_copied", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("what_shares_more_memory_than_it_may_have_is_stopped_and_copied", shared, |grid: &Grid| {
         let program = programs::all().into_iter().find(|program| program.name == "memory").unwrap();
         let spec = JobSpec { nodes: vec!["node2".into(), "node3".into()], ..spec(grid, &program) };
         let job = grid.submit(1, spec);
@@ -356,10 +332,7 @@ fn what_shares_more_memory_than_it_may_have_is_stopped_and_copied() {
 
 #[test]
 fn a_place_is_ready_before_a_task_stands_still() {
-    with("a_place_is_ready_before_a_task_stands_still", shared, |grid: &Arc<Grid>| {
-        if !moves(grid) {
-            return;
-        }
+    moving("a_place_is_ready_before_a_task_stands_still", shared, |grid: &Grid| {
         // Its processes share what each has of its own afterwards.
         let spec = JobSpec { memory: Bytes(2 << 30), ..spec(grid, &programs::memory(512)) };
         let job = begin(grid, 2, spec);

@@ -111,19 +111,15 @@ pub(super) async fn logs<S: Stream>(
                     offsets = [0; 2];
                 }
                 let whole = from_run(grid, run, node, &mut offsets, streams, follow, client).await?;
-                if !follow && !whole && begun.elapsed() < PATIENCE {
-                    // Its agent may be on its way back.
-                    let _ = timeout(AGAIN, changes.changed()).await;
-                    continue;
+                if !follow && whole {
+                    return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
                 }
-                if !follow && !whole {
+                // Until then, its agent may be on its way back.
+                if !follow && begun.elapsed() > PATIENCE {
                     let why = format!(
                         "node {node}, where {task} runs, does not answer: ask again when it does, or when the task runs elsewhere"
                     );
                     return Err(Failure::new(Kind::Unavailable, why).into());
-                }
-                if !follow {
-                    return Ok(stream::write(client, &Response::Ok(Reply::Done)).await?);
                 }
                 let pause = if whole { AGAIN * 20 } else { AGAIN };
                 // It ended there, or its node is out of reach: whatever comes of it is a change.
@@ -138,7 +134,7 @@ pub(super) async fn logs<S: Stream>(
     }
 }
 
-/// Sends what a run printed, wherever it is. True if all of it came, of a run that is followed to its end.
+/// Sends what a run printed, wherever it is. True if all of it came; of a run that is followed, to its end.
 async fn from_run<S: Stream>(
     grid: &Arc<Grid>,
     run: Run,

@@ -32,7 +32,6 @@ use self::clients::{Clients, MOST};
 pub(crate) use self::follow::gone;
 pub(crate) use self::moving::relocate;
 use self::operations::Asker;
-pub(crate) use self::submit::REJOIN;
 pub(crate) use self::typing::{Typists, hear};
 
 use crate::caller::Caller;
@@ -233,13 +232,10 @@ impl Agent {
         match self.grid() {
             None => Ok(()),
             Some(grid) => {
+                grid.identity.must_be_of_vo()?;
                 let vo = grid.identity.vo();
-                let why = match grid.identity.is_revoked(grid.me) {
-                    true => submit::put_out(vo),
-                    false => {
-                        format!("this node is in VO {vo} already, as number {}: a node is in one VO", grid.me)
-                    }
-                };
+                let why =
+                    format!("this node is in VO {vo} already, as number {}: a node is in one VO", grid.me);
                 Err(Failure::new(Kind::State, why))
             }
         }

@@ -57,18 +57,8 @@ pub(super) async fn submit<S: Stream>(
     Ok(submitted)
 }
 
-/// What a node does that was put out of its VO.
-pub(crate) const REJOIN: &str = "to join again, or another one, gridctl down, remove its state folder, gridctl up, and join with a new token";
-
-/// Why such a node does nothing that is asked of it.
-pub(super) fn put_out(vo: impl std::fmt::Display) -> String {
-    format!("this node was put out of VO {vo}: {REJOIN}")
-}
-
 fn check(grid: &Grid, submission: &Submission) -> Result<libgrid::spec::JobSpec, Failure> {
-    if grid.identity.is_revoked(grid.me) {
-        return Err(Failure::new(Kind::State, put_out(grid.identity.vo())));
-    }
+    grid.identity.must_be_of_vo()?;
     let spec = submission.spec.clone().check();
     let spec = spec.map_err(|error| Failure::new(Kind::Invalid, error.to_string()))?;
     libgrid::archive::Patterns::new(&spec.stage_out)

@@ -245,6 +245,7 @@ impl Runner {
             (Report::Failed(why), State::Sending) => leaving.state = State::Failed(why),
             _ => (),
         }
+        self.begin_round(run);
     }
 }
 

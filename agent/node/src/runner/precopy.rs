@@ -45,7 +45,7 @@ use tracing::info;
 
 use super::ahead::{self, Arrived, Coming, Folder, Leaving, Outset, PACE, Taking};
 use super::moving::{AGAIN, NotDeparted, PATIENCE};
-use super::{Runner, luggage};
+use super::{Local, Runner, luggage};
 use crate::checkpoint::{Unpacked, remove};
 use crate::peers::Request;
 
@@ -59,8 +59,6 @@ pub(crate) enum Round {
         /// Whether the task is to be stopped now.
         enough: bool,
     },
-    /// Not yet, as its files are still on their way: ask again.
-    NotYet,
     /// It does not: a sentence. There are no rounds any more; the task was not stopped.
     Not(String),
 }
@@ -78,7 +76,7 @@ pub(super) struct Rounds {
     /// Bytes of each.
     written: Vec<u64>,
     writing: bool,
-    /// Who asked for the one that is being written.
+    /// Who asked for the next one, which is being written, or waits for the files.
     asked: Option<oneshot::Sender<Rounding>>,
     /// They are of no more use, and go when nobody writes to their folder.
     over: bool,
@@ -146,13 +144,13 @@ impl Runner {
     /// It asks for the next one.
     pub(super) fn write_round(&mut self, run: Run, to: NodeId, round: u32, reply: oneshot::Sender<Rounding>) {
         let departs = self.departs_to(run, to);
-        let local = self.runs.get_mut(&run);
-        let rounds = local.and_then(|local| local.rounds.as_mut().zip(Some(&local.leaving)));
-        let rounds = rounds.filter(|(rounds, _)| {
+        let rounds = self.runs.get_mut(&run).and_then(|local| local.rounds.as_mut());
+        let rounds = rounds.filter(|rounds| {
             let next = rounds.written.len() + 1;
-            departs && round as usize == next && next <= rounds::MOST && !rounds.writing && !rounds.over
+            let free = !rounds.writing && rounds.asked.is_none() && !rounds.over;
+            departs && round as usize == next && next <= rounds::MOST && free
         });
-        let Some((rounds, leaving)) = rounds else {
+        let Some(rounds) = rounds else {
             let why = "that is not the round of its memory that comes next".to_owned();
             // Whoever asked may be gone.
             let _ = reply.send((Round::Not(why), None));
@@ -161,17 +159,30 @@ impl Runner {
             }
             return;
         };
+        rounds.asked = Some(reply);
+        self.begin_round(run);
+    }
+
+    /// Has the round written that is asked for, unless its files are still on their way: what is written to meanwhile would have to be
+    /// sent again. To be called when they are not any more.
+    pub(super) fn begin_round(&mut self, run: Run) {
+        let Some(Local { rounds: Some(rounds), leaving, .. }) = self.runs.get_mut(&run) else { return };
+        if rounds.asked.is_none() || rounds.writing {
+            return;
+        }
         match leaving.as_ref().map_or(Err("its files are not on their way".into()), Leaving::sent) {
-            Ok(true) => (),
-            Ok(false) => return drop(reply.send((Round::NotYet, None))),
+            Ok(false) => (),
+            Ok(true) => {
+                rounds.writing = true;
+                let (folder, parent) = (rounds.of(rounds.written.len() + 1), rounds.last());
+                self.tell(run, ToShim::PreDump { run, folder, parent });
+            }
             Err(why) => {
+                // Whoever asked may be gone.
+                rounds.asked.take().map(|asked| asked.send((Round::Not(why), None)));
                 self.end_rounds(run);
-                return drop(reply.send((Round::Not(why), None)));
             }
         }
-        (rounds.writing, rounds.asked) = (true, Some(reply));
-        let (folder, parent) = (rounds.of(round as usize), rounds.last());
-        self.tell(run, ToShim::PreDump { run, folder, parent });
     }
 
     /// The shim tells what came of it.
@@ -292,17 +303,15 @@ impl Coming {
     async fn take_rounds(&self, folder: &Path, came: &Arc<AtomicU64>) -> Result<usize, NotDeparted> {
         for round in 1..=rounds::MOST {
             let request = Request::Round { run: self.old, round: round as u32 };
-            let (bytes, enough, duplex) = loop {
-                let asked = async {
-                    let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
-                    let written = stream::read::<Round, _>(&mut duplex).await.map_err(|e| e.to_string())?;
-                    Ok((written, duplex))
-                };
-                match asked.await.map_err(NotDeparted::Failed)? {
-                    (Round::Written { bytes, enough }, duplex) => break (bytes, enough, duplex),
-                    (Round::NotYet, _) => tokio::time::sleep(AGAIN).await,
-                    (Round::Not(why), _) => return Err(NotDeparted::NotAhead(why)),
-                }
+            let asked = async {
+                let mut duplex = self.peers.ask(self.node, &request).await.map_err(|e| e.to_string())?;
+                let written = stream::read::<Round, _>(&mut duplex).await.map_err(|e| e.to_string())?;
+                Ok((written, duplex))
+            };
+            let (written, duplex) = asked.await.map_err(NotDeparted::Failed)?;
+            let (bytes, enough) = match written {
+                Round::Written { bytes, enough } => (bytes, enough),
+                Round::Not(why) => return Err(NotDeparted::NotAhead(why)),
             };
             let failed = |why: String| NotDeparted::Failed(format!("its memory cannot be taken: {why}"));
             let room = preflight::room(folder, bytes).map_err(|error| failed(error.to_string()))?;
